@@ -1,0 +1,46 @@
+"""`lrls check`: every fault of the cohort, by scan, with its remedy."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    config: Annotated[Path, typer.Argument(help="The project's YAML file.")],
+    settings: Annotated[list[str], typer.Option("--set", help="Override, e.g. others=background.")] = [],  # noqa: B006
+) -> None:
+    """Look for faults in all scans and label maps; writes nothing.
+
+    Ends with 1 if there is a fault.
+
+    Example: lrls check lrls.yaml
+    """
+    # Imported here so that `lrls --help` does not wait for SimpleITK.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from stages.config import PARTS, load_config
+    from stages.intake import cohort_faults
+
+    settled = load_config(config, settings)
+    only_supervised = settled.part("supervised") and not settled.part("atlases") and not settled.part("unlabeled")
+    parts = [part for part in PARTS if not (only_supervised and part in ("atlases", "unlabeled"))]
+    cases = {case for part in parts for case in settled.part(part)}
+    console = Console()
+    with console.status(f"reading {len(cases)} scans"):
+        faults = cohort_faults(settled, parts)
+    if not faults:
+        typer.echo(f"{len(cases)} scans, no faults.")
+        return
+    if console.is_terminal:
+        table = Table("scan", "found", "remedy")
+        for fault in faults:
+            table.add_row(Text(fault.case or "(all)"), Text(fault.found), Text(fault.remedy))
+        console.print(table)
+    else:
+        for fault in faults:
+            typer.echo(str(fault))
+    typer.echo(f"{len(cases)} scans, {len(faults)} fault{'s' if len(faults) > 1 else ''}.")
+    raise typer.Exit(1)

@@ -1,0 +1,58 @@
+"""Classical baselines: the cohort's affine alignment as it is (`affine`), and ANTs SyN on top of it (`syn`).
+
+Avants et al., "Symmetric diffeomorphic image registration with cross-correlation", MedIA 2008; ANTsPy.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from pydantic import Field
+
+from stages.config import MethodSettings
+from stages.methods.recipe import Method, PropagatedLabels, Recipe, Task
+from stages.parts.classical import syn_displacement
+
+
+class AffineSettings(MethodSettings):
+    """`affine` has no settings; `preprocess.align` decides."""
+
+
+class SynSettings(MethodSettings):
+    """Settings of `syn`."""
+
+    reg_iterations: tuple[int, int, int] = Field(
+        (100, 70, 30), description="Iterations, coarse to fine; ANTsPy's default (40, 20, 0) skips full resolution."
+    )
+
+
+def stay(moving: np.ndarray, fixed: np.ndarray, spacing_mm: tuple[float, float, float], seed: int) -> np.ndarray:
+    """The zero displacement."""
+    return np.zeros((3, *fixed.shape), np.float32)
+
+
+def build_affine(task: Task, settings: AffineSettings) -> Recipe:
+    return Recipe(classical=stay, generate=PropagatedLabels())
+
+
+def build_syn(task: Task, settings: SynSettings) -> Recipe:
+    return Recipe(
+        classical=partial(syn_displacement, iterations=settings.reg_iterations), generate=PropagatedLabels()
+    )
+
+
+AFFINE = Method(
+    name="affine",
+    summary="the preprocessing's alignment alone, label propagation",
+    source="ANTs",
+    settings=AffineSettings,
+    recipe=build_affine,
+)
+SYN = Method(
+    name="syn",
+    summary="ANTs SyN, label propagation",
+    source="Avants et al., MedIA 2008",
+    settings=SynSettings,
+    recipe=build_syn,
+)

@@ -1,0 +1,187 @@
+"""What a method is made of. A recipe is one expression over these; it should read like the paper's figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from stages.config import MethodSettings, TrainSettings
+from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
+from stages.parts.samplers import Degree, Sampler
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the data ask of a method.
+
+    Args:
+        shape: grid (D, H, W).
+        num_classes: background included.
+        num_atlases: labelled scans.
+    """
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    num_atlases: int
+
+
+class WeightedSum:
+    """Named terms with weights; the names become log keys. A weight of 0 switches a term off: it is not computed."""
+
+    def __init__(self, **terms: tuple[float, Callable[[Any], Tensor]]) -> None:
+        self.terms = {name: term for name, term in terms.items() if term[0] != 0}
+
+    def __call__(self, state: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted total and unweighted terms."""
+        values = {name: part(state) for name, (_, part) in self.terms.items()}
+        return sum(weight * values[name] for name, (weight, _) in self.terms.items()), values  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Player:
+    """Owns a network, its optimiser and its loss; all players of a phase move in turn in every step.
+
+    Args:
+        name: log key.
+        trains: the network that moves; all others stand still while it does.
+        forward: batch -> what the loss looks at.
+        loss: terms over that.
+        learning_rate: overrides the run's, where a paper has several.
+    """
+
+    name: str
+    trains: nn.Module
+    forward: Callable[[Any], Any]
+    loss: WeightedSum
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: batches and the players that learn from them.
+
+    Args:
+        share: part of the run's steps that this phase takes.
+    """
+
+    name: str
+    batches: Sampler
+    players: Sequence[Player]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class PathBankWriter:
+    """`generate` stores, per couple (atlas, scan), the displacement atlas -> scan and the style map (BRBS, S3P).
+
+    Args:
+        space, style: draw the degrees of finished samples and of the picture.
+    """
+
+    space: Degree
+    style: Degree
+
+
+@dataclass(frozen=True)
+class PropagatedLabels:
+    """`generate` stores every unlabelled scan with the label that the atlases vote for."""
+
+
+Classical = Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
+"""(moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; runs in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the stages need to run a method; None or empty: the method has no such part.
+
+    Args:
+        registration: the network that registers; its weights, and those of `helpers`, are what `train-reg` writes.
+        helpers: further networks that `train-reg` trains.
+        classical: registers without learning.
+        segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
+        train_registration, train_segmentation: phases of the two stages.
+        generate: what `lrls generate` writes.
+        unlabeled: whether the method looks at unlabelled scans.
+        labels: whose labels the segmentation learns from.
+    """
+
+    registration: RegistrationNetwork | None = None
+    helpers: dict[str, nn.Module] = field(default_factory=dict)
+    classical: Classical | None = None
+    segmentation: nn.Module | None = None
+    train_registration: Sequence[Phase] = ()
+    train_segmentation: Sequence[Phase] = ()
+    generate: PathBankWriter | PropagatedLabels | None = None
+
+    @property
+    def registers(self) -> bool:
+        return self.registration is not None or self.classical is not None
+
+    @property
+    def registration_networks(self) -> dict[str, nn.Module]:
+        return ({"registration": self.registration} if self.registration else {}) | self.helpers
+
+    @property
+    def segmentation_networks(self) -> dict[str, nn.Module]:
+        return {"segmentation": self.segmentation} if self.segmentation else {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of `lrls methods`.
+
+    Args:
+        name: as the user types it.
+        summary: one line.
+        source: the publication or library.
+        settings: model of `methods.<name>` in the configuration.
+        train_reg, train_seg: the recipe's own numbers, given the settings; the configuration's come on top.
+        recipe: builds it; networks are initialised from torch's global generator.
+        cohort: the part that it learns from: "train" (atlases and unlabelled scans) or "supervised".
+    """
+
+    name: str
+    summary: str
+    source: str
+    settings: type[MethodSettings]
+    recipe: Callable[[Task, Any], Recipe]
+    train_reg: Callable[[Any], TrainSettings] | None = None
+    train_seg: Callable[[Any], TrainSettings] | None = None
+    cohort: Literal["train", "supervised"] = "train"
+
+
+NetworkName = Literal["published", "light"]
+
+
+def segmentation_network(name: str, task: Task) -> nn.Module:
+    """A segmentation network by its name in the configuration: one image channel -> logits."""
+    return {"published": UNet, "light": LightUNet}[name](1, task.num_classes, task.shape)
+
+
+def registration_network(name: str, task: Task, *, diffeomorphic: bool) -> RegistrationNetwork:
+    """A registration network by its name in the configuration: [fixed, moving] -> displacement."""
+    body: nn.Module = {"published": UNet, "light": LightUNet, "voxelmorph": VoxelMorphUNet}[name](2, 3, task.shape)
+    if name == "light":
+        small_head(body.head)  # type: ignore[arg-type]
+    return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
+
+
+def published_training(steps: int, *, batch_size: int = 1, augmentation: Literal["none", "paper", "strong"]) -> TrainSettings:
+    """The papers' common schedule: Adam, 1e-4, constant."""
+    return TrainSettings(
+        steps=steps, batch_size=batch_size, learning_rate=1e-4, schedule="constant", optimizer="adam", ema=0.0,
+        augmentation=augmentation,
+    )  # fmt: skip
+
+
+def light_training(steps: int, *, batch_size: int = 1, learning_rate: float = 3e-3) -> TrainSettings:
+    """The light networks' schedule: AdamW, one cycle."""
+    return TrainSettings(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule="one-cycle", optimizer="adamw",
+        ema=0.0, augmentation="strong",
+    )  # fmt: skip

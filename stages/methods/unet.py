@@ -1,0 +1,73 @@
+"""U-Net on the labelled scans alone, with augmentation: the baseline to fear (`unet`), and the upper bound (`supervised`).
+
+Ronneberger et al., MICCAI 2015; Çiçek et al., MICCAI 2016; Dice and cross-entropy as Isensee et al., "nnU-Net", 2021.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.config import MethodSettings, TrainSettings
+from stages.methods.recipe import (
+    Method,
+    NetworkName,
+    Phase,
+    Player,
+    Recipe,
+    Task,
+    WeightedSum,
+    light_training,
+    published_training,
+    segmentation_network,
+)
+from stages.parts.samplers import labelled_scans
+from stages.parts.segmenting import Segment, overlap, overlap_and_cross_entropy
+
+
+class Settings(MethodSettings):
+    """Settings of `unet` and `supervised`."""
+
+    segmentation_network: NetworkName = Field("light", description="published (BRBS's U-Net), or the light one.")
+    segmentation_loss: Literal["dice", "dice-ce"] = Field("dice-ce", description="Dice, or with cross-entropy.")
+
+
+def build(task: Task, settings: Settings) -> Recipe:
+    S = segmentation_network(settings.segmentation_network, task)
+    loss = overlap if settings.segmentation_loss == "dice" else overlap_and_cross_entropy
+    return Recipe(
+        segmentation=S,
+        train_segmentation=[
+            Phase(
+                "labelled",
+                batches=labelled_scans,
+                players=[Player("segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, loss)))],
+            )
+        ],
+    )
+
+
+def train_seg(settings: Settings) -> TrainSettings:
+    if settings.segmentation_network == "light":
+        return light_training(800, batch_size=2)
+    return published_training(10_000, batch_size=2, augmentation="strong")
+
+
+UNET = Method(
+    name="unet",
+    summary="3D U-Net on the atlases with strong augmentation",
+    source="Çiçek et al., MICCAI 2016",
+    settings=Settings,
+    recipe=build,
+    train_seg=train_seg,
+)
+SUPERVISED = Method(
+    name="supervised",
+    summary="upper bound: the same U-Net on the labels of data.supervised",
+    source="Çiçek et al., MICCAI 2016",
+    settings=Settings,
+    recipe=build,
+    train_seg=train_seg,
+    cohort="supervised",
+)

@@ -1,0 +1,77 @@
+"""VoxelMorph: learned registration of atlas and scan; the atlas's label follows.
+
+Balakrishnan et al., "VoxelMorph: A Learning Framework for Deformable Medical Image Registration", TMI 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.config import MethodSettings, TrainSettings
+from stages.methods.recipe import (
+    Method,
+    Phase,
+    Player,
+    PropagatedLabels,
+    Recipe,
+    Task,
+    WeightedSum,
+    light_training,
+    published_training,
+    registration_network,
+)
+from stages.parts.consistency import RegisterPair, similarity, smoothness
+from stages.parts.samplers import atlas_and_scan
+
+
+class Settings(MethodSettings):
+    """Settings of `voxelmorph`."""
+
+    registration_network: Literal["voxelmorph", "published", "light"] = Field(
+        "voxelmorph", description="R: VoxelMorph's own, BRBS's published U-Net, or the light one."
+    )
+    diffeomorphic: bool = Field(True, description="R predicts a velocity field: 7 steps at half resolution.")
+    smoothness_weight: float = Field(1.0, ge=0, description="lambda.")
+
+
+def build(task: Task, settings: Settings) -> Recipe:
+    R = registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
+    return Recipe(
+        registration=R,
+        train_registration=[
+            Phase(
+                "registration",
+                batches=atlas_and_scan,
+                players=[
+                    Player(
+                        "registration",
+                        trains=R,
+                        forward=RegisterPair(R),
+                        loss=WeightedSum(
+                            similarity=(1.0, similarity),
+                            smoothness=(settings.smoothness_weight, smoothness),
+                        ),
+                    )
+                ],
+            )
+        ],
+        generate=PropagatedLabels(),
+    )
+
+
+def train_reg(settings: Settings) -> TrainSettings:
+    if settings.registration_network == "light":
+        return light_training(1000, learning_rate=1e-3)
+    return published_training(30_000, augmentation="none")
+
+
+METHOD = Method(
+    name="voxelmorph",
+    summary="learned registration, label propagation",
+    source="Balakrishnan et al., TMI 2019",
+    settings=Settings,
+    recipe=build,
+    train_reg=train_reg,
+)

@@ -1,0 +1,133 @@
+"""Random changes of space and intensity. Everything random comes from the generator that is passed in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from stages.parts.warps import affine_displacement, compose, resize
+
+
+def uniform(size: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(size, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class SpatialAugmentation:
+    """Random rotation, scaling and elastic deformation, as one displacement field.
+
+    Args:
+        degrees: rotation about each axis, uniform in +- degrees.
+        scale: scaling, uniform in this range, per axis if `anisotropic`.
+        elastic_mm: standard deviation of a smooth random displacement; 0: none.
+        elastic_knots_mm: distance of the knots that it is interpolated from.
+        probability: how often a sample is deformed at all.
+    """
+
+    degrees: float = 20.0
+    scale: tuple[float, float] = (0.75, 1.25)
+    anisotropic: bool = False
+    elastic_mm: float = 0.0
+    elastic_knots_mm: float = 16.0
+    probability: float = 1.0
+
+    def displacement(
+        self, count: int, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], generator: Generator
+    ) -> Tensor:
+        """(count, 3, D, H, W), voxels."""
+        angles = uniform((count, 3), -self.degrees, self.degrees, generator) * (math.pi / 180)
+        axes = 3 if self.anisotropic else 1
+        scales = uniform((count, axes), *self.scale, generator).expand(count, 3)
+        matrix = rotation_matrix(angles) @ torch.diag_embed(1 / scales)
+        active = uniform((count, 1, 1), 0, 1, generator) < self.probability
+        matrix = torch.where(active, matrix, torch.eye(3, device=matrix.device))
+        displacement = affine_displacement(matrix, shape, spacing_mm)
+        if self.elastic_mm:
+            knots = [
+                max(4, round((n - 1) * s / self.elastic_knots_mm) + 1) for n, s in zip(shape, spacing_mm, strict=True)
+            ]
+            noise = torch.randn((count, 3, *knots), generator=generator, device=generator.device)
+            amplitude = uniform((count, 1, 1, 1, 1), 0, self.elastic_mm, generator)
+            per_voxel = torch.tensor(spacing_mm, device=noise.device).view(1, 3, 1, 1, 1)
+            elastic = resize(noise * amplitude * active[..., None, None] / per_voxel, shape)
+            displacement = compose(displacement, elastic)
+        return displacement
+
+
+def rotation_matrix(angles: Tensor) -> Tensor:
+    """Rotations about D, then H, then W, (N, 3) radians -> (N, 3, 3)."""
+    matrix = torch.eye(3, device=angles.device).expand(len(angles), 3, 3)
+    for axis in range(3):
+        i, j = [other for other in range(3) if other != axis]
+        c, s = angles[:, axis].cos(), angles[:, axis].sin()
+        turn = torch.eye(3, device=angles.device).repeat(len(angles), 1, 1)
+        turn[:, i, i], turn[:, i, j], turn[:, j, i], turn[:, j, j] = c, -s, s, c
+        matrix = turn @ matrix
+    return matrix
+
+
+@dataclass(frozen=True)
+class IntensityAugmentation:
+    """Random gamma, contrast, brightness, smooth bias field, blur and noise on images in [0, 1].
+
+    Args:
+        gamma: exponent, log-uniform in this range.
+        contrast: factor about the image's mean, uniform.
+        brightness: offset, uniform in +- this.
+        bias: standard deviation of a smooth multiplicative field's logarithm.
+        noise: largest standard deviation of Gaussian noise.
+        blur: largest standard deviation of a Gaussian blur, voxels.
+    """
+
+    gamma: tuple[float, float] = (0.7, 1.5)
+    contrast: tuple[float, float] = (0.75, 1.25)
+    brightness: float = 0.1
+    bias: float = 0.1
+    noise: float = 0.05
+    blur: float = 1.0
+
+    def __call__(self, image: Tensor, generator: Generator) -> Tensor:
+        """(N, 1, D, H, W) in [0, 1] -> the same, clipped to [0, 1.5]; background 0 stays near 0."""
+        n = len(image)
+        column = (n, 1, 1, 1, 1)
+        low, high = self.gamma
+        image = image.float().clamp(min=0) ** torch.exp(uniform(column, math.log(low), math.log(high), generator))
+        mean = image.mean((1, 2, 3, 4), keepdim=True)
+        image = (image - mean) * uniform(column, *self.contrast, generator) + mean
+        image = image + uniform(column, -self.brightness, self.brightness, generator)
+        knots = torch.randn((n, 1, 4, 4, 4), generator=generator, device=generator.device) * self.bias
+        image = image * resize(knots, tuple(image.shape[2:])).exp()
+        sigmas = uniform((n,), 0, 2 * self.blur, generator) - self.blur  # half of the images stay sharp
+        image = torch.cat([gaussian_blur(image[i : i + 1], float(sigmas[i])) for i in range(n)])
+        noise = torch.randn(image.shape, generator=generator, device=generator.device)
+        return (image + noise * uniform(column, 0, self.noise, generator)).clamp(0, 1.5)
+
+
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian blur, border repeated, sigma in voxels; sigma <= 0.3 returns the image. (N, 1, D, H, W)."""
+    if sigma <= 0.3:
+        return image
+    radius = math.ceil(2.5 * sigma)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=image.device) / sigma) ** 2)
+    weights = weights / weights.sum()
+    for axis in range(3):
+        kernel = [1, 1, 1]
+        kernel[axis] = 2 * radius + 1
+        pad = [0] * 6
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
+        image = F.conv3d(F.pad(image, pad, mode="replicate"), weights.view(1, 1, *kernel))
+    return image
+
+
+AUGMENTATIONS: dict[str, tuple[SpatialAugmentation | None, IntensityAugmentation | None]] = {
+    "none": (None, None),
+    "paper": (SpatialAugmentation(degrees=20, scale=(0.75, 1.25)), None),  # BRBS, section IV
+    "strong": (
+        SpatialAugmentation(degrees=20, scale=(0.8, 1.2), anisotropic=True, elastic_mm=3.0),
+        IntensityAugmentation(),
+    ),
+}

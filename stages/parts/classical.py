@@ -1,0 +1,55 @@
+"""ANTs registration of arrays. ANTs repeats itself only with a seed and one thread: call these in `single_threaded` processes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+
+def use_one_thread() -> None:
+    """Process initialiser; must run before `ants` or SimpleITK is imported."""
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def syn_displacement(
+    moving: np.ndarray,
+    fixed: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    seed: int,
+    *,
+    iterations: tuple[int, int, int] = (100, 70, 30),
+) -> np.ndarray:
+    """ANTs SyN between two images on one grid.
+
+    Args:
+        moving, fixed: (D, H, W) in [0, 1].
+        spacing_mm: voxel size (D, H, W).
+        seed: of ANTs's sampling.
+        iterations: coarse to fine.
+
+    Returns:
+        Displacement (3, D, H, W) in voxels, components (D, H, W): warped(x) = moving(x + u(x)).
+    """
+    import ants
+
+    def image(array: np.ndarray) -> ants.ANTsImage:  # ANTs lists axes (x, y, z)
+        return ants.from_numpy(array.transpose(2, 1, 0).astype(np.float32), spacing=tuple(spacing_mm[::-1]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = ants.registration(
+            fixed=image(fixed),
+            moving=image(moving),
+            type_of_transform="SyNOnly",
+            initial_transform="identity",
+            reg_iterations=iterations,
+            outprefix=str(Path(folder) / "syn_"),
+            random_seed=seed + 1,  # ANTs takes 0 for "none"
+        )
+        warps = [path for path in result["fwdtransforms"] if path.endswith(".nii.gz")]
+        in_mm = ants.image_read(warps[0]).numpy()  # (W, H, D, 3), components (x, y, z)
+    in_mm = in_mm.transpose(3, 2, 1, 0)[::-1]
+    return np.ascontiguousarray(in_mm / np.array(spacing_mm, np.float32).reshape(3, 1, 1, 1), dtype=np.float32)

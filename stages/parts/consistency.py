@@ -1,0 +1,111 @@
+"""What registration networks are trained on: pairs registered one way or both, and the terms over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stages.parts import losses
+from stages.parts.networks import RegistrationNetwork
+from stages.parts.samplers import Pair, Triplet
+from stages.parts.warps import one_hot, warp, warp_probabilities
+
+
+@dataclass
+class Registered:
+    """Pairs after registration; with both directions the second half of every tensor is the first with roles swapped."""
+
+    moving: Tensor  # (N or 2N, 1, D, H, W)
+    fixed: Tensor
+    displacement: Tensor  # (N or 2N, 3, D, H, W), moving to fixed
+    directions: int  # 1 or 2
+    classes: Callable[[], tuple[Tensor, Tensor]] | None = None  # class maps of (moving, fixed), (N, C, D, H, W) each
+
+    @property
+    def backward(self) -> Tensor:
+        """The displacement of the other direction, pair by pair."""
+        return self.displacement.roll(len(self.displacement) // 2, 0)
+
+
+def register(network: RegistrationNetwork, moving: Tensor, fixed: Tensor, *, both_ways: bool) -> Registered:
+    """Register pairs (N, 1, D, H, W); both directions go through the network as one batch."""
+    if both_ways:
+        moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
+    return Registered(moving, fixed, network(moving, fixed), directions=1 + both_ways)
+
+
+@dataclass
+class RegisterPair:
+    """Forward pass of a plain registration player: atlas to scan."""
+
+    network: RegistrationNetwork
+
+    def __call__(self, batch: Pair) -> Registered:
+        return register(self.network, batch.moving, batch.fixed, both_ways=False)
+
+
+@dataclass
+class RegisterTriplet:
+    """Forward pass of KCC: one of (A, U1), (A, U2), (U2, U1), swapped half of the time, registered.
+
+    Args:
+        network: R.
+        segmentation: S, which says what is where in unlabelled images; its gradient is cut.
+        both_ways: also register fixed to moving (BiC).
+        atlas_label: class map of the atlas: its ground truth, or what S says (BRBS Eq. 6 as printed).
+    """
+
+    network: RegistrationNetwork
+    segmentation: nn.Module
+    both_ways: bool
+    atlas_label: bool
+
+    def __call__(self, batch: Triplet) -> Registered:
+        generator = batch.draw.generator
+        which, swap = torch.randint(6, (1,), generator=generator, device=generator.device).divmod(2)  # type: ignore[attr-defined]
+        images = [(batch.atlas, batch.first), (batch.atlas, batch.second), (batch.second, batch.first)][int(which)]
+        moving, fixed = reversed(images) if swap else images
+        registered = register(self.network, moving, fixed, both_ways=self.both_ways)
+        registered.classes = lambda: self._classes(batch, moving, fixed)
+        return registered
+
+    def _classes(self, batch: Triplet, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        known = [image is batch.atlas and self.atlas_label for image in (moving, fixed)]
+        unknown = [image for image, label in zip((moving, fixed), known, strict=True) if not label]
+        with torch.no_grad():
+            maps = list(self.segmentation(torch.cat(unknown)).float().softmax(1).split(len(moving)))
+        first, second = (one_hot(batch.label, batch.num_classes) if label else maps.pop(0) for label in known)
+        return first, second
+
+
+def similarity(pair: Registered) -> Tensor:
+    """L_sim: 1 - LNCC of warped and fixed images, summed over the directions."""
+    return pair.directions * losses.lncc_loss(warp(pair.moving, pair.displacement), pair.fixed)
+
+
+def smoothness(pair: Registered) -> Tensor:
+    """L_smooth: diffusion of the displacement, summed over the directions."""
+    return pair.directions * losses.diffusion_loss(pair.displacement)
+
+
+def inverse_consistency(pair: Registered) -> Tensor:
+    """L_I: residual of the two composed displacements, both ways."""
+    return pair.directions * losses.inverse_consistency_loss(pair.displacement, pair.backward)
+
+
+def self_warped_inverse(pair: Registered) -> Tensor:
+    """L_I as printed in BRBS Eq. 2, one way."""
+    forward, backward = pair.displacement.chunk(2)
+    return losses.self_warped_inverse_loss(forward, backward)
+
+
+def semantic_consistency(pair: Registered) -> Tensor:
+    """L_SeC: Dice between warped class maps and the other image's, summed over the directions (BRBS Eq. 6)."""
+    assert pair.classes is not None
+    moving, fixed = pair.classes()
+    if pair.directions == 2:
+        moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
+    return pair.directions * losses.dice_loss(warp_probabilities(moving, pair.displacement), fixed)

@@ -1,0 +1,126 @@
+"""Losses. They fall as things improve, are means over voxels, and are computed in float32 whatever the autocast."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.parts.warps import warp
+
+
+def lncc(warped: Tensor, fixed: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
+    """Squared local normalised cross-correlation at each voxel.
+
+        LNCC(I, J) = cross(I, J)^2 / (var(I) var(J) + eps)
+
+    with centred sums over a window (divisor window^3 everywhere, zeros outside the image).
+
+    Args:
+        warped: moving image resampled on the fixed grid, (N, 1, D, H, W), in [0, 1], background 0.
+        fixed: (N, 1, D, H, W), in [0, 1].
+        window: edge of the cubic window in voxels; odd.
+
+    Returns:
+        (N, 1, D, H, W) in [0, 1]; 1: equal up to a local gain and offset; 0 on flat regions.
+
+    Source: Balakrishnan et al., "VoxelMorph", TMI 2019, Eq. 7.
+    """
+    with torch.autocast(warped.device.type, enabled=False):
+        warped, fixed = warped.float(), fixed.float()
+        moments = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], 1)
+        for axis in range(3):  # A box filter is separable: 3 x 9 additions a voxel where one dense window needs 729.
+            kernel, padding = [1, 1, 1], [0, 0, 0]
+            kernel[axis], padding[axis] = window, window // 2
+            moments = F.avg_pool3d(moments, kernel, stride=1, padding=padding) * window
+        sum_i, sum_j, sum_ii, sum_jj, sum_ij = moments.split(1, dim=1)
+        count = window**3
+        cross = sum_ij - sum_i * sum_j / count
+        var_i = sum_ii - sum_i * sum_i / count
+        var_j = sum_jj - sum_j * sum_j / count
+        return cross * cross / (var_i * var_j + eps)
+
+
+def lncc_loss(warped: Tensor, fixed: Tensor, *, window: int = 9) -> Tensor:
+    """One minus the mean `lncc`: 0 for images that agree up to a local gain and offset, 1 without any relation."""
+    return 1 - lncc(warped, fixed, window=window).mean()
+
+
+def diffusion_loss(displacement: Tensor) -> Tensor:
+    """Mean squared forward difference of a field, averaged over the axes; 0 for a translation.
+
+    Args:
+        displacement: (N, 3, D, H, W), voxels.
+
+    Source: VoxelMorph (TMI 2019, Eq. 8), BRBS Eq. 4.
+    """
+    displacement = displacement.float()
+    return sum((displacement.diff(dim=axis) ** 2).mean() for axis in (2, 3, 4)) / 3  # type: ignore[return-value]
+
+
+def inverse_consistency_loss(forward: Tensor, backward: Tensor) -> Tensor:
+    """Mean square of u_fwd(x) + u_bwd(x + u_fwd(x)), in voxels^2; 0 where backward is the inverse of forward.
+
+    Source: BRBS Eq. 2 asks for mutual inverses; this is the residual of their composition.
+    """
+    return ((forward + warp(backward, forward)) ** 2).mean()
+
+
+def self_warped_inverse_loss(forward: Tensor, backward: Tensor) -> Tensor:
+    """BRBS Eq. 2 as printed: mean square of phi - I(phi^-1) with I(phi^-1) = -T(phi^-1, phi^-1).
+
+    The backward field is warped by itself, which on a smooth field is a worse inverse than plain negation.
+    """
+    return ((forward + warp(backward, backward)) ** 2).mean()
+
+
+def dice_loss(prediction: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """One minus the soft multi-class Dice with squared denominators, mean over classes (background included) and batch.
+
+        (2 sum p q + smooth) / (sum p^2 + sum q^2 + smooth)
+
+    Args:
+        prediction: probabilities, (N, C, D, H, W).
+        target: probabilities or one-hot labels, (N, C, D, H, W).
+
+    Returns:
+        Scalar in [0, 1]; 0: equal one-hot maps. A class that is absent from both counts as met.
+
+    Source: Milletari et al., "V-Net", 3DV 2016, as BRBS uses it.
+    """
+    prediction, target = prediction.float().flatten(2), target.float().flatten(2)
+    overlap = (prediction * target).sum(-1)
+    size = prediction.square().sum(-1) + target.square().sum(-1)
+    return 1 - ((2 * overlap + smooth) / (size + smooth)).mean()
+
+
+def dice_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice of the structures plus cross-entropy against soft labels, as nnU-Net combines them.
+
+    Args:
+        logits: (N, C, D, H, W).
+        target: probabilities or one-hot labels, (N, C, D, H, W).
+
+    Returns:
+        Scalar >= 0. Dice here has plain denominators, pools the batch and leaves out the background.
+
+    Source: Isensee et al., "nnU-Net", Nature Methods 2021.
+    """
+    log_probabilities = logits.float().log_softmax(1)
+    cross_entropy = -(target * log_probabilities).sum(1).mean()
+    probabilities = log_probabilities[:, 1:].exp()
+    overlap = (probabilities * target[:, 1:]).sum((0, 2, 3, 4))
+    size = (probabilities + target[:, 1:]).sum((0, 2, 3, 4))
+    return cross_entropy + 1 - ((2 * overlap + 1) / (size + 1)).mean()
+
+
+def mix_loss(mixed_output: Tensor, output_a: Tensor, output_b: Tensor, gamma: Tensor) -> Tensor:
+    """Mean square between S(gamma A + (1 - gamma) B) and gamma S(A) + (1 - gamma) S(B); 0 for a linear network.
+
+    Args:
+        mixed_output, output_a, output_b: probabilities (or logits), (N, C, D, H, W).
+        gamma: (N, 1, 1, 1, 1) in [0, 1].
+
+    Source: BRBS Eq. 13.
+    """
+    return (mixed_output.float() - (gamma * output_a.float() + (1 - gamma) * output_b.float())).square().mean()

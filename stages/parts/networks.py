@@ -1,0 +1,234 @@
+"""Networks. Bodies may run in bfloat16 (autocast); heads, velocities and displacements are float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.parts.warps import integrate, resize
+
+
+def derived_depth(shape: Sequence[int], *, most: int, stem: int = 1) -> int:
+    """Halvings that leave at least 3 voxels an axis on the padded grid, at most `most`.
+
+    Below that InstanceNorm fails on 1^3, and bfloat16 convolutions of depth 2 give wrong weight gradients on the CPU.
+    """
+    for depth in range(most, 0, -1):
+        factor = stem * 2**depth
+        if all(-(-n // factor) >= 3 for n in shape):
+            return depth
+    raise ValueError(f"grid {tuple(shape)} is too small for a U-Net; every axis needs more than {4 * stem} voxels")
+
+
+class Block(nn.Module):
+    """Twice: convolution 3^3, normalisation, LeakyReLU 0.2."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for width in (inputs, outputs):
+            self.layers.append(nn.Conv3d(width, outputs, 3, padding=1, bias=True))
+            self.layers.append(nn.GroupNorm(groups, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, normalisation in zip(self.layers[::2], self.layers[1::2], strict=True):
+            x = F.leaky_relu(normalisation(convolution(x)), 0.2, inplace=True)
+        return x
+
+
+class UNet(nn.Module):
+    """The U-Net that BRBS uses for both networks: 16-32-64-128-256 channels, skips back to 16; about 5.9 M parameters.
+
+    Each level: twice [convolution 3^3, GroupNorm with 4 channels a group, LeakyReLU 0.2]; max-pooling; trilinear
+    upsampling, then concatenation. Inputs of any size are padded to a multiple of 2^depth and cropped back.
+
+    Args:
+        inputs: image channels.
+        outputs: channels of the result: classes, or 3 for a displacement.
+        shape: grid (D, H, W) that the depth is derived from.
+
+    Source: He et al., BRBS (TNNLS 2022), published networks.
+    """
+
+    WIDTHS = (16, 32, 64, 128, 256)
+
+    def __init__(self, inputs: int, outputs: int, shape: Sequence[int]) -> None:
+        super().__init__()
+        widths = self.WIDTHS[: derived_depth(shape, most=len(self.WIDTHS) - 1) + 1]
+        self.down = nn.ModuleList(
+            Block(a, b, b // 4) for a, b in zip((inputs, *widths[:-1]), widths, strict=True)
+        )
+        self.up = nn.ModuleList(Block(a + b, a, a // 4) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.head = nn.Conv3d(widths[0], outputs, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d) and module is not self.head:
+                nn.init.kaiming_normal_(module.weight)
+        self.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
+        shape = x.shape[2:]
+        x = pad_to_multiple(x, 2 ** len(self.up)).contiguous(memory_format=torch.channels_last_3d)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(F.max_pool3d(x, 2) if level else x)
+            skips.append(x)
+        for skip, block in zip(reversed(skips[:-1]), reversed(self.up), strict=True):
+            x = F.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=True)
+            x = block(torch.cat([skip, x], 1))
+        return crop(in_float32(self.head, x), shape)
+
+
+class LightUNet(nn.Module):
+    """A lighter U-Net: the finest level works on 2^3 blocks of voxels, in and out.
+
+    A stride-2 stem (space to depth, then convolution), residual-free levels 32-64-128-256 with InstanceNorm, and a
+    depth-to-space head: the network never convolves at full resolution, which is where a U-Net spends its time.
+
+    Args:
+        inputs: image channels.
+        outputs: channels of the result.
+        shape: grid (D, H, W) that the depth is derived from.
+        widths: channels of the levels, from half resolution down.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, shape: Sequence[int], widths: Sequence[int] = (32, 64, 128, 256)
+    ) -> None:
+        super().__init__()
+        widths = tuple(widths)[: derived_depth(shape, most=len(widths) - 1, stem=2) + 1]
+        self.down = nn.ModuleList(Block(a, b, b) for a, b in zip((8 * inputs, *widths[:-1]), widths, strict=True))
+        self.up = nn.ModuleList(Block(a + b, a, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.head = nn.Conv3d(widths[0], 8 * outputs, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d) and module is not self.head:
+                nn.init.kaiming_normal_(module.weight, a=0.2)
+        self.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
+        shape = x.shape[2:]
+        x = space_to_depth(pad_to_multiple(x, 2 ** (len(self.up) + 1)))
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(F.max_pool3d(x, 2) if level else x)
+            skips.append(x)
+        for skip, block in zip(reversed(skips[:-1]), reversed(self.up), strict=True):
+            x = F.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=True)
+            x = block(torch.cat([skip, x], 1))
+        return crop(depth_to_space(in_float32(self.head, x)), shape)
+
+
+class VoxelMorphUNet(nn.Module):
+    """VoxelMorph's U-Net: encoder 16,32,32,32, decoder 32,32,32,32,32,16,16, LeakyReLU 0.2, max-pooling, nearest upsampling.
+
+    The flow convolution starts from N(0, 1e-5). 327 k parameters for two images of one channel.
+
+    Source: Balakrishnan et al., TMI 2019; the published `voxelmorph` configuration.
+    """
+
+    ENCODER = (16, 32, 32, 32)
+    DECODER = (32, 32, 32, 32)
+    FINAL = (32, 16, 16)
+
+    def __init__(self, inputs: int, outputs: int, shape: Sequence[int]) -> None:
+        super().__init__()
+        depth = derived_depth(shape, most=len(self.ENCODER))
+        encoder, decoder = self.ENCODER[:depth], self.DECODER[:depth]
+        self.encoder = nn.ModuleList(
+            nn.Conv3d(a, b, 3, padding=1) for a, b in zip((inputs, *encoder[:-1]), encoder, strict=True)
+        )
+        self.decoder, self.final = nn.ModuleList(), nn.ModuleList()
+        width = encoder[-1]
+        for b, skip in zip(decoder, reversed(encoder), strict=True):
+            self.decoder.append(nn.Conv3d(width, b, 3, padding=1))
+            width = b + skip
+        for b in self.FINAL:
+            self.final.append(nn.Conv3d(width, b, 3, padding=1))
+            width = b
+        self.head = nn.Conv3d(width, outputs, 3, padding=1)
+        small_head(self.head)
+        self.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
+        shape = x.shape[2:]
+        x = pad_to_multiple(x, 2 ** len(self.encoder)).contiguous(memory_format=torch.channels_last_3d)
+        skips = []
+        for convolution in self.encoder:
+            skips.append(F.leaky_relu(convolution(x), 0.2))
+            x = F.max_pool3d(skips[-1], 2)
+        for convolution in self.decoder:
+            x = F.leaky_relu(convolution(x), 0.2)
+            x = torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skips.pop()], 1)
+        for convolution in self.final:
+            x = F.leaky_relu(convolution(x), 0.2)
+        return crop(in_float32(self.head, x), shape)
+
+
+class RegistrationNetwork(nn.Module):
+    """A network over [fixed, moving] as a map of image pairs to displacements.
+
+    Args:
+        body: (N, 2, D, H, W) -> (N, 3, D, H, W).
+        diffeomorphic: the body's output is a stationary velocity field, integrated at half resolution in 7 steps.
+    """
+
+    def __init__(self, body: nn.Module, *, diffeomorphic: bool = False) -> None:
+        super().__init__()
+        self.body = body
+        self.diffeomorphic = diffeomorphic
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Images (N, 1, D, H, W) -> displacement (N, 3, D, H, W), voxels, float32."""
+        raw = self.body(torch.cat([fixed, moving], 1))
+        if not self.diffeomorphic:
+            return raw
+        with torch.autocast(raw.device.type, enabled=False):
+            shape = raw.shape[2:]
+            half = tuple(-(-n // 2) for n in shape)
+            # Corners stay aligned, so voxel lengths shrink by (n_half - 1) / (n - 1), axis by axis.
+            ratio = torch.tensor([(h - 1) / (n - 1) for h, n in zip(half, shape, strict=True)], device=raw.device)
+            ratio = ratio.view(1, 3, 1, 1, 1)
+            return resize(integrate(resize(raw, half) * ratio), shape) / ratio
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zeros behind the last voxel of each axis up to a multiple; `crop` undoes it."""
+    missing = [-n % multiple for n in x.shape[2:]]
+    return F.pad(x, [0, missing[2], 0, missing[1], 0, missing[0]]) if any(missing) else x
+
+
+def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x[:, :, : shape[0], : shape[1], : shape[2]]
+
+
+def space_to_depth(x: Tensor) -> Tensor:
+    """(N, C, 2D, 2H, 2W) -> (N, 8C, D, H, W): each 2^3 block of voxels becomes channels."""
+    n, c, d, h, w = x.shape
+    x = x.reshape(n, c, d // 2, 2, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(n, 8 * c, d // 2, h // 2, w // 2)
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    """Inverse of `space_to_depth`: (N, 8C, D, H, W) -> (N, C, 2D, 2H, 2W)."""
+    n, c, d, h, w = x.shape
+    x = x.reshape(n, c // 8, 2, 2, 2, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(n, c // 8, 2 * d, 2 * h, 2 * w)
+
+
+def in_float32(head: nn.Module, x: Tensor) -> Tensor:
+    """A head outside autocast: bfloat16 would round a displacement of 10 voxels to 1/16."""
+    with torch.autocast(x.device.type, enabled=False):
+        return head(x.float())
+
+
+def small_head(head: nn.Conv3d, std: float = 1e-5) -> None:
+    """A displacement head that starts at the identity: N(0, std), no bias."""
+    nn.init.normal_(head.weight, std=std)
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)

@@ -1,0 +1,314 @@
+"""What a training step looks at: draws from scans in memory. Everything random comes from the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from stages.parts.augmentation import IntensityAugmentation, SpatialAugmentation
+from stages.parts.warps import one_hot, warp, warp_label, warp_probabilities
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Aligned scans on one grid, in memory on the training device.
+
+    Args:
+        names: case ids.
+        images: (n, 1, D, H, W), float16 in [0, 1].
+        labels: place in `names` -> class indices (D, H, W), for scans whose labels may be used.
+        atlases: places of the atlases.
+        unlabeled: places of the unlabelled scans.
+        num_classes: background included.
+        spacing_mm: voxel size (D, H, W).
+        bank, samples: what `lrls generate` wrote, for the methods that learn from it.
+    """
+
+    names: Sequence[str]
+    images: Tensor
+    labels: dict[int, Tensor]
+    atlases: Sequence[int]
+    unlabeled: Sequence[int]
+    num_classes: int
+    spacing_mm: tuple[float, float, float]
+    bank: PathBank | None = None
+    samples: Sequence[Sample] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        d, h, w = self.images.shape[2:]
+        return d, h, w
+
+    def image(self, places: Sequence[int]) -> Tensor:
+        return self.images[list(places)].float()
+
+    def label(self, places: Sequence[int]) -> Tensor:
+        return torch.stack([self.labels[place] for place in places])
+
+
+def pick(items: Sequence[int], count: int, generator: Generator) -> list[int]:
+    """Independent uniform draws, with replacement."""
+    return [items[int(i)] for i in torch.randint(len(items), (count,), generator=generator, device=generator.device)]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a batch is drawn: the run's settings and its source of randomness."""
+
+    batch_size: int
+    space: SpatialAugmentation | None
+    intensity: IntensityAugmentation | None
+    generator: Generator
+
+    def displacement(self, data: Scans) -> Tensor | None:
+        """One random displacement a sample, (N, 3, D, H, W) voxels."""
+        if self.space is None:
+            return None
+        return self.space.displacement(self.batch_size, data.shape, data.spacing_mm, self.generator)
+
+    def recolour(self, image: Tensor) -> Tensor:
+        return self.intensity(image, self.generator) if self.intensity else image
+
+
+class Batch(Protocol):
+    """Tensors of a step and the case ids in it."""
+
+    scans: list[str]
+
+
+class Sampler(Protocol):
+    """Draws a batch."""
+
+    def __call__(self, data: Scans, draw: Draw) -> Batch: ...
+
+
+@dataclass
+class Labelled:
+    """Images with soft labels, as a segmentation network sees them."""
+
+    scans: list[str]
+    image: Tensor  # (N, 1, D, H, W)
+    target: Tensor  # (N, C, D, H, W), sums to 1
+
+
+def labelled_scans(data: Scans, draw: Draw) -> Labelled:
+    """Labelled scans under augmentation."""
+    places = pick(sorted(data.labels), draw.batch_size, draw.generator)
+    image, target = data.image(places), one_hot(data.label(places), data.num_classes)
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        image = warp(image, displacement, padding="zeros")
+        target = warp_probabilities(target, displacement)
+    return Labelled([data.names[place] for place in places], draw.recolour(image), target)
+
+
+def generated_samples(data: Scans, draw: Draw) -> Labelled:
+    """Finished couples (image, label) that `lrls generate` wrote, under augmentation."""
+    assert data.samples is not None
+    couples = [data.samples[c] for c in pick(range(len(data.samples)), draw.batch_size, draw.generator)]
+    device = data.images.device
+    image = torch.stack([couple.image for couple in couples]).to(device).float()
+    target = one_hot(torch.stack([couple.label for couple in couples]).to(device), data.num_classes)
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        image = warp(image, displacement, padding="zeros")
+        target = warp_probabilities(target, displacement)
+    return Labelled([couple.scan for couple in couples], draw.recolour(image), target)
+
+
+@dataclass
+class Pair:
+    """Two images to register."""
+
+    scans: list[str]
+    moving: Tensor  # (N, 1, D, H, W)
+    fixed: Tensor
+
+
+def atlas_and_scan(data: Scans, draw: Draw) -> Pair:
+    """An atlas, which moves, and an unlabelled scan, under the same random displacement."""
+    atlases = pick(data.atlases, draw.batch_size, draw.generator)
+    scans = pick(data.unlabeled, draw.batch_size, draw.generator)
+    images = data.image([*atlases, *scans])
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+    moving, fixed = images.chunk(2)
+    return Pair([data.names[place] for place in (*atlases, *scans)], moving, fixed)
+
+
+@dataclass
+class Triplet:
+    """An atlas with its label and two unlabelled scans, BRBS's batch."""
+
+    scans: list[str]
+    atlas: Tensor  # (N, 1, D, H, W)
+    label: Tensor  # (N, D, H, W), class indices
+    first: Tensor  # U1, (N, 1, D, H, W)
+    second: Tensor  # U2
+    num_classes: int
+    draw: Draw  # the players draw pairs, alpha, beta and gamma from it
+
+
+def atlas_and_two_unlabeled(data: Scans, draw: Draw) -> Triplet:
+    """(A, y), U1 and U2 under one random displacement that they share (BRBS, section IV)."""
+    n = draw.batch_size
+    atlases = pick(data.atlases, n, draw.generator)
+    scans = pick(data.unlabeled, 2 * n, draw.generator)
+    images, label = data.image([*atlases, *scans]), data.label(atlases)
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        images = warp(images, displacement.repeat(3, 1, 1, 1, 1), padding="zeros")
+        label = warp_label(label, displacement)
+    atlas, first, second = images.chunk(3)
+    names = [data.names[p] for p in (*atlases, *scans)]
+    return Triplet(names, atlas, label, first, second, data.num_classes, draw)
+
+
+@dataclass
+class Mixed(Labelled):
+    """Generated couples (image, target) and an approximately aligned pair of images for mixing."""
+
+    first: Tensor  # X_A, (N, 1, D, H, W)
+    second: Tensor  # X_B
+    gamma: Tensor  # (N, 1, 1, 1, 1)
+
+
+class PathBank(Protocol):
+    """Stored transformation paths of couples (atlas, scan): what `lrls generate` wrote, read couple by couple."""
+
+    couples: Sequence[tuple[int, int]]  # places of (atlas, scan) in the cohort
+
+    def displacement(self, couple: int) -> Tensor: ...  # (3, D, H, W) voxels: atlas to scan
+    def style(self, couple: int) -> Tensor: ...  # (1, D, H, W): scan, warped to the atlas, minus atlas
+
+
+class Sample(Protocol):
+    """A finished couple that `lrls generate` wrote."""
+
+    image: Tensor  # (1, D, H, W)
+    label: Tensor  # (D, H, W)
+    scan: str
+
+
+Degree = Callable[[int, Generator], Tensor]  # (count, generator) -> (count, 1, 1, 1, 1) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Beta:
+    """Degrees drawn from Beta(a, a), independent for every sample."""
+
+    a: float
+
+    def __call__(self, count: int, generator: Generator) -> Tensor:
+        # A quotient of two Gamma draws, because torch.distributions takes no generator.
+        concentration = torch.full((2, count, 1, 1, 1, 1), self.a, device=generator.device)
+        x, y = torch._standard_gamma(concentration, generator=generator).clamp(min=1e-30)
+        return x / (x + y)
+
+
+@dataclass(frozen=True)
+class Always:
+    """A degree that is not sampled."""
+
+    degree: float
+
+    def __call__(self, count: int, generator: Generator) -> Tensor:
+        return torch.full((count, 1, 1, 1, 1), self.degree, device=generator.device)
+
+
+@dataclass(frozen=True)
+class SpaceStyleSampling:
+    """S3P: X = T(A + beta psi, alpha phi), y = T(y_A, alpha phi) (BRBS Eqs. 10-12), and the pair that MMR mixes.
+
+    The paths phi (atlas to scan) and psi (style, on the atlas's grid) come from a path bank or straight from R.
+
+    Args:
+        space: draws alpha, the degree of the deformation.
+        style: draws beta, the degree of the style.
+        mixing: draws gamma; None: no mixing, and no pair is made.
+        any_pair: mix any two training images (the paper's text) instead of X_A = T(A + psi, phi) with X_B = U.
+    """
+
+    space: Degree
+    style: Degree
+    mixing: Degree | None
+    any_pair: bool = False
+
+    def from_bank(self, data: Scans, draw: Draw) -> Labelled:
+        """A batch for `train-seg`; the augmentation is composed with the path, so images are interpolated once."""
+        bank, n = data.bank, draw.batch_size
+        assert bank is not None
+        spaces = pick(range(len(bank.couples)), n, draw.generator)
+        atlases = [bank.couples[c][0] for c in spaces]
+        styles = []
+        for atlas in atlases:  # the style scan is drawn independently among the couples of the same atlas
+            styles += pick([c for c, (a, _) in enumerate(bank.couples) if a == atlas], 1, draw.generator)
+        scans = [bank.couples[c][1] for c in spaces]
+        device = data.images.device
+        path = torch.stack([bank.displacement(c) for c in spaces]).to(device).float()
+        psi = torch.stack([bank.style(c) for c in styles]).to(device).float()
+        around = draw.displacement(data)
+        others = None
+        if self.mixing and self.any_pair:
+            others = data.image(pick([*data.atlases, *data.unlabeled], 2 * n, draw.generator))
+        batch = self(
+            draw,
+            atlas=data.image(atlases),
+            label=one_hot(data.label(atlases), data.num_classes),
+            path=path,
+            psi=psi,
+            scan=data.image(scans),
+            around=around,
+            others=others,
+        )
+        batch.scans = [data.names[p] for p in (*atlases, *scans, *(bank.couples[c][1] for c in styles))]
+        return batch
+
+    def __call__(
+        self,
+        draw: Draw,
+        *,
+        atlas: Tensor,
+        label: Tensor,
+        path: Tensor,
+        psi: Tensor,
+        scan: Tensor,
+        around: Tensor | None = None,
+        others: Tensor | None = None,
+    ) -> Labelled:
+        """Draw degrees and make the couples.
+
+        Args:
+            draw: batch size, augmentation of intensities, generator.
+            atlas: (N, 1, D, H, W).
+            label: one-hot, (N, C, D, H, W).
+            path: phi, atlas to scan, (N, 3, D, H, W), voxels.
+            psi: style of another scan on the atlas's grid, (N, 1, D, H, W).
+            scan: the image that the path leads to, (N, 1, D, H, W).
+            around: displacement of the augmentation, (N, 3, D, H, W); None: no augmentation.
+            others: (2N, 1, D, H, W), the two images of each mixed pair where any may be mixed.
+        """
+        n = draw.batch_size
+        alpha, beta = self.space(n, draw.generator), self.style(n, draw.generator)
+        padding = "border"
+        if around is None:
+            around = torch.zeros_like(path)
+        else:
+            path, padding = warp(path, around), "zeros"
+        way = around + alpha * path
+        image = warp(atlas + beta * psi, way, padding=padding)
+        target = warp_probabilities(label, way)
+        if self.mixing is None:
+            return Labelled([], draw.recolour(image), target)
+        if others is None:
+            first = warp(atlas + psi, around + path, padding=padding)
+            second = warp(scan, around, padding=padding) if around.any() else scan
+        else:
+            first, second = warp(others, around.repeat(2, 1, 1, 1, 1), padding=padding).chunk(2)
+        image, first, second = draw.recolour(torch.cat([image, first, second])).chunk(3)
+        return Mixed([], image, target, first, second, self.mixing(n, draw.generator))

@@ -1,0 +1,92 @@
+"""What segmentation networks are trained on: labelled or generated images, and the terms over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stages.parts import losses
+from stages.parts.networks import RegistrationNetwork
+from stages.parts.samplers import Labelled, Mixed, SpaceStyleSampling, Triplet
+from stages.parts.warps import one_hot, warp
+
+
+@dataclass
+class Segmented:
+    """Logits of a batch."""
+
+    target: Tensor  # (N, C, D, H, W), sums to 1
+    logits: Tensor  # of the image
+    first: Tensor | None = None  # of X_A
+    second: Tensor | None = None  # of X_B
+    mixed: Tensor | None = None  # of gamma X_A + (1 - gamma) X_B
+    gamma: Tensor | None = None
+
+
+@dataclass
+class Segment:
+    """Forward pass of a segmentation player: every image of the batch in one pass."""
+
+    network: nn.Module
+
+    def __call__(self, batch: Labelled) -> Segmented:
+        if not isinstance(batch, Mixed):
+            return Segmented(batch.target, self.network(batch.image))
+        between = batch.gamma * batch.first + (1 - batch.gamma) * batch.second
+        logits = self.network(torch.cat([batch.image, batch.first, batch.second, between]))
+        return Segmented(batch.target, *logits.chunk(4), batch.gamma)
+
+
+@dataclass
+class GenerateAndSegment:
+    """Forward pass of BRBS's helper S inside `train-reg`: S3P straight from the current R, then S."""
+
+    registration: RegistrationNetwork
+    sampling: SpaceStyleSampling
+    network: nn.Module
+
+    def __call__(self, batch: Triplet) -> Segmented:
+        n = len(batch.atlas)
+        with torch.no_grad():  # phi1: U1 to A; phi2: A to U2
+            moving, fixed = torch.cat([batch.first, batch.atlas]), torch.cat([batch.atlas, batch.second])
+            to_atlas, path = self.registration(moving, fixed).split(n)
+            psi = warp(batch.first, to_atlas) - batch.atlas
+            others = torch.cat([batch.first, batch.second]) if self.sampling.any_pair else None
+            couples = self.sampling(
+                batch.draw,
+                atlas=batch.atlas,
+                label=one_hot(batch.label, batch.num_classes),
+                path=path,
+                psi=psi,
+                scan=batch.second,
+                others=others,
+            )
+        return Segment(self.network)(couples)
+
+
+def overlap(result: Segmented) -> Tensor:
+    """L_seg: soft Dice loss of BRBS."""
+    return losses.dice_loss(result.logits.softmax(1), result.target)
+
+
+def overlap_and_cross_entropy(result: Segmented) -> Tensor:
+    """Dice and cross-entropy, as nnU-Net trains."""
+    return losses.dice_cross_entropy_loss(result.logits, result.target)
+
+
+def mixing(result: Segmented) -> Tensor:
+    """L_mix on probabilities (BRBS Eq. 13)."""
+    assert result.mixed is not None and result.first is not None and result.second is not None
+    assert result.gamma is not None
+    return losses.mix_loss(
+        result.mixed.softmax(1), result.first.softmax(1), result.second.softmax(1), result.gamma
+    )
+
+
+def mixing_of_logits(result: Segmented) -> Tensor:
+    """L_mix on raw logits, as the published code has it."""
+    assert result.mixed is not None and result.first is not None and result.second is not None
+    assert result.gamma is not None
+    return losses.mix_loss(result.mixed, result.first, result.second, result.gamma)

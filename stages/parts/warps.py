@@ -1,0 +1,140 @@
+"""Spatial transforms. One convention for all of them:
+
+a displacement field u has shape (N, 3, D, H, W), lives on the fixed grid, is in voxels,
+lists its components in axis order (D, H, W), and pulls: warped(x) = moving(x + u(x)).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def voxel_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Voxel coordinates of a grid, (1, 3, D, H, W), in voxels, components (D, H, W)."""
+    axes = [torch.arange(n, dtype=torch.float32, device=like.device) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: str = "border") -> Tensor:
+    """Values of an image at points.
+
+    Args:
+        image: (N, C, D, H, W).
+        points: voxel coordinates on the image's grid, (N, 3, D', H', W'), components (D, H, W).
+        mode: "bilinear" (trilinear) or "nearest".
+        padding: what lies outside: "border" repeats the border, "zeros" is 0.
+
+    Returns:
+        (N, C, D', H', W'), float32.
+    """
+    sizes = torch.tensor(image.shape[2:], dtype=torch.float32, device=image.device)
+    scale = 2 / (sizes - 1).clamp(min=1)
+    grid = (points.float().permute(0, 2, 3, 4, 1) * scale - 1).flip(-1)  # grid_sample lists (x, y, z)
+    image = image.float()
+    slabs = _slabs(image, grid)
+    if slabs == 1:
+        return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+    # On the CPU grid_sample works on the images of a batch in parallel, not on the voxels of one image.
+    n, depth, *plane = grid.shape[:4]
+    grid = grid.reshape(n * slabs, depth // slabs, *plane, 3)
+    image = image[:, None].expand(-1, slabs, -1, -1, -1, -1).flatten(0, 1)
+    out = F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+    return out.unflatten(0, (n, slabs)).transpose(1, 2).flatten(2, 3)
+
+
+def _slabs(image: Tensor, grid: Tensor) -> int:
+    # Batches fill the threads already; an image that needs a gradient would get one of full size per slab.
+    if image.device.type != "cpu" or image.requires_grad or image.shape[0] > 1:
+        return 1
+    return math.gcd(grid.shape[1], torch.get_num_threads())
+
+
+def warp(moving: Tensor, displacement: Tensor, *, mode: str = "bilinear", padding: str = "border") -> Tensor:
+    """Moving image on the fixed grid: warped(x) = moving(x + u(x)).
+
+    Args:
+        moving: (N, C, D, H, W).
+        displacement: (N, 3, D', H', W'), voxels.
+
+    Returns:
+        (N, C, D', H', W'), float32.
+    """
+    points = voxel_grid(tuple(displacement.shape[2:]), displacement) + displacement
+    return sample(moving, points, mode=mode, padding=padding)
+
+
+def one_hot(label: Tensor, num_classes: int) -> Tensor:
+    """Integer label map (N, D, H, W) as float32 channels (N, num_classes, D, H, W)."""
+    classes = torch.arange(num_classes, device=label.device).view(1, -1, 1, 1, 1)
+    return (label[:, None] == classes).float()
+
+
+def warp_probabilities(probabilities: Tensor, displacement: Tensor) -> Tensor:
+    """Class probabilities or a one-hot label on the fixed grid.
+
+    Outside the moving grid lies background: the mass that is missing there goes to class 0.
+
+    Args:
+        probabilities: (N, C, D, H, W), channels sum to 1.
+        displacement: (N, 3, D', H', W'), voxels.
+
+    Returns:
+        (N, C, D', H', W'), channels sum to 1.
+    """
+    structures = warp(probabilities[:, 1:], displacement, padding="zeros")
+    return torch.cat([1 - structures.sum(1, keepdim=True), structures], 1)
+
+
+def warp_label(label: Tensor, displacement: Tensor) -> Tensor:
+    """Integer label map (N, D, H, W) on the fixed grid by nearest neighbour, background outside; same type."""
+    return warp(label[:, None], displacement, mode="nearest", padding="zeros")[:, 0].to(label.dtype)
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """(u o v)(x) = v(x) + u(x + v(x)): pull by the inner field first, then by the outer one; (N, 3, D, H, W), voxels."""
+    return inner + warp(outer, inner)
+
+
+def integrate(velocity: Tensor, *, steps: int = 7) -> Tensor:
+    """Displacement exp(v) of a stationary velocity field by scaling and squaring.
+
+    exp(-v) is its inverse and exp(alpha v) a part of the way; all are diffeomorphic.
+
+    Args:
+        velocity: (N, 3, D, H, W), voxels per unit time.
+        steps: squarings; 2^steps Euler steps.
+
+    Source: Arsigny et al., "A Log-Euclidean framework for statistics on diffeomorphisms", MICCAI 2006.
+    """
+    displacement = velocity / 2**steps
+    for _ in range(steps):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
+def affine_displacement(matrix: Tensor, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Tensor:
+    """Displacement of a linear map about the grid's centre.
+
+    Args:
+        matrix: (N, 3, 3), maps mm to mm, components (D, H, W): x moves to centre + matrix (x - centre).
+        shape: voxels (D, H, W).
+        spacing_mm: voxel size (D, H, W); a rotation stays one on anisotropic voxels.
+
+    Returns:
+        (N, 3, D, H, W), voxels.
+    """
+    spacing = torch.tensor(spacing_mm, dtype=torch.float32, device=matrix.device)
+    in_voxels = matrix.float() * spacing[None, None, :] / spacing[None, :, None]
+    grid = voxel_grid(shape, matrix)
+    centre = (torch.tensor(shape, dtype=torch.float32, device=matrix.device) - 1) / 2
+    offset = grid - centre.view(1, 3, 1, 1, 1)
+    return torch.einsum("nij,mjdhw->nidhw", in_voxels, offset) - offset
+
+
+def resize(field: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Trilinear resampling to another shape, corner voxels aligned; values are not rescaled. (N, C, ...) -> (N, C, *shape)."""
+    return F.interpolate(field.float(), size=shape, mode="trilinear", align_corners=True)

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import pictures
+
+SHAPE = (10, 14, 12)
+
+
+def volume(seed):
+    return np.random.default_rng(seed).random(SHAPE, dtype=np.float32)
+
+
+def label(shift=0):
+    classes = np.zeros(SHAPE, dtype=np.uint8)
+    classes[3:7, 4 + shift : 8 + shift, 3:9] = 1
+    classes[5:8, 8 + shift : 11 + shift, 4:7] = 2
+    return classes
+
+
+def displacement():
+    return np.random.default_rng(4).normal(0, 0.5, (3, *SHAPE)).astype(np.float32)
+
+
+def log():
+    records = [{"phase": "joint", "step": step, "R/similarity": 1 / (step + 1), "R/smooth": 0.1} for step in range(40)]
+    return records + [{"phase": "adversarial", "step": step, "D/loss": -0.1 * step, "rate": 1.0} for step in range(3)]
+
+
+def registration(**changes):
+    row = {"case": "scan_1", "atlas": volume(0), "warped": volume(1), "scan": volume(2), "displacement": displacement()}
+    return {**row, "warped_label": label(), **changes}
+
+
+def couple(**changes):
+    row = {"image": volume(0), "label": label(), "alpha": 0.25, "beta": 0.5}
+    return {**row, "atlas": "atlas_1", "space": "scan_1", "style": "scan_2", **changes}
+
+
+def prediction(**changes):
+    row = {"case": "scan_1", "dice": 0.8, "rank": "best", "image": 900 * volume(0) - 1000, "truth": label()}
+    return {**row, "prediction": label(1), "spacing_mm": (3.0, 1.0, 1.0), **changes}
+
+
+NAMES = ("liver", "left kidney")
+DRAWINGS = {
+    "loss curves": lambda path: pictures.loss_curves(log(), path),
+    "no steps": lambda path: pictures.loss_curves([], path),
+    "one step": lambda path: pictures.loss_curves(log()[:1], path),
+    "losses that are not finite": lambda path: pictures.loss_curves(
+        [{"phase": 0, "step": step, "R/similarity": value} for step, value in enumerate([np.nan, np.inf, 1.0])], path
+    ),
+    "registrations": lambda path: pictures.registration_overlay([registration()] * 2, path, structures=NAMES),
+    "registration without label": lambda path: pictures.registration_overlay([registration(warped_label=None)], path),
+    "no registrations": lambda path: pictures.registration_overlay([], path),
+    "couples": lambda path: pictures.couples_page([couple()] * 7, path, structures=NAMES, spacing_mm=(1, 1, 2)),
+    "couple without origin": lambda path: pictures.couples_page([couple(alpha=None, style=None)], path),
+    "no couples": lambda path: pictures.couples_page([], path),
+    "predictions": lambda path: pictures.predictions_page([prediction(), prediction(dice=0.1)], path, structures=NAMES),
+    "prediction of nothing": lambda path: pictures.predictions_page([prediction(prediction=0 * label())], path),
+    "nothing to predict": lambda path: pictures.predictions_page(
+        [prediction(truth=0 * label(), prediction=0 * label(), image=0 * volume(0))], path
+    ),
+    "no predictions": lambda path: pictures.predictions_page([], path),
+    "scores": lambda path: pictures.score_boxes({"liver": [0.9, 0.95, np.nan], "$x_1$": [0.2], "none": []}, path),
+    "no scores": lambda path: pictures.score_boxes({}, path),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
+def test_picture_is_a_readable_png_and_the_same_every_time(draw, tmp_path):
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    draw(first)
+    draw(second)
+    with Image.open(first) as image:
+        image.verify()
+        assert image.format == "PNG"
+        assert all(150 <= size <= 4000 for size in image.size)
+        assert not image.info.get("Software")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_pages_grow_with_their_rows(tmp_path):
+    sizes = []
+    for count in (1, 3):
+        pictures.registration_overlay([registration()] * count, tmp_path / "page.png")
+        with Image.open(tmp_path / "page.png") as image:
+            sizes.append(image.size)
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[1][1] > 2.5 * sizes[0][1]
+
+
+def test_slices_keep_the_proportions_of_the_body():
+    # 14 rows of 1 mm over 12 columns of 2 mm, then 10 rows of 3 mm.
+    assert pictures._plane_size(SHAPE, 0, (3, 1, 2)) == pytest.approx(14 / 24)
+    assert pictures._plane_size(SHAPE, 1, (3, 1, 2)) == pytest.approx(30 / 24)
+    assert pictures._plane_size(SHAPE, 2, None) == pytest.approx(10 / 14)
+
+
+def test_the_slice_with_the_most_label_is_shown():
+    classes = np.zeros(SHAPE, dtype=int)
+    classes[2, :2, :2] = 9
+    classes[7, :3, :3] = 1
+    assert pictures._best_slice(classes, SHAPE, 0) == 7
+    assert pictures._best_slice(None, SHAPE, 0) == pictures._best_slice(0 * classes, SHAPE, 0) == 5
+
+
+def test_best_median_and_worst_scan():
+    dice = {"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.9, "e": 0.1}
+    assert pictures.best_median_worst(dice) == {"best": "b", "median": "c", "worst": "e"}
+    assert pictures.best_median_worst({"a": 0.5}) == {"best": "a", "median": "a", "worst": "a"}
+    assert pictures.best_median_worst({}) == {}
+
+
+def test_smoothing_keeps_a_constant_and_passes_over_gaps():
+    values = np.full(60, 2.0)
+    values[10] = np.nan
+    assert pictures._smooth(values) == pytest.approx(np.full(60, 2.0))
+
+
+def test_neighbouring_classes_have_distinct_colors():
+    colors = [pictures._class_color(number) for number in range(1, 40)]
+    assert len(set(colors)) == len(colors)
+
+
+def test_drawing_leaves_no_figures_behind(tmp_path):
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    pictures.loss_curves(log(), tmp_path / "curves.png")
+    assert pyplot.get_fignums() == before
