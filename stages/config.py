@@ -31,7 +31,9 @@ class DataSettings(Section):
     """Where the scans are and which part each of them plays."""
 
     folder: Path = Field(description="Folder of the scans; relative to the configuration file.")
-    images: str = Field("images", description="Sub-folder of the images: <case id>.nii.gz, .nrrd, .mha or DICOM folders.")
+    images: str = Field(
+        "images", description="Sub-folder of the images: <case id>.nii.gz, .nrrd, .mha or DICOM folders."
+    )
     labels: str = Field("labels", description="Sub-folder of the label maps, named as the images are.")
     split: str | None = Field(
         None, description="JSON file in the folder with named lists of case ids; parts may then name a list."
@@ -58,7 +60,7 @@ class IntensitySettings(Section):
             low, high = getattr(self, name)
             if not low < high:
                 raise ValueError(f"{name} are {low} and {high}; the first must be the smaller one")
-        if not (0 <= self.percentiles[0] and self.percentiles[1] <= 100):
+        if not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
             raise ValueError(f"percentiles are {self.percentiles}; give numbers from 0 to 100")
         return self
 
@@ -67,7 +69,9 @@ class PreprocessSettings(Section):
     """Alignment, crop, resampling, intensities."""
 
     align: Literal["none", "rigid", "affine"] = Field("affine", description="ANTs alignment to the first atlas.")
-    align_spacing_mm: float = Field(2.0, gt=0, description="Scans with over 2^21 voxels are aligned at this spacing (mm).")
+    align_spacing_mm: float = Field(
+        2.0, gt=0, description="Scans with over 2^21 voxels are aligned at this spacing (mm)."
+    )
     crop: Literal["labels", "foreground", "none"] = Field(
         "labels", description="The grid covers the atlases' labels, the reference's foreground, or its whole image."
     )
@@ -75,7 +79,9 @@ class PreprocessSettings(Section):
     spacing_mm: float | tuple[float, float, float] | None = Field(
         None, description="Voxel size (mm), one number or (D, H, W); default: the atlases' finest, isotropic."
     )
-    shape: tuple[int, int, int] | None = Field(None, description="Voxels (D, H, W), centred on the box; default: derived.")
+    shape: tuple[int, int, int] | None = Field(
+        None, description="Voxels (D, H, W), centred on the box; default: derived."
+    )
     max_voxels: int = Field(
         1_500_000, gt=0, description="A derived spacing is coarsened until the grid has no more voxels than this."
     )
@@ -141,7 +147,9 @@ class Config(Section):
     )
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: the fastest that the device does well.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: the fastest that the device does well."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores.")
     preprocess: PreprocessSettings = PreprocessSettings()
     train_reg: TrainSettings = TrainSettings()
@@ -205,12 +213,16 @@ class Config(Section):
     def training(self, stage: Literal["train_reg", "train_seg"], method: str) -> TrainSettings:
         """Training settings of a stage, with those of the method on top."""
         return getattr(self, stage).model_copy(
-            update=TrainSettings.model_validate(self.methods.get(method, {}).get(stage, {})).model_dump(exclude_unset=True)
+            update=TrainSettings.model_validate(self.methods.get(method, {}).get(stage, {})).model_dump(
+                exclude_unset=True
+            )
         )
 
     def method_settings(self, method: str) -> dict[str, Any]:
         """What the file says about a method itself."""
-        return {key: value for key, value in self.methods.get(method, {}).items() if key not in ("train_reg", "train_seg")}
+        return {
+            key: value for key, value in self.methods.get(method, {}).items() if key not in ("train_reg", "train_seg")
+        }
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:

@@ -169,9 +169,17 @@ def scan_faults(config: Config, case: str, *, label: bool) -> list[Fault]:
     return _read_scan(config, case, label=label)[2]
 
 
-def cohort_faults(config: Config, parts: Sequence[str]) -> list[Fault]:
-    """Everything that is wrong with the given parts of the split: their scans, their sizes, leaks between them."""
-    members = {part: config.part(part) for part in parts}
+def cohort_faults(
+    config: Config, parts: Sequence[str], *, labels: bool = True, beside: Sequence[str] = ()
+) -> list[Fault]:
+    """Everything that is wrong with the given parts of the split: their scans, their sizes, leaks between them.
+
+    Args:
+        parts: what is checked.
+        labels: whether label maps are read at all.
+        beside: parts that are only compared with the others; their scans may be faulty or missing.
+    """
+    members = {part: config.part(part) for part in (*parts, *beside)}
     faults = []
     if not members.get("atlases", ["given"]):
         remedy = "label one scan and list it (`lrls suggest-atlas` says which)"
@@ -179,13 +187,14 @@ def cohort_faults(config: Config, parts: Sequence[str]) -> list[Fault]:
     if not members.get("unlabeled", ["given"]):
         faults.append(Fault("", "data.unlabeled lists no case, at least 1 is needed", "list scans without labels"))
 
-    labelled = {case for part, cases in members.items() if part != "unlabeled" for case in cases}
+    checked = {case for part in parts for case in members[part]}
+    labelled = {case for part in parts if part != "unlabeled" and labels for case in members[part]}
     digests: dict[str, str] = {}  # of the images that could be read
     read_atlases: list[str] = []
     missing_structures = dict(enumerate(config.structures, start=1))
     for case in dict.fromkeys(case for cases in members.values() for case in cases):
         image, label_map, found = _read_scan(config, case, label=case in labelled)
-        faults += found
+        faults += found if case in checked else []
         if image is not None:
             digests[case] = voxel_digest(image)
         if label_map is not None and not found and case in members.get("atlases", []):

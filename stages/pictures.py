@@ -129,9 +129,11 @@ def couples_page(
         for axes in row_axes[len(line) :]:
             axes.remove()
         for couple, axes in zip(line, row_axes, strict=False):
-            index = _best_slice(couple["label"], couple["image"].shape, 0)
+            label = couple.get("label")
+            index = _best_slice(label, couple["image"].shape, 0)
             _show(axes, _cut(couple["image"], 0, index), 0, spacing_mm)
-            _contours(axes, _cut(couple["label"], 0, index))
+            if label is not None:
+                _contours(axes, _cut(label, 0, index))
             axes.set_title(_provenance(couple), fontsize=7.5, color=INK, loc="left", linespacing=1.25)
     _structure_legend(figure, structures)
     _save(figure, path)

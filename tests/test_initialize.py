@@ -124,7 +124,7 @@ def test_several_channels_are_refused(tmp_path):
     add_scan(tmp_path / "d", "imagesTr", "x_0000")
     add_scan(tmp_path / "d", "imagesTr", "x_0001")
 
-    with pytest.raises(LrlsError, match="several channels .*; keep one image per scan"):
+    with pytest.raises(LrlsError, match=r"several channels .*; keep one image per scan"):
         describe_folder(tmp_path / "d")
 
 
@@ -160,7 +160,7 @@ def test_label_maps_beside_images_are_answered_with_the_expected_folders(tmp_pat
 def test_a_folder_without_scans_is_answered_with_what_is_expected(tmp_path):
     with pytest.raises(LrlsError, match="no scans found; put them into images/"):
         describe_folder(tmp_path)
-    with pytest.raises(LrlsError, match="no such folder or dataset.json; give the folder"):
+    with pytest.raises(LrlsError, match=r"no such folder or dataset\.json; give the folder"):
         describe_folder(tmp_path / "missing")
 
 
@@ -169,7 +169,7 @@ def test_a_configuration_is_replaced_only_by_force(tmp_path):
     output = tmp_path / "lrls.yaml"
     output.write_text("mine")
 
-    with pytest.raises(LrlsError, match="exists already; .* --output, or replace it with --force"):
+    with pytest.raises(LrlsError, match=r"exists already; .* --output, or replace it with --force"):
         write_config(describe_folder(tmp_path / "scans"), output)
     assert output.read_text() == "mine"
 

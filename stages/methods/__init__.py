@@ -8,7 +8,8 @@ from stages.methods import ants, brbs, unet, voxelmorph
 from stages.methods.recipe import Method
 
 METHODS = {
-    method.name: method for method in (unet.UNET, unet.SUPERVISED, ants.AFFINE, ants.SYN, voxelmorph.METHOD, brbs.METHOD)
+    method.name: method
+    for method in (unet.UNET, unet.SUPERVISED, ants.AFFINE, ants.SYN, voxelmorph.METHOD, brbs.METHOD)
 }
 
 

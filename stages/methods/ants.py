@@ -37,9 +37,7 @@ def build_affine(task: Task, settings: AffineSettings) -> Recipe:
 
 
 def build_syn(task: Task, settings: SynSettings) -> Recipe:
-    return Recipe(
-        classical=partial(syn_displacement, iterations=settings.reg_iterations), generate=PropagatedLabels()
-    )
+    return Recipe(classical=partial(syn_displacement, iterations=settings.reg_iterations), generate=PropagatedLabels())
 
 
 AFFINE = Method(

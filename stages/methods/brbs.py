@@ -11,7 +11,7 @@ MMR mixes aligned pairs; segmentation goes on after registration with the finish
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -52,7 +52,7 @@ from stages.parts.segmenting import (
 class Settings(MethodSettings):
     """Settings of `brbs`; the switches are the rows of the paper's Table III."""
 
-    PRESETS = {
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
             "inverse": "self-warped",
             "atlas_label": False,

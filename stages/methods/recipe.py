@@ -171,7 +171,9 @@ def registration_network(name: str, task: Task, *, diffeomorphic: bool) -> Regis
     return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
 
 
-def published_training(steps: int, *, batch_size: int = 1, augmentation: Literal["none", "paper", "strong"]) -> TrainSettings:
+def published_training(
+    steps: int, *, batch_size: int = 1, augmentation: Literal["none", "paper", "strong"]
+) -> TrainSettings:
     """The papers' common schedule: Adam, 1e-4, constant."""
     return TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=1e-4, schedule="constant", optimizer="adam", ema=0.0,

@@ -1,4 +1,4 @@
-"""U-Net on the labelled scans alone, with augmentation: the baseline to fear (`unet`), and the upper bound (`supervised`).
+"""U-Net on labelled scans alone, with augmentation: the baseline (`unet`) and the upper bound (`supervised`).
 
 Ronneberger et al., MICCAI 2015; Çiçek et al., MICCAI 2016; Dice and cross-entropy as Isensee et al., "nnU-Net", 2021.
 """

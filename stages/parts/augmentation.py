@@ -92,6 +92,10 @@ class IntensityAugmentation:
 
     def __call__(self, image: Tensor, generator: Generator) -> Tensor:
         """(N, 1, D, H, W) in [0, 1] -> the same, clipped to [0, 1.5]; background 0 stays near 0."""
+        with torch.autocast(image.device.type, enabled=False):  # the blur is a convolution
+            return self._change(image, generator)
+
+    def _change(self, image: Tensor, generator: Generator) -> Tensor:
         n = len(image)
         column = (n, 1, 1, 1, 1)
         low, high = self.gamma

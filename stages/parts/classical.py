@@ -1,4 +1,7 @@
-"""ANTs registration of arrays. ANTs repeats itself only with a seed and one thread: call these in `single_threaded` processes."""
+"""ANTs registration of arrays.
+
+ANTs repeats itself only with a seed and one thread: call these in processes that began with `use_one_thread`.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,9 @@ def syn_displacement(
     """
     import ants
 
+    # `registration(random_seed=...)` alone does not reach ANTs; 0 would mean a seed from the clock.
+    ants.config.set_ants_deterministic(True, seed_value=seed + 1)
+
     def image(array: np.ndarray) -> ants.ANTsImage:  # ANTs lists axes (x, y, z)
         return ants.from_numpy(array.transpose(2, 1, 0).astype(np.float32), spacing=tuple(spacing_mm[::-1]))
 
@@ -47,7 +53,6 @@ def syn_displacement(
             initial_transform="identity",
             reg_iterations=iterations,
             outprefix=str(Path(folder) / "syn_"),
-            random_seed=seed + 1,  # ANTs takes 0 for "none"
         )
         warps = [path for path in result["fwdtransforms"] if path.endswith(".nii.gz")]
         in_mm = ants.image_read(warps[0]).numpy()  # (W, H, D, 3), components (x, y, z)

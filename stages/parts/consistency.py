@@ -16,7 +16,7 @@ from stages.parts.warps import one_hot, warp, warp_probabilities
 
 @dataclass
 class Registered:
-    """Pairs after registration; with both directions the second half of every tensor is the first with roles swapped."""
+    """Registered pairs; with both directions, the second half of every tensor is the first with roles swapped."""
 
     moving: Tensor  # (N or 2N, 1, D, H, W)
     fixed: Tensor

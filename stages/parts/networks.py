@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -58,10 +59,8 @@ class UNet(nn.Module):
     def __init__(self, inputs: int, outputs: int, shape: Sequence[int]) -> None:
         super().__init__()
         widths = self.WIDTHS[: derived_depth(shape, most=len(self.WIDTHS) - 1) + 1]
-        self.down = nn.ModuleList(
-            Block(a, b, b // 4) for a, b in zip((inputs, *widths[:-1]), widths, strict=True)
-        )
-        self.up = nn.ModuleList(Block(a + b, a, a // 4) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.down = nn.ModuleList(Block(a, b, b // 4) for a, b in zip((inputs, *widths[:-1]), widths, strict=True))
+        self.up = nn.ModuleList(Block(a + b, a, a // 4) for a, b in pairwise(widths))
         self.head = nn.Conv3d(widths[0], outputs, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv3d) and module is not self.head:
@@ -101,7 +100,7 @@ class LightUNet(nn.Module):
         super().__init__()
         widths = tuple(widths)[: derived_depth(shape, most=len(widths) - 1, stem=2) + 1]
         self.down = nn.ModuleList(Block(a, b, b) for a, b in zip((8 * inputs, *widths[:-1]), widths, strict=True))
-        self.up = nn.ModuleList(Block(a + b, a, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.up = nn.ModuleList(Block(a + b, a, a) for a, b in pairwise(widths))
         self.head = nn.Conv3d(widths[0], 8 * outputs, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv3d) and module is not self.head:
@@ -124,9 +123,9 @@ class LightUNet(nn.Module):
 
 
 class VoxelMorphUNet(nn.Module):
-    """VoxelMorph's U-Net: encoder 16,32,32,32, decoder 32,32,32,32,32,16,16, LeakyReLU 0.2, max-pooling, nearest upsampling.
+    """VoxelMorph's U-Net: encoder 16,32,32,32, decoder 32,32,32,32,32,16,16, LeakyReLU 0.2, max-pooling.
 
-    The flow convolution starts from N(0, 1e-5). 327 k parameters for two images of one channel.
+    Upsampling is nearest neighbour; the flow convolution starts from N(0, 1e-5). 327 k parameters for two images of one channel.
 
     Source: Balakrishnan et al., TMI 2019; the published `voxelmorph` configuration.
     """

@@ -80,9 +80,7 @@ def mixing(result: Segmented) -> Tensor:
     """L_mix on probabilities (BRBS Eq. 13)."""
     assert result.mixed is not None and result.first is not None and result.second is not None
     assert result.gamma is not None
-    return losses.mix_loss(
-        result.mixed.softmax(1), result.first.softmax(1), result.second.softmax(1), result.gamma
-    )
+    return losses.mix_loss(result.mixed.softmax(1), result.first.softmax(1), result.second.softmax(1), result.gamma)
 
 
 def mixing_of_logits(result: Segmented) -> Tensor:

@@ -95,7 +95,7 @@ def warp_label(label: Tensor, displacement: Tensor) -> Tensor:
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """(u o v)(x) = v(x) + u(x + v(x)): pull by the inner field first, then by the outer one; (N, 3, D, H, W), voxels."""
+    """(u o v)(x) = v(x) + u(x + v(x)), (N, 3, D, H, W) in voxels: the inner field pulls first, then the outer one."""
     return inner + warp(outer, inner)
 
 
@@ -136,5 +136,5 @@ def affine_displacement(matrix: Tensor, shape: tuple[int, int, int], spacing_mm:
 
 
 def resize(field: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Trilinear resampling to another shape, corner voxels aligned; values are not rescaled. (N, C, ...) -> (N, C, *shape)."""
+    """Trilinear resampling (N, C, ...) -> (N, C, *shape), corner voxels aligned; values are not rescaled."""
     return F.interpolate(field.float(), size=shape, mode="trilinear", align_corners=True)

@@ -1,0 +1,22 @@
+"""`lrls eval`: stage 5."""
+
+import typer
+
+from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+
+
+def evaluate(config: ConfigFile, method: MethodName, settings: Settings = [], force: Force = False) -> None:  # noqa: B006
+    """Score a method on the held-out scans, in their own space.
+
+    Example: lrls eval lrls.yaml --method brbs --set eval.part=dev
+    """
+    # Imported here so that `lrls --help` does not wait for torch.
+    from lrls_cli.tables import print_scores
+    from stages.artifacts.scores import Scores
+    from stages.config import load_config
+    from stages.workflow import run_stage
+
+    scores = run_stage(load_config(config, settings), method, "eval", force=force)
+    assert isinstance(scores, Scores)
+    print_scores(method, scores)
+    typer.echo(scores.folder)

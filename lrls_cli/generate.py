@@ -1,0 +1,17 @@
+"""`lrls generate`: stage 3."""
+
+import typer
+
+from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+
+
+def generate(config: ConfigFile, method: MethodName, settings: Settings = [], force: Force = False) -> None:  # noqa: B006
+    """Write the data that a method's segmentation learns from.
+
+    Example: lrls generate lrls.yaml --method brbs
+    """
+    # Imported here so that `lrls --help` does not wait for torch.
+    from stages.config import load_config
+    from stages.workflow import run_stage
+
+    typer.echo(run_stage(load_config(config, settings), method, "generate", force=force).folder)

@@ -1,0 +1,42 @@
+"""`lrls preprocess`: stage 1."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from lrls_cli.options import ConfigFile, Force, Settings
+
+
+class Part(StrEnum):
+    """Which scans."""
+
+    train = "train"
+    supervised = "supervised"
+    dev = "dev"
+    test = "test"
+
+
+def preprocess(
+    config: ConfigFile,
+    part: Annotated[
+        Part, typer.Option(help="train: atlases and unlabelled scans; others are brought to their grid.")
+    ] = Part.train,
+    settings: Settings = [],  # noqa: B006
+    force: Force = False,
+) -> None:
+    """Align, crop, resample and normalise the scans.
+
+    Example: lrls preprocess lrls.yaml
+    """
+    # Imported here so that `lrls --help` does not wait for SimpleITK.
+    from stages.config import load_config
+    from stages.preprocess import preprocess as stage
+
+    cohort = stage(load_config(config, settings), part.value, force=force)
+    grid = cohort.grid
+    spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
+    typer.echo(f"{len(cohort.cases)} scans on {' x '.join(map(str, grid.shape))} voxels of {spacing} mm")
+    for case in cohort.fallen_back():
+        typer.echo(f"warning: case {case}: the alignment was refused, centres of mass are used; look at qc/cohort.png.")
+    typer.echo(cohort.folder)

@@ -1,0 +1,40 @@
+"""`lrls run`: all stages of a method."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+
+
+class Until(StrEnum):
+    """The last stage."""
+
+    preprocess = "preprocess"
+    train_reg = "train-reg"
+    generate = "generate"
+    train_seg = "train-seg"
+    eval = "eval"
+
+
+def run(
+    config: ConfigFile,
+    method: MethodName,
+    settings: Settings = [],  # noqa: B006
+    until: Annotated[Until, typer.Option(help="The last stage to run.")] = Until.eval,
+    force: Force = False,
+) -> None:
+    """Run all stages of a method; what is up to date is not made again.
+
+    Example: lrls run lrls.yaml --method brbs
+    """
+    # Imported here so that `lrls --help` does not wait for torch.
+    from lrls_cli.tables import print_scores
+    from stages.config import load_config
+    from stages.workflow import run as run_all
+
+    made = run_all(load_config(config, settings), method, until=until.value, force=force, tell=typer.echo)  # type: ignore[arg-type]
+    if made.scores:
+        print_scores(method, made.scores)
+        typer.echo(made.scores.folder)

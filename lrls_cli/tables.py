@@ -1,0 +1,47 @@
+"""Tables in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from stages.artifacts.scores import Scores
+
+
+def print_scores(method: str, scores: Scores) -> None:
+    """A row per structure and output, the mean last."""
+    summary = scores.summary
+    for output, found in summary["outputs"].items():
+        table = Table(title=f"{method}, {output}, {summary['part']}, {summary['scans']} scans", title_justify="left")
+        for column in ("structure", "DSC", "HD95 mm", "ASSD mm", "missed"):
+            table.add_column(column, justify="left" if column == "structure" else "right", no_wrap=True)
+        for name, row in found["structures"].items():
+            table.add_row(
+                name,
+                *(f"{row[k]:.4f}" if k == "dsc" else f"{row[k]:.2f}" for k in ("dsc", "hd95_mm", "assd_mm")),
+                str(row["missed"]),
+            )
+        table.add_section()
+        dsc = found["dsc"]
+        table.add_row(
+            "mean of scans", f"{dsc['mean']:.4f}", f"{found['hd95_mm']['mean']:.2f}", f"{found['assd_mm']['mean']:.2f}",
+            str(found["missed"]), style="bold",
+        )  # fmt: skip
+        Console().print(table)
+        print(
+            f"DSC {dsc['mean']:.4f} +- {dsc['std']:.4f}, 95 % interval {dsc['low']:.4f} to {dsc['high']:.4f}, "
+            f"worst {dsc['min']:.4f} (case {found['worst_scan']})"
+        )
+        if found["absent_in_both"]:
+            print(f"{found['absent_in_both']} structures are absent in truth and prediction and were not scored")
+    if "registration" in summary:
+        field = summary["registration"]
+        print(
+            f"displacements: {100 * field['folding_fraction']['mean']:.3f} % of voxels with |J| <= 0, "
+            f"std(|J|) {field['jacobian_std']['mean']:.3f}, SDlogJ {field['sd_log_jacobian']['mean']:.3f}"
+        )
+    for case in summary["alignment_fell_back"]:
+        print(f"warning: case {case}: its affine alignment was refused, centres of mass were used")

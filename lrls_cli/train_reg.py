@@ -1,0 +1,17 @@
+"""`lrls train-reg`: stage 2."""
+
+import typer
+
+from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+
+
+def train_reg(config: ConfigFile, method: MethodName, settings: Settings = [], force: Force = False) -> None:  # noqa: B006
+    """Train a method's registration networks on the cohort.
+
+    Example: lrls train-reg lrls.yaml --method brbs
+    """
+    # Imported here so that `lrls --help` does not wait for torch.
+    from stages.config import load_config
+    from stages.workflow import run_stage
+
+    typer.echo(run_stage(load_config(config, settings), method, "train-reg", force=force).folder)

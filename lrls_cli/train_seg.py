@@ -1,0 +1,17 @@
+"""`lrls train-seg`: stage 4."""
+
+import typer
+
+from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+
+
+def train_seg(config: ConfigFile, method: MethodName, settings: Settings = [], force: Force = False) -> None:  # noqa: B006
+    """Train a method's segmentation network.
+
+    Example: lrls train-seg lrls.yaml --method brbs
+    """
+    # Imported here so that `lrls --help` does not wait for torch.
+    from stages.config import load_config
+    from stages.workflow import run_stage
+
+    typer.echo(run_stage(load_config(config, settings), method, "train-seg", force=force).folder)

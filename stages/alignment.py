@@ -1,0 +1,134 @@
+"""Alignment of a scan to the reference by ANTs. ANTs repeats itself only with a seed and one thread in the process."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+MOST_SCALING = 1.6  # singular values of a believable affine map between two people, and 1 / this
+
+
+def align(
+    reference: sitk.Image, scan: sitk.Image, *, kind: Literal["none", "rigid", "affine"], seed: int
+) -> dict[str, Any]:
+    """Map of the reference's space to the scan's.
+
+    Starts from both images' centres of mass and from their boxes' centres and keeps the better end. An end that fits
+    worse than the centres of mass alone, or scales beyond belief, is refused: then the centres of mass it is.
+
+    Args:
+        reference, scan: intensities in [0, 1], one orientation.
+        kind: "none" leaves the scan where its header puts it.
+        seed: of ANTs's sampling.
+
+    Returns:
+        "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan;
+        "correlation": of the two images after alignment; "fell_back": whether the fit was refused.
+    """
+    if kind == "none":
+        matrix = np.eye(4)
+        return {"matrix": matrix, "correlation": correlation(reference, scan, matrix), "fell_back": False}
+    centres = np.eye(4)
+    centres[:3, 3] = centre_of_mass(scan) - centre_of_mass(reference)
+    boxes = np.eye(4)
+    boxes[:3, 3] = box_centre(scan) - box_centre(reference)
+    ends = [_ants(reference, scan, start, kind=kind, seed=seed) for start in (centres, boxes)]
+    fits = [correlation(reference, scan, end) for end in ends]
+    best = int(np.argmax(fits))
+    floor = correlation(reference, scan, centres)
+    scales = np.linalg.svd(ends[best][:3, :3], compute_uv=False)
+    if fits[best] < floor or scales.max() > MOST_SCALING or scales.min() < 1 / MOST_SCALING:
+        return {"matrix": centres, "correlation": floor, "fell_back": True}
+    return {"matrix": ends[best], "correlation": fits[best], "fell_back": False}
+
+
+def _ants(reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: str, seed: int) -> np.ndarray:
+    import ants
+
+    # `registration(random_seed=...)` alone does not reach ANTs; 0 would mean a seed from the clock.
+    ants.config.set_ants_deterministic(True, seed_value=seed + 1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        initial = str(Path(folder) / "start.mat")
+        ants.write_transform(
+            ants.create_ants_transform(
+                transform_type="AffineTransform", matrix=start[:3, :3], translation=start[:3, 3], center=np.zeros(3)
+            ),
+            initial,
+        )
+        result = ants.registration(
+            fixed=ants_image(reference),
+            moving=ants_image(scan),
+            type_of_transform={"rigid": "Rigid", "affine": "Affine"}[kind],
+            initial_transform=initial,
+            outprefix=str(Path(folder) / "align_"),
+        )
+        transform = ants.read_transform(result["fwdtransforms"][0])
+    parameters, centre = np.array(transform.parameters), np.array(transform.fixed_parameters)
+    matrix = np.eye(4)
+    matrix[:3, :3] = parameters[:9].reshape(3, 3)
+    matrix[:3, 3] = parameters[9:] + centre - matrix[:3, :3] @ centre
+    return matrix
+
+
+def ants_image(image: sitk.Image) -> Any:
+    """The same image for ANTs, which lists axes (x, y, z)."""
+    import ants
+    import SimpleITK as sitk
+
+    return ants.from_numpy(
+        sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.float32),
+        origin=image.GetOrigin(),
+        spacing=image.GetSpacing(),
+        direction=np.array(image.GetDirection()).reshape(3, 3),
+    )
+
+
+def affine_transform(matrix: np.ndarray) -> sitk.AffineTransform:
+    """A homogeneous matrix as a SimpleITK transform."""
+    import SimpleITK as sitk
+
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix([float(v) for v in matrix[:3, :3].ravel()])
+    transform.SetTranslation([float(v) for v in matrix[:3, 3]])
+    return transform
+
+
+def correlation(reference: sitk.Image, scan: sitk.Image, matrix: np.ndarray) -> float:
+    """Pearson correlation of the reference and the aligned scan where they overlap; -1 where they hardly do."""
+    import SimpleITK as sitk
+
+    aligned = sitk.Resample(scan, reference, affine_transform(matrix), sitk.sitkLinear, -1.0, sitk.sitkFloat32)
+    a, b = sitk.GetArrayViewFromImage(reference).ravel(), sitk.GetArrayViewFromImage(aligned).ravel()
+    inside = b >= 0
+    if inside.mean() < 0.3:
+        return -1.0
+    a, b = a[inside].astype(np.float64), b[inside].astype(np.float64)
+    spread = a.std() * b.std()
+    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else -1.0
+
+
+def centre_of_mass(image: sitk.Image) -> np.ndarray:
+    """Mean position (x, y, z) in mm, weighted by intensity."""
+    import SimpleITK as sitk
+
+    array = sitk.GetArrayViewFromImage(image).astype(np.float64)
+    total = array.sum()
+    if total <= 0:
+        return box_centre(image)
+    index = [
+        float((array.sum(axis=tuple(a for a in range(3) if a != axis)) * np.arange(n)).sum() / total)
+        for axis, n in enumerate(array.shape)
+    ]
+    return np.array(image.TransformContinuousIndexToPhysicalPoint(index[::-1]))
+
+
+def box_centre(image: sitk.Image) -> np.ndarray:
+    """Centre of the image's box (x, y, z) in mm."""
+    return np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))

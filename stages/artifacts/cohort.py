@@ -1,0 +1,129 @@
+"""The cohort: scans aligned, cropped and resampled to one grid, with the way back to each scan's own voxels.
+
+cohort.h5     images/<case>   (D, H, W) float16 in [0, 1]
+              labels/<case>   (D, H, W) class indices, smallest unsigned type; only labels that may be trained on
+              reference       (D, H, W) float32 in [0, 1], the first atlas in its own space; scans are aligned to it
+cohort.json   grid, structures, parts
+transforms/<case>.json        geometry of the scan, map to it, intensity range, quality of the alignment
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import h5py
+import numpy as np
+
+from stages.artifacts.store import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+    import torch
+
+    from stages.parts.samplers import Scans
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The one grid of a cohort. Axis order (D, H, W); origin and direction in SimpleITK's (x, y, z), LPS, mm."""
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: tuple[float, ...]
+
+    def as_image(self) -> sitk.Image:
+        """An empty image with this geometry."""
+        import SimpleITK as sitk
+
+        image = sitk.Image([int(n) for n in self.shape[::-1]], sitk.sitkUInt8)
+        image.SetSpacing(self.spacing_mm[::-1])
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Opened cohort; images and labels are read when asked for."""
+
+    KIND: ClassVar[str] = "cohort"
+    folder: Path
+    manifest: Manifest
+    grid: Grid
+    structures: tuple[str, ...]
+    parts: dict[str, list[str]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Raises LrlsError if the folder holds no finished cohort."""
+        manifest = read_manifest(folder, kind=cls.KIND)
+        about = json.loads((folder / "cohort.json").read_text())
+        grid = Grid(**{key: tuple(value) for key, value in about["grid"].items()})
+        return cls(folder, manifest, grid, tuple(about["structures"]), about["parts"])
+
+    @property
+    def cases(self) -> list[str]:
+        return [case for cases in self.parts.values() for case in cases]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.structures) + 1
+
+    def image(self, case: str) -> np.ndarray:
+        """(D, H, W), float16 in [0, 1]."""
+        with h5py.File(self.folder / "cohort.h5") as file:
+            return file["images"][case][()]
+
+    def label(self, case: str) -> np.ndarray:
+        """(D, H, W), class indices."""
+        with h5py.File(self.folder / "cohort.h5") as file:
+            return file["labels"][case][()]
+
+    def reference(self) -> sitk.Image:
+        """The image that scans are aligned to, in its own space."""
+        import SimpleITK as sitk
+
+        with h5py.File(self.folder / "cohort.h5") as file:
+            data = file["reference"]
+            image = sitk.GetImageFromArray(data[()])
+            image.SetSpacing(data.attrs["spacing"].tolist())
+            image.SetOrigin(data.attrs["origin"].tolist())
+            image.SetDirection(data.attrs["direction"].tolist())
+        return image
+
+    def transform(self, case: str) -> dict[str, Any]:
+        """What `preprocess` did to a scan: see `stages.preprocess.prepare`."""
+        return json.loads((self.folder / "transforms" / f"{case}.json").read_text())
+
+    def fallen_back(self) -> list[str]:
+        """Cases whose alignment was refused in favour of the centres of mass."""
+        return [case for case in self.cases if self.transform(case)["fell_back"]]
+
+    def scans(self, device: torch.device, parts: Sequence[str] | None = None) -> Scans:
+        """Images and labels of the given parts (default: all) in memory on a device."""
+        import torch
+
+        from stages.parts.samplers import Scans
+
+        names = [case for part in parts or self.parts for case in self.parts[part]]
+        with h5py.File(self.folder / "cohort.h5") as file:
+            images = torch.stack([torch.from_numpy(file["images"][case][()]) for case in names])[:, None]
+            labels = {
+                place: torch.from_numpy(file["labels"][case][()].astype(np.int16)).to(device)
+                for place, case in enumerate(names)
+                if case in file["labels"]
+            }
+        return Scans(
+            names=names,
+            images=images.to(device),
+            labels=labels,
+            atlases=[names.index(case) for case in self.parts.get("atlases", []) if case in names],
+            unlabeled=[names.index(case) for case in self.parts.get("unlabeled", []) if case in names],
+            num_classes=self.num_classes,
+            spacing_mm=self.grid.spacing_mm,
+        )

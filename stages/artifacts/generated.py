@@ -1,0 +1,109 @@
+"""Generated data in `generated.h5`; opens with plain h5py.
+
+paths/     one row per couple (atlas, scan): what BRBS's S3P samples from
+    displacement           (n, 3, D, H, W) float16, voxels, atlas to scan: warped(x) = atlas(x + u(x))
+    style                  (n, 1, D, H, W) float16, scan warped to the atlas minus the atlas
+    atlas, scan            (n,) case ids
+    similarity             (n,) float32, mean LNCC of warped atlas and scan
+    inverse_error_voxels   (n,) float32, mean length of u_fwd(x) + u_bwd(x + u_fwd(x))
+    folding_fraction       (n,) float32, share of voxels with |J| <= 0
+    accepted               (n,) bool, passed the screening of the settings `generate`
+samples/   one row per finished couple
+    image                  (n, 1, D, H, W) float16 in about [0, 1]
+    label                  (n, D, H, W) class indices, smallest unsigned type
+    atlas, space, style    (n,) case ids: whose label, whose anatomy, whose style
+    alpha, beta            (n,) float32 degrees; seed (n,) int64
+    similarity, inverse_error_voxels, folding_fraction, accepted   as above
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import h5py
+import torch
+from torch import Tensor
+
+from stages.artifacts.store import Manifest, read_manifest
+from stages.errors import LrlsError
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `lrls generate` wrote."""
+
+    KIND: ClassVar[str] = "generated"
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Raises LrlsError if the folder holds no finished artifact of this kind."""
+        return cls(folder, read_manifest(folder, kind=cls.KIND))
+
+    def bank(self, names: Sequence[str]) -> StoredPaths | None:
+        """The accepted couples of `paths/`, atlases and scans as places in `names`; None: no paths stored."""
+        file = self._file()
+        return StoredPaths(file["paths"], names) if "paths" in file else None
+
+    def samples(self) -> StoredSamples | None:
+        """The accepted couples of `samples/`."""
+        file = self._file()
+        return StoredSamples(file["samples"]) if "samples" in file else None
+
+    def _file(self) -> h5py.File:
+        try:
+            return h5py.File(self.folder / "generated.h5")
+        except OSError:
+            raise LrlsError(
+                f"{self.folder.parent.name}/{self.folder.name}: generated.h5 is damaged or truncated; "
+                "make it again with `lrls generate --force`."
+            ) from None
+
+
+def accepted(group: h5py.Group) -> list[int]:
+    rows = [row for row, good in enumerate(group["accepted"][()]) if good]
+    if not rows:
+        raise LrlsError("the screening accepted no generated couple; loosen generate.max_folding or min_similarity.")
+    return rows
+
+
+class StoredPaths:
+    """A path bank on disk; a couple is read when it is drawn."""
+
+    def __init__(self, group: h5py.Group, names: Sequence[str]) -> None:
+        self.group, self.rows = group, accepted(group)
+        atlases, scans = (group[column].asstr()[()] for column in ("atlas", "scan"))
+        self.couples = [(names.index(atlases[row]), names.index(scans[row])) for row in self.rows]
+
+    def displacement(self, couple: int) -> Tensor:
+        return torch.from_numpy(self.group["displacement"][self.rows[couple]])
+
+    def style(self, couple: int) -> Tensor:
+        return torch.from_numpy(self.group["style"][self.rows[couple]])
+
+
+@dataclass
+class StoredSample:
+    image: Tensor
+    label: Tensor
+    scan: str
+
+
+class StoredSamples(Sequence[StoredSample]):
+    """Finished couples on disk; one is read when it is drawn."""
+
+    def __init__(self, group: h5py.Group) -> None:
+        self.group, self.rows = group, accepted(group)
+        self.scans = group["space"].asstr()[()]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        row = self.rows[index]
+        image, label = (torch.from_numpy(self.group[column][row]) for column in ("image", "label"))
+        return StoredSample(image, label.short(), self.scans[row])

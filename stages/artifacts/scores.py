@@ -1,0 +1,34 @@
+"""Scores of a method on held-out scans, in the scans' own space.
+
+scores.csv          output, case, structure, dsc, hd95_mm, assd_mm, missed
+registration.csv    case, atlas, folding_fraction, jacobian_std, sd_log_jacobian (on the cohort's grid)
+summary.json        means, spreads, intervals, counts
+labels/             the method's label maps; labels-registration/ those of its registration, where it has both
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from stages.artifacts.store import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `lrls eval` wrote."""
+
+    KIND: ClassVar[str] = "scores"
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Raises LrlsError if the folder holds no finished artifact of this kind."""
+        return cls(folder, read_manifest(folder, kind=cls.KIND))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())

@@ -1,0 +1,52 @@
+"""Where and in which precision networks run."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from stages.config import Config
+from stages.errors import LrlsError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device and the type that convolutions run in; losses and heads stay in float32."""
+
+    torch: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.torch.type, dtype=self.dtype)
+
+    def __str__(self) -> str:
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
+        where = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else "cpu"
+        return f"{where}, {precision}, {torch.get_num_threads()} threads"
+
+
+def choose_device(config: Config) -> Device:
+    """The device and precision that the configuration asks for.
+
+    Raises:
+        LrlsError: CUDA is asked for and not there, or bf16 on hardware without it.
+    """
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise LrlsError("device is cuda, but torch finds no CUDA GPU; set device: auto, or install torch's CUDA build.")
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    if config.precision == "fp32":
+        return Device(device, torch.float32)
+    fast = torch.cuda.is_bf16_supported() if on_gpu else cpu_has_bf16()
+    return Device(device, torch.bfloat16 if fast or config.precision == "bf16" else torch.float32)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,266 @@
+"""Stage 5: score a method on held-out scans, in the scans' own space."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from stages import intake
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.scores import Scores
+from stages.artifacts.store import FORMAT_VERSIONS, Identity, atomic_write_text, find_finished, new_artifact, verify
+from stages.artifacts.weights import Registration, Segmentation
+from stages.config import Config
+from stages.device import Device, choose_device
+from stages.errors import LrlsError
+from stages.methods import find_method
+from stages.methods.recipe import Recipe
+from stages.own_space import as_label_image, classes_in_own_space
+from stages.parts.metrics import (
+    folding_fraction,
+    jacobian_determinant,
+    jacobian_std,
+    score_structures,
+    sd_log_jacobian,
+)
+from stages.progress import Progress
+from stages.registering import as_image, displacements, vote
+from stages.statistics import summarize
+from stages.train_reg import make_recipe, overlay_row, stage_config
+
+MEASURES = ("folding_fraction", "jacobian_std", "sd_log_jacobian")
+
+
+def evaluate(
+    cohort: Cohort,
+    held_out: Cohort,
+    config: Config,
+    method_name: str,
+    *,
+    registration: Registration | None = None,
+    segmentation: Segmentation | None = None,
+    force: bool = False,
+) -> Scores:
+    """Score what a method learned.
+
+    Args:
+        cohort: what it learned from; its atlases are propagated.
+        held_out: scans of the part to score, on the same grid.
+        registration, segmentation: what was trained; a method without a segmentation network propagates labels.
+
+    Raises:
+        LrlsError: the part is empty, a label map is faulty, or nothing was trained.
+    """
+    method = find_method(method_name)
+    recipe = make_recipe(method, cohort, config)
+    part = config.eval.part
+    cases = held_out.parts[part]
+    if not cases:
+        raise LrlsError(f"data.{part} lists no case; list labelled scans there, or set eval.part.")
+    outputs = [
+        name for name, there in (("segmentation", segmentation), ("registration", registers(recipe, cohort))) if there
+    ]
+    if not outputs:
+        raise LrlsError(f"{method.name} has nothing to score yet; run `lrls train-seg` first.")
+    scans = {case: intake.read_scan(config, case, label=True) for case in cases}
+    truths = {case: intake.scan_digest(scan) for case, scan in scans.items()}
+    inputs = {"cohort": cohort, "held-out": held_out, "registration": registration, "segmentation": segmentation}
+    identity = Identity(
+        kind=Scores.KIND,
+        format_version=FORMAT_VERSIONS[Scores.KIND],
+        made_by="eval",
+        config=stage_config(method, config) | {"part": part},
+        seed=config.seed,
+        inputs={role: each.manifest.digest for role, each in inputs.items() if each}
+        | {f"truth/{case}": digest for case, digest in truths.items()},
+    )
+    target = config.workspace / method.name / "scores"
+    if not force and (done := find_finished(target, identity)):
+        return Scores.open(done)
+    for artifact in inputs.values():
+        if artifact:
+            verify(artifact.folder)
+    if registration:
+        registration.load(recipe.registration_networks)
+    if segmentation:
+        segmentation.load(recipe.segmentation_networks)
+    device = choose_device(config)
+    with new_artifact(target, identity, device=str(device)) as draft:
+        done_cases = {case for case in cases if (draft.resume / f"{case}.json").exists()}
+        missing = [case for case in cases if case not in done_cases]
+        with Progress(f"score {part}", len(cases), start=len(done_cases)) as progress:
+            for case, found in _predict(missing, outputs, recipe, cohort, held_out, config, device):
+                rows = []
+                for output, classes in found["classes"].items():
+                    _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
+                    rows += _score(output, case, scans[case], classes, config)
+                result = {"scores": rows, "registration": found["registration"]}
+                atomic_write_text(draft.resume / f"{case}.json", json.dumps(result))
+                progress.advance()
+        results = [json.loads((draft.resume / f"{case}.json").read_text()) for case in cases]
+        table = pd.DataFrame([row for result in results for row in result["scores"]])
+        fields = pd.DataFrame([row for result in results for row in result["registration"]])
+        table.to_csv(draft.folder / "scores.csv", index=False, float_format="%.6f")
+        if len(fields):
+            fields.to_csv(draft.folder / "registration.csv", index=False, float_format="%.6f")
+        summary = summarize_scores(table, fields, outputs, config)
+        summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
+        atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
+        _pictures(draft.folder, table, outputs, recipe, cohort, held_out, config, device, scans)
+    return Scores.open(draft.result)
+
+
+def registers(recipe: Recipe, cohort: Cohort) -> bool:
+    """Whether the method can carry the atlases' labels over to a scan."""
+    return recipe.registers and bool(cohort.parts.get("atlases"))
+
+
+def folder_of(output: str, outputs: list[str]) -> str:
+    """The main output's label maps are in `labels`."""
+    return "labels" if output == outputs[0] else f"labels-{output}"
+
+
+def _predict(
+    cases: list[str],
+    outputs: list[str],
+    recipe: Recipe,
+    cohort: Cohort,
+    held_out: Cohort,
+    config: Config,
+    device: Device,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(case, {"classes": {output: label map in own space}, "registration": measures}) in the order of `cases`."""
+    atlas_cases = cohort.parts.get("atlases", [])
+    atlases = [(cohort.image(case), cohort.label(case)) for case in atlas_cases]
+    if "segmentation" in outputs:
+        assert recipe.segmentation is not None
+        recipe.segmentation.to(device.torch).eval()
+    stream: Iterator[tuple[int, np.ndarray]] = iter(())
+    if "registration" in outputs:
+        pairs = [(image, held_out.image(case)) for case in cases for image, _ in atlases]
+        stream = displacements(recipe, pairs, spacing_mm=cohort.grid.spacing_mm, device=device, seed=config.seed)
+    fields: dict[int, np.ndarray] = {}
+    for turn, case in enumerate(cases):
+        record, scan = held_out.transform(case), held_out.image(case)
+        classes = {}
+        measures = []
+        if "segmentation" in outputs:
+            probabilities = segment(recipe.segmentation, scan, device)  # type: ignore[arg-type]
+            classes["segmentation"] = classes_in_own_space(probabilities, record, cohort.grid)
+        if "registration" in outputs:
+            mine = [turn * len(atlases) + k for k in range(len(atlases))]
+            while not all(k in fields for k in mine):
+                place, field = next(stream)
+                fields[place] = field
+            here = [fields.pop(k) for k in mine]
+            votes = vote(atlases, here, scan, cohort.num_classes)
+            classes["registration"] = classes_in_own_space(votes, record, cohort.grid)
+            for atlas, field in zip(atlas_cases, here, strict=True):
+                jacobian = jacobian_determinant(torch.from_numpy(field)[None])
+                values = (folding_fraction(jacobian), jacobian_std(jacobian), sd_log_jacobian(jacobian))
+                measured = {name: float(value[0]) for name, value in zip(MEASURES, values, strict=True)}
+                measures.append({"case": case, "atlas": atlas} | measured)
+        yield case, {"classes": classes, "registration": measures}
+
+
+def segment(network: torch.nn.Module, scan: np.ndarray, device: Device) -> Tensor:
+    """Class probabilities (C, D, H, W) of a scan on the grid, on the device."""
+    with torch.inference_mode(), device.autocast():
+        logits = network(as_image(scan, device))
+    return logits[0].float().softmax(0)
+
+
+def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort, config: Config) -> None:
+    folder.mkdir(exist_ok=True)
+    image = as_label_image(intake.label_values(classes, config), held_out.transform(case))
+    sitk.WriteImage(image, str(folder / f"{case}.nii.gz"), useCompression=True)
+
+
+def _score(output: str, case: str, scan: intake.Scan, classes: np.ndarray, config: Config) -> list[dict[str, Any]]:
+    assert scan.label is not None
+    truth = intake.class_indices(sitk.GetArrayFromImage(scan.label), config, case)
+    names = list(config.structures)
+    found = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=scan.image.GetSpacing()[::-1])
+    return [
+        {"output": output, "case": case, "structure": names[s.class_index - 1], "dsc": s.dice, "hd95_mm": s.hd95_mm,
+         "assd_mm": s.assd_mm, "missed": int(s.missed)}
+        for s in found
+    ]  # fmt: skip
+
+
+def summarize_scores(table: pd.DataFrame, fields: pd.DataFrame, outputs: list[str], config: Config) -> dict[str, Any]:
+    """A scan's score is the mean of its structures, a method's the mean of its scans."""
+    summary: dict[str, Any] = {"part": config.eval.part, "scans": int(table["case"].nunique()), "outputs": {}}
+    for output in outputs:
+        rows = table[table["output"] == output]
+        by_scan = rows.groupby("case", sort=False)[["dsc", "hd95_mm", "assd_mm"]].mean()
+        per_structure = {
+            name: {"dsc": float(own["dsc"].mean()), "hd95_mm": float(own["hd95_mm"].mean()),
+                   "assd_mm": float(own["assd_mm"].mean()), "missed": int(own["missed"].sum()), "scored": len(own)}
+            for name in config.structures
+            if len(own := rows[rows["structure"] == name])
+        }  # fmt: skip
+        summary["outputs"][output] = {
+            **{column: summarize(by_scan[column].tolist()) for column in by_scan},
+            "worst_scan": str(by_scan["dsc"].idxmin()),
+            "missed": int(rows["missed"].sum()),
+            "absent_in_both": len(config.structures) * len(by_scan) - len(rows),
+            "structures": per_structure,
+        }
+    if len(fields):
+        summary["registration"] = {name: summarize(fields[name].tolist()) for name in MEASURES}
+    return summary
+
+
+def _pictures(
+    folder: Path, table: pd.DataFrame, outputs: list[str], recipe: Recipe, cohort: Cohort, held_out: Cohort,
+    config: Config, device: Device, scans: dict[str, intake.Scan],
+) -> None:  # fmt: skip
+    from stages.pictures import best_median_worst, predictions_page, registration_overlay, score_boxes
+
+    main = table[table["output"] == outputs[0]]
+    score_boxes(
+        {name: main[main["structure"] == name]["dsc"].tolist() for name in config.structures}, folder / "dsc.png"
+    )
+    dice = {str(case): float(value) for case, value in main.groupby("case", sort=False)["dsc"].mean().items()}
+    chosen = best_median_worst(dice)
+    rows = []
+    for rank, case in chosen.items():
+        scan = scans[case]
+        stored = sitk.ReadImage(str(folder / "labels" / f"{case}.nii.gz"))
+        oriented = [sitk.DICOMOrient(each, "LPS") for each in (scan.image, scan.label, stored)]
+        image, truth, prediction = (sitk.GetArrayFromImage(each) for each in oriented)
+        rows.append(
+            {
+                "case": case,
+                "dice": dice[case],
+                "image": image,
+                "truth": intake.class_indices(truth, config, case),
+                "prediction": intake.class_indices(prediction, config, case),
+                "spacing_mm": oriented[0].GetSpacing()[::-1],
+                "rank": rank,
+            }
+        )
+    predictions_page(rows, folder / "predictions.png", structures=list(config.structures))
+    if "registration" in outputs:
+        atlas = cohort.parts["atlases"][0]
+        moving = (cohort.image(atlas), cohort.label(atlas))
+        cases = list(chosen.values())
+        pairs = [(moving[0], held_out.image(case)) for case in cases]
+        overlay = {
+            place: overlay_row(cases[place], moving, pairs[place][1], field, cohort)
+            for place, field in displacements(
+                recipe, pairs, spacing_mm=cohort.grid.spacing_mm, device=device, seed=config.seed
+            )
+        }
+        registration_overlay(
+            [overlay[place] for place in sorted(overlay)], folder / "registration.png", structures=cohort.structures
+        )

@@ -1,0 +1,69 @@
+"""From the cohort's grid back to a scan's own voxels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from stages.artifacts.cohort import Grid
+from stages.parts.warps import sample, voxel_grid
+
+SLAB_VOXELS = 2**19
+
+
+def own_to_grid(record: dict[str, Any], grid: Grid) -> np.ndarray:
+    """Affine map (4 x 4) of a scan's voxel coordinates to the grid's, both in axis order (D, H, W)."""
+
+    def voxels_to_mm(spacing: Any, origin: Any, direction: Any) -> np.ndarray:
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.array(direction).reshape(3, 3) @ np.diag(spacing)
+        matrix[:3, 3] = origin
+        return matrix
+
+    own = voxels_to_mm(record["spacing"], record["origin"], record["direction"])
+    on_grid = voxels_to_mm(grid.spacing_mm[::-1], grid.origin, grid.direction)
+    map_xyz = np.linalg.inv(on_grid) @ np.linalg.inv(np.array(record["matrix"])) @ own
+    order = [2, 1, 0, 3]
+    return map_xyz[np.ix_(order, order)]
+
+
+def classes_in_own_space(probabilities: Tensor, record: dict[str, Any], grid: Grid) -> np.ndarray:
+    """Most probable class at each of the scan's own voxels; background outside the grid.
+
+    Probabilities, not labels, are interpolated, slab by slab, so that no full-size one-hot map is ever held.
+
+    Args:
+        probabilities: (C, D, H, W) on the grid.
+        record: what `preprocess` did to the scan.
+
+    Returns:
+        Class indices (D', H', W') in the scan's stored order.
+    """
+    width, height, depth = (int(n) for n in record["size"])
+    matrix = torch.from_numpy(own_to_grid(record, grid)).float().to(probabilities.device)
+    structures = probabilities[None, 1:].float()
+    result = np.zeros((depth, height, width), np.min_scalar_type(len(probabilities) - 1))
+    slab = max(1, SLAB_VOXELS // (height * width))
+    for start in range(0, depth, slab):
+        shape = (min(slab, depth - start), height, width)
+        index = voxel_grid(shape, structures)
+        index[:, 0] += start
+        points = torch.einsum("ij,njdhw->nidhw", matrix[:3, :3], index) + matrix[:3, 3].view(1, 3, 1, 1, 1)
+        here = sample(structures, points, padding="zeros")[0]
+        best, place = here.max(0)
+        place = torch.where(best > 1 - here.sum(0), place + 1, 0)
+        result[start : start + shape[0]] = place.cpu().numpy()
+    return result
+
+
+def as_label_image(values: np.ndarray, record: dict[str, Any]) -> sitk.Image:
+    """A label map with the scan's own geometry."""
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(record["spacing"])
+    image.SetOrigin(record["origin"])
+    image.SetDirection(record["direction"])
+    return image

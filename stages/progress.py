@@ -1,0 +1,66 @@
+"""Progress of long work: a rich bar with rate and remaining time; plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+PLAIN_INTERVAL_S = 15.0
+
+
+class Progress:
+    """Counts units of work.
+
+    Args:
+        what: the work, a few words.
+        total: units.
+        start: units that an earlier run has done.
+    """
+
+    def __init__(self, what: str, total: int, *, start: int = 0) -> None:
+        self.what, self.total, self.done, self.start = what, total, start, start
+        self.began = self.printed = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            columns = (
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[note]}"),
+            )
+            self.bar = progress.Progress(*columns, console=Console(stderr=True))
+            self.task = self.bar.add_task(what, total=total, completed=start, note="")
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def advance(self, note: str = "") -> None:
+        """One more unit is done; `note` goes behind the bar."""
+        self.done += 1
+        if self.bar:
+            self.bar.update(self.task, advance=1, note=note or None)
+        elif self.done == self.total or time.monotonic() - self.printed > PLAIN_INTERVAL_S:
+            self.printed = time.monotonic()
+            elapsed = self.printed - self.began
+            rate = (self.done - self.start) / max(elapsed, 1e-9)
+            left = (self.total - self.done) / rate
+            print(
+                f"{self.what}: {self.done}/{self.total}, {rate:.2g} a second, {left:.0f} s left {note}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()

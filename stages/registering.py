@@ -1,0 +1,75 @@
+"""Registering pairs of a cohort's grid and propagating labels, whatever registers: a network or ANTs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.device import Device
+from stages.methods.recipe import Classical, Recipe
+from stages.parts.losses import lncc
+from stages.parts.warps import one_hot, warp, warp_probabilities
+from stages.preprocess import in_processes
+
+ImagePair = tuple[np.ndarray, np.ndarray]  # moving, fixed: (D, H, W) in [0, 1]
+
+
+def displacements(
+    recipe: Recipe, pairs: Sequence[ImagePair], *, spacing_mm: tuple[float, float, float], device: Device, seed: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place of the pair, displacement (3, D, H, W) in voxels), as they come."""
+    if recipe.classical is not None:
+        arguments = [(recipe.classical, i, *pair, spacing_mm, seed) for i, pair in enumerate(pairs)]
+        yield from in_processes(_classical, arguments)
+        return
+    assert recipe.registration is not None
+    recipe.registration.to(device.torch).eval()
+    for i, (moving, fixed) in enumerate(pairs):
+        with torch.inference_mode(), device.autocast():
+            field = recipe.registration(as_image(moving, device), as_image(fixed, device))
+        yield i, field[0].float().cpu().numpy()
+
+
+def _classical(
+    method: Classical, place: int, moving: np.ndarray, fixed: np.ndarray, spacing_mm: tuple[float, ...], seed: int
+) -> tuple[int, np.ndarray]:
+    return place, method(moving.astype(np.float32), fixed.astype(np.float32), spacing_mm, seed)  # type: ignore[arg-type]
+
+
+def as_image(array: np.ndarray, device: Device) -> Tensor:
+    """(D, H, W) -> (1, 1, D, H, W) float32 on the device."""
+    return torch.from_numpy(array.astype(np.float32)).to(device.torch)[None, None]
+
+
+def vote(
+    atlases: Sequence[tuple[np.ndarray, np.ndarray]], fields: Sequence[np.ndarray], scan: np.ndarray, num_classes: int
+) -> Tensor:
+    """Class probabilities of a scan from one or several warped atlases.
+
+    One atlas: its warped one-hot label. Several: the share of votes; ties go to the more similar atlas.
+
+    Args:
+        atlases: image and label (class indices) of each, (D, H, W).
+        fields: displacement of each to the scan, (3, D, H, W), voxels.
+        scan: (D, H, W) in [0, 1].
+
+    Returns:
+        (num_classes, D, H, W), sums to 1.
+    """
+    warped = []
+    similarity = []
+    for (image, label), field in zip(atlases, fields, strict=True):
+        displacement = torch.from_numpy(field)[None]
+        classes = one_hot(torch.from_numpy(label.astype(np.int16))[None], num_classes)
+        warped.append(warp_probabilities(classes, displacement)[0])
+        moved = warp(torch.from_numpy(image.astype(np.float32))[None, None], displacement)
+        similarity.append(float(lncc(moved, torch.from_numpy(scan.astype(np.float32))[None, None]).mean()))
+    if len(warped) == 1:
+        return warped[0]
+    ranks = np.argsort(np.argsort(similarity))
+    weights = 1 + 1e-3 * torch.from_numpy(ranks).float()
+    votes = sum(w * one_hot(each.argmax(0)[None], num_classes)[0] for w, each in zip(weights, warped, strict=True))
+    return votes / weights.sum()  # type: ignore[operator]

@@ -1,0 +1,118 @@
+"""Stage 2: train a method's registration networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.store import FORMAT_VERSIONS, Draft, Identity, find_finished, new_artifact, save_weights, verify
+from stages.artifacts.weights import Registration
+from stages.config import Config
+from stages.device import choose_device
+from stages.errors import LrlsError
+from stages.methods import find_method, settings_of, training_of
+from stages.methods.recipe import Method, Recipe, Task
+from stages.registering import displacements, vote
+from stages.training import Run, train
+
+
+def task_of(cohort: Cohort) -> Task:
+    return Task(cohort.grid.shape, cohort.num_classes, len(cohort.parts.get("atlases", ())))
+
+
+def make_recipe(method: Method, cohort: Cohort, config: Config) -> Recipe:
+    """The recipe with freshly initialised networks."""
+    torch.manual_seed(config.seed)
+    return method.recipe(task_of(cohort), settings_of(method, config))
+
+
+def stage_config(method: Method, config: Config, stage: str | None = None) -> dict[str, Any]:
+    """What a stage's result depends on, besides its inputs and seed."""
+    settings: dict[str, Any] = {"method": method.name, "settings": settings_of(method, config).model_dump(mode="json")}
+    settings["precision"] = config.precision
+    if stage:
+        settings[stage] = training_of(method, config, stage).model_dump(mode="json")
+    return settings
+
+
+def train_registration(cohort: Cohort, config: Config, method_name: str, *, force: bool = False) -> Registration:
+    """Train a method's registration networks on the cohort.
+
+    Raises:
+        LrlsError: the method learns no registration.
+    """
+    method = find_method(method_name)
+    recipe = make_recipe(method, cohort, config)
+    if not recipe.train_registration:
+        raise LrlsError(f"{method.name} learns no registration; go on with `lrls {next_stage(recipe)}`.")
+    settings = training_of(method, config, "train_reg")
+    identity = Identity(
+        kind=Registration.KIND,
+        format_version=FORMAT_VERSIONS[Registration.KIND],
+        made_by="train-reg",
+        config=stage_config(method, config, "train_reg"),
+        seed=config.seed,
+        inputs={"cohort": cohort.manifest.digest},
+    )
+    target = config.workspace / method.name / "registration"
+    if not force and (done := find_finished(target, identity)):
+        return Registration.open(done)
+    verify(cohort.folder)
+    device = choose_device(config)
+    with new_artifact(target, identity, device=str(device)) as draft:
+        run = Run(
+            phases=recipe.train_registration,
+            networks=recipe.registration_networks,
+            data=cohort.scans(device.torch),
+            settings=settings,
+            device=device,
+            seed=config.seed,
+            draft=draft,
+        )
+        log = train(run)
+        save_weights(recipe.registration_networks, draft.folder / "weights.safetensors", {"method": method.name})
+        _pictures(draft, cohort, recipe, log, run)
+    return Registration.open(draft.result)
+
+
+def next_stage(recipe: Recipe) -> str:
+    return "train-seg" if recipe.train_segmentation and recipe.generate is None else "eval"
+
+
+def _pictures(draft: Draft, cohort: Cohort, recipe: Recipe, log: list[dict[str, Any]], run: Run) -> None:
+    from stages.pictures import loss_curves, registration_overlay
+
+    loss_curves(log, draft.folder / "losses.png")
+    atlas = cohort.parts["atlases"][0]
+    image, label = cohort.image(atlas), cohort.label(atlas)
+    cases = cohort.parts["unlabeled"][:3]
+    pairs = [(image, cohort.image(case)) for case in cases]
+    rows = []
+    for place, field in displacements(
+        recipe, pairs, spacing_mm=cohort.grid.spacing_mm, device=run.device, seed=run.seed
+    ):
+        rows.append(overlay_row(cases[place], (image, label), pairs[place][1], field, cohort))
+    registration_overlay(rows, Path(draft.folder / "registration.png"), structures=cohort.structures)
+
+
+def overlay_row(
+    case: str, atlas: tuple[np.ndarray, np.ndarray], scan: np.ndarray, field: np.ndarray, cohort: Cohort
+) -> dict[str, Any]:
+    """A row of `pictures.registration_overlay`."""
+    from stages.parts.warps import warp
+
+    image = atlas[0]
+    moved = warp(torch.from_numpy(image.astype(np.float32))[None, None], torch.from_numpy(field)[None])[0, 0]
+    return {
+        "case": case,
+        "atlas": image.astype(np.float32),
+        "warped": moved.numpy(),
+        "scan": scan.astype(np.float32),
+        "displacement": field,
+        "warped_label": vote([atlas], [field], scan, cohort.num_classes).argmax(0).numpy(),
+        "spacing_mm": cohort.grid.spacing_mm,
+    }

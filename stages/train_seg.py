@@ -1,0 +1,80 @@
+"""Stage 4: train a method's segmentation network on labelled scans or generated data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
+from stages.artifacts.store import FORMAT_VERSIONS, Identity, find_finished, new_artifact, save_weights, verify
+from stages.artifacts.weights import Registration, Segmentation
+from stages.config import Config
+from stages.device import choose_device
+from stages.errors import LrlsError
+from stages.methods import find_method, training_of
+from stages.train_reg import make_recipe, stage_config
+from stages.training import Run, train
+
+
+def train_segmentation(
+    cohort: Cohort,
+    config: Config,
+    method_name: str,
+    *,
+    registration: Registration | None = None,
+    generated: Generated | None = None,
+    force: bool = False,
+) -> Segmentation:
+    """Train a method's segmentation network; it starts from the registration artifact's helper where there is one.
+
+    Args:
+        cohort: labelled (and unlabelled) scans.
+        registration: weights of `train-reg`, for methods that train S beside R.
+        generated: what `generate` wrote, for methods that learn from it.
+
+    Raises:
+        LrlsError: the method trains no segmentation network.
+    """
+    method = find_method(method_name)
+    recipe = make_recipe(method, cohort, config)
+    if recipe.segmentation is None:
+        raise LrlsError(f"{method.name} trains no segmentation network; go on with `lrls eval`.")
+    has_phases = bool(recipe.train_segmentation)
+    inputs = {"cohort": cohort, "registration": registration, "generated": generated}
+    identity = Identity(
+        kind=Segmentation.KIND,
+        format_version=FORMAT_VERSIONS[Segmentation.KIND],
+        made_by="train-seg",
+        config=stage_config(method, config, "train_seg" if has_phases else None),
+        seed=config.seed,
+        inputs={role: artifact.manifest.digest for role, artifact in inputs.items() if artifact},
+    )
+    target = config.workspace / method.name / "segmentation"
+    if not force and (done := find_finished(target, identity)):
+        return Segmentation.open(done)
+    for artifact in inputs.values():
+        if artifact:
+            verify(artifact.folder)
+    device = choose_device(config)
+    with new_artifact(target, identity, device=str(device)) as draft:
+        if registration and recipe.helpers.keys() & recipe.segmentation_networks.keys():
+            registration.load(recipe.segmentation_networks)
+        if has_phases:
+            data = cohort.scans(device.torch)
+            if generated:
+                data = replace(data, bank=generated.bank(data.names), samples=generated.samples())
+            run = Run(
+                phases=recipe.train_segmentation,
+                networks=recipe.segmentation_networks,
+                data=data,
+                settings=training_of(method, config, "train_seg"),
+                device=device,
+                seed=config.seed + 1,  # not the draws of train-reg once more
+                draft=draft,
+            )
+            log = train(run)
+            from stages.pictures import loss_curves
+
+            loss_curves(log, draft.folder / "losses.png")
+        save_weights(recipe.segmentation_networks, draft.folder / "weights.safetensors", {"method": method.name})
+    return Segmentation.open(draft.result)

@@ -1,0 +1,234 @@
+"""The one training loop: phases of players. It never asks which method it runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.artifacts.store import Draft, load_state, save_state
+from stages.config import TrainSettings
+from stages.device import Device
+from stages.errors import LrlsError
+from stages.methods.recipe import Phase, Player
+from stages.parts.augmentation import AUGMENTATIONS
+from stages.parts.samplers import Draw, Scans
+from stages.progress import Progress
+
+LOG_STEPS = 10  # a log record and a look for NaN
+
+
+@dataclass
+class Run:
+    """A training run: everything that a checkpoint must hold to end with the same weights."""
+
+    phases: Sequence[Phase]
+    networks: Mapping[str, nn.Module]
+    data: Scans
+    settings: TrainSettings
+    device: Device
+    seed: int
+    draft: Draft
+    generator: torch.Generator = field(init=False)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator(self.device.torch)
+        self.generator.manual_seed(self.seed)
+        for network in self.networks.values():
+            network.to(self.device.torch)
+
+
+def train(run: Run) -> list[dict[str, Any]]:
+    """Train all phases, resuming from the draft's checkpoint if there is one. The networks hold the result.
+
+    Returns:
+        The log: a record every `LOG_STEPS` steps, "phase", "step" and the mean of each "player/term" since the last.
+
+    Raises:
+        LrlsError: a loss or gradient is not finite; the message names the scans of that batch.
+    """
+    checkpoint = run.draft.resume / "training.pt"
+    state = load_state(checkpoint) if checkpoint.exists() else None
+    if state:
+        for name, network in run.networks.items():
+            network.load_state_dict(state["networks"][name])
+        run.log = json.loads(state["log"])
+    first = state["phase"] if state else 0
+    for index in range(first, len(run.phases)):
+        _train_phase(run, index, checkpoint, state if index == first else None)
+    (run.draft.folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in run.log))
+    return run.log
+
+
+def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] | None) -> None:
+    phase, settings = run.phases[index], run.settings
+    assert settings.steps is not None and settings.augmentation is not None and settings.batch_size is not None
+    steps = round(settings.steps * phase.share)
+    space, intensity = AUGMENTATIONS[settings.augmentation]
+    draw = Draw(settings.batch_size, space, intensity, run.generator)
+    optimizers = [_optimizer(player, settings) for player in phase.players]
+    averages = [_Average(player.trains, settings.ema or 0.0) for player in phase.players]
+    step = 0
+    if state:
+        step = state["step"]
+        if step:  # a phase that has just ended leaves none of its players' state to the next
+            for optimizer, average, saved in zip(optimizers, averages, state["players"], strict=True):
+                optimizer.load_state_dict(saved["optimizer"])
+                average.load(saved["average"])
+        run.generator.set_state(state["generator"])
+        torch.set_rng_state(state["global"])
+
+    watch = _Watch(phase.name)
+    with Progress(f"train {phase.name}", steps, start=step) as progress:
+        while step < steps:
+            batch = phase.batches(run.data, draw)
+            for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
+                terms = _move(player, optimizer, phase, batch, run.device)
+                average.update()
+                watch.see(player.name, terms, batch.scans)
+            step += 1
+            saves = step % settings.checkpoint_steps == 0 or step == steps
+            if step % LOG_STEPS == 0 or saves:
+                record = watch.record(step)
+                run.log.append(record)
+                progress.advance(" ".join(f"{key} {value:.3g}" for key, value in record.items() if "/" in key))
+            else:
+                progress.advance()
+            if step == steps:
+                for average in averages:
+                    average.install()
+            if saves:
+                run.draft.save_elapsed()
+                _save(run, checkpoint, index, step, steps, optimizers, averages)
+
+
+def _move(
+    player: Player, optimizer: torch.optim.Optimizer, phase: Phase, batch: object, device: Device
+) -> dict[str, Tensor]:
+    """One optimiser step of a player; the other players' networks stand still."""
+    parameters = {id(parameter) for parameter in player.trains.parameters()}
+    for other in phase.players:
+        for parameter in other.trains.parameters():
+            parameter.requires_grad_(id(parameter) in parameters)
+    with device.autocast():
+        state = player.forward(batch)
+    total, terms = player.loss(state)
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    norm = nn.utils.get_total_norm([p.grad for p in player.trains.parameters() if p.grad is not None])
+    optimizer.step()
+    return {name: term.detach() for name, term in terms.items()} | {"total": total.detach(), "gradient": norm}
+
+
+class _Watch:
+    """Collects terms on the device and looks at them every `LOG_STEPS` steps, so that a GPU is not kept waiting."""
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+        self.seen: dict[str, list[Tensor]] = {}
+        self.scans: dict[str, list[list[str]]] = {}
+
+    def see(self, player: str, terms: dict[str, Tensor], scans: list[str]) -> None:
+        for name, term in terms.items():
+            self.seen.setdefault(f"{player}/{name}", []).append(term)
+        self.scans.setdefault(player, []).append(scans)
+
+    def record(self, step: int) -> dict[str, Any]:
+        record: dict[str, Any] = {"phase": self.phase, "step": step}
+        for name, terms in self.seen.items():
+            values = torch.stack(terms).double().cpu()
+            if not bool(values.isfinite().all()):
+                bad = int((~values.isfinite()).nonzero()[0])
+                player, term = name.split("/")
+                scans = ", ".join(dict.fromkeys(self.scans[player][bad]))
+                raise LrlsError(
+                    f"training stopped: {term} of {player} is {float(values[bad])} at step {step - len(terms) + bad + 1} "
+                    f"of {self.phase}, scans {scans}; look at these scans, or lower the learning rate; "
+                    "the same command resumes at the last checkpoint."
+                )
+            record[name] = float(values.mean())
+        self.seen, self.scans = {}, {}
+        return record
+
+
+def learning_rate(peak: float | None, step: int, steps: int, settings: TrainSettings) -> float:
+    """Learning rate of a step: constant, or one cycle (linear warm-up over a tenth, then half a cosine to 0)."""
+    assert peak is not None
+    if settings.schedule == "constant":
+        return peak
+    warm_up = max(1, steps // 10)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _optimizer(player: Player, settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters = list(player.trains.parameters())
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=1e-2)
+    return torch.optim.Adam(parameters, lr=1.0)
+
+
+class _Average:
+    """Exponential moving average of a network's state, buffers copied; decay 0 switches it off."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network, self.decay, self.count = network, decay, 0
+        self.state = {k: v.detach().clone() for k, v in network.state_dict().items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if not self.decay:
+            return
+        self.count += 1
+        decay = min(self.decay, self.count / (self.count + 9))  # early weights are forgotten faster
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value, 1 - decay)
+            else:
+                self.state[name].copy_(value)
+
+    def install(self) -> None:
+        if self.decay:
+            self.network.load_state_dict(self.state)
+
+    def dump(self) -> dict[str, Any]:
+        return {"count": self.count, "state": self.state}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.count = saved["count"]
+        for name, value in saved["state"].items():
+            self.state[name].copy_(value)
+
+
+def _save(
+    run: Run, checkpoint: Path, index: int, step: int, steps: int,
+    optimizers: list[torch.optim.Optimizer], averages: list[_Average],
+) -> None:  # fmt: skip
+    ended = step == steps
+    save_state(
+        {
+            "phase": index + ended,
+            "step": 0 if ended else step,
+            "networks": {name: network.state_dict() for name, network in run.networks.items()},
+            "players": [
+                {"optimizer": optimizer.state_dict(), "average": average.dump()}
+                for optimizer, average in zip(optimizers, averages, strict=True)
+            ]
+            if not ended
+            else [],
+            "generator": run.generator.get_state(),
+            "global": torch.get_rng_state(),
+            "log": json.dumps(run.log),
+        },
+        checkpoint,
+    )

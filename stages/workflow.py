@@ -1,0 +1,134 @@
+"""The order of the stages: which artifact goes into which, for single commands and for `lrls run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
+from stages.artifacts.scores import Scores
+from stages.artifacts.store import latest
+from stages.artifacts.weights import Registration, Segmentation
+from stages.config import Config
+from stages.evaluate import evaluate
+from stages.generate import generate
+from stages.methods import find_method, settings_of
+from stages.methods.recipe import Method, Task
+from stages.preprocess import Part, cohort_folder, preprocess
+from stages.train_reg import make_recipe, train_registration
+from stages.train_seg import train_segmentation
+
+Stage = Literal["preprocess", "train-reg", "generate", "train-seg", "eval"]
+STAGES: tuple[Stage, ...] = ("preprocess", "train-reg", "generate", "train-seg", "eval")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run made or found, stage by stage."""
+
+    cohort: Cohort
+    registration: Registration | None = None
+    generated: Generated | None = None
+    segmentation: Segmentation | None = None
+    scores: Scores | None = None
+
+
+def needs_unlabeled(method: Method, config: Config) -> bool:
+    """Whether the method learns from unlabelled scans."""
+    recipe = method.recipe(Task((16, 16, 16), 2, 1), settings_of(method, config))
+    return bool(recipe.train_registration)
+
+
+def run(
+    config: Config,
+    method_name: str,
+    *,
+    until: Stage = "eval",
+    force: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Made:
+    """Every stage of a method in turn; what is up to date is not made again.
+
+    Args:
+        until: the last stage.
+        force: make everything of the method again, but not the cohort.
+        tell: receives a line per stage.
+    """
+    method = find_method(method_name)
+
+    def told(artifact):  # type: ignore[no-untyped-def]
+        tell(f"{artifact.KIND}: {artifact.folder.relative_to(config.workspace)}")
+        return artifact
+
+    cohort = told(preprocess(config, method.cohort, needs_unlabeled=needs_unlabeled(method, config)))
+    made: dict[str, object] = {"cohort": cohort}
+    recipe = make_recipe(method, cohort, config)
+    wanted = STAGES[: STAGES.index(until) + 1]
+    if "train-reg" in wanted and recipe.train_registration:
+        made["registration"] = told(train_registration(cohort, config, method_name, force=force))
+    if "generate" in wanted and recipe.generate and recipe.train_segmentation:
+        made["generated"] = told(
+            generate(cohort, config, method_name, registration=made.get("registration"), force=force)  # type: ignore[arg-type]
+        )
+    if "train-seg" in wanted and recipe.segmentation:
+        made["segmentation"] = told(
+            train_segmentation(
+                cohort,
+                config,
+                method_name,
+                registration=made.get("registration"),
+                generated=made.get("generated"),  # type: ignore[arg-type]
+                force=force,
+            )
+        )
+    if "eval" in wanted:
+        held_out = told(preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None))
+        made["scores"] = told(
+            evaluate(
+                cohort,
+                held_out,
+                config,
+                method_name,
+                registration=made.get("registration"),  # type: ignore[arg-type]
+                segmentation=made.get("segmentation"),
+                force=force,  # type: ignore[arg-type]
+            )
+        )
+    return Made(**made)  # type: ignore[arg-type]
+
+
+def opened_cohort(config: Config, part: Part) -> Cohort:
+    return Cohort.open(latest(cohort_folder(config, part), kind=Cohort.KIND))
+
+
+def run_stage(
+    config: Config, method_name: str, stage: Stage, *, force: bool = False
+) -> Registration | Generated | Segmentation | Scores:
+    """One stage on the newest artifacts of the stages before it."""
+    method = find_method(method_name)
+    cohort = opened_cohort(config, method.cohort)
+    recipe = make_recipe(method, cohort, config)
+    folder = config.workspace / method.name
+    if stage == "train-reg":
+        return train_registration(cohort, config, method_name, force=force)
+    registration = None
+    if recipe.train_registration:
+        registration = Registration.open(latest(folder / "registration", kind=Registration.KIND))
+    if stage == "generate":
+        return generate(cohort, config, method_name, registration=registration, force=force)
+    if stage == "train-seg":
+        generated = None
+        if recipe.generate and recipe.train_segmentation:
+            generated = Generated.open(latest(folder / "generated", kind=Generated.KIND))
+        return train_segmentation(
+            cohort, config, method_name, registration=registration, generated=generated, force=force
+        )
+    segmentation = None
+    if recipe.segmentation:
+        segmentation = Segmentation.open(latest(folder / "segmentation", kind=Segmentation.KIND))
+    held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)
+    return evaluate(
+        cohort, held_out, config, method_name, registration=registration, segmentation=segmentation, force=force
+    )
