@@ -65,9 +65,9 @@ class RegisterTriplet:
 
     def __call__(self, batch: Triplet) -> Registered:
         generator = batch.draw.generator
-        which, swap = torch.randint(6, (1,), generator=generator, device=generator.device).divmod(2)  # type: ignore[attr-defined]
-        images = [(batch.atlas, batch.first), (batch.atlas, batch.second), (batch.second, batch.first)][int(which)]
-        moving, fixed = reversed(images) if swap else images
+        draw = int(torch.randint(6, (1,), generator=generator, device=generator.device))
+        pairs = [(batch.atlas, batch.first), (batch.atlas, batch.second), (batch.second, batch.first)]
+        moving, fixed = pairs[draw // 2] if draw % 2 else pairs[draw // 2][::-1]
         registered = register(self.network, moving, fixed, both_ways=self.both_ways)
         registered.classes = lambda: self._classes(batch, moving, fixed)
         return registered
