@@ -6,6 +6,7 @@ import sys
 import typer
 
 from lrls_cli.check import check
+from lrls_cli.compare import compare
 from lrls_cli.evaluate import evaluate
 from lrls_cli.generate import generate
 from lrls_cli.history import history
@@ -33,6 +34,7 @@ app.command()(generate)
 app.command("train-seg")(train_seg)
 app.command("eval")(evaluate)
 app.command()(run)
+app.command()(compare)
 app.command()(methods)
 app.command()(history)
 app.command()(phantom)

@@ -240,7 +240,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     except FileNotFoundError:
         raise LrlsError(f"{path}: no such configuration file; `lrls init FOLDER` writes one.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        where = f" (line {error.problem_mark.line + 1})" if getattr(error, "problem_mark", None) else ""
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
         raise LrlsError(f"{path}: not readable as YAML{where}; correct the file.") from None
     if not isinstance(values, dict):
         raise LrlsError(f"{path}: expected sections like `data:`, found {type(values).__name__}; see `lrls init`.")

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import dtype as TorchType
 
 from stages.config import Config
 from stages.errors import LrlsError
@@ -17,7 +18,7 @@ class Device:
     """A torch device and the type that convolutions run in; losses and heads stay in float32."""
 
     torch: torch.device
-    dtype: torch.dtype
+    dtype: TorchType
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.dtype == torch.float32:

@@ -104,8 +104,9 @@ def _table(file: h5py.File, name: str, rows: list[dict[str, Any]], config: Confi
         good &= group["similarity"][()] >= limits.min_similarity
     if not good.any():
         raise LrlsError(
-            f"the screening accepts none of {len(rows)} couples (best similarity {max(r['similarity'] for r in rows):.3f}, "
-            f"lowest folding {min(r['folding_fraction'] for r in rows):.4f}); "
+            f"the screening accepts none of {len(rows)} couples "
+            f"(best similarity {max(row['similarity'] for row in rows):.3f}, "
+            f"lowest folding {min(row['folding_fraction'] for row in rows):.4f}); "
             "loosen generate.min_similarity or generate.max_folding."
         )
     group["accepted"] = good

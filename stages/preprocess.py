@@ -318,7 +318,7 @@ def to_grid(image: sitk.Image, record: dict[str, Any], grid: Grid, *, nearest: b
     if not nearest:
         coarser = min(grid.spacing_mm) / max(image.GetSpacing())
         if coarser > 1.5:
-            image = sitk.DiscreteGaussian(image, (0.35 * min(grid.spacing_mm)) ** 2)
+            image = sitk.DiscreteGaussian(image, [(0.35 * min(grid.spacing_mm)) ** 2] * 3)
     transform = affine_transform(np.array(record["matrix"]))
     return sitk.GetArrayFromImage(
         sitk.Resample(image, grid.as_image(), transform, interpolator, 0.0, image.GetPixelID())

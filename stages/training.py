@@ -150,9 +150,10 @@ class _Watch:
                 bad = int((~values.isfinite()).nonzero()[0])
                 player, term = name.split("/")
                 scans = ", ".join(dict.fromkeys(self.scans[player][bad]))
+                where = f"step {step - len(terms) + bad + 1} of {self.phase}, scans {scans}"
                 raise LrlsError(
-                    f"training stopped: {term} of {player} is {float(values[bad])} at step {step - len(terms) + bad + 1} "
-                    f"of {self.phase}, scans {scans}; look at these scans, or lower the learning rate; "
+                    f"training stopped: {term} of {player} is {float(values[bad])} at {where}; "
+                    "look at these scans, or lower the learning rate; "
                     "the same command resumes at the last checkpoint."
                 )
             record[name] = float(values.mean())

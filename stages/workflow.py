@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
@@ -20,6 +20,7 @@ from stages.preprocess import Part, cohort_folder, preprocess
 from stages.train_reg import make_recipe, train_registration
 from stages.train_seg import train_segmentation
 
+Artifact = TypeVar("Artifact", Cohort, Registration, Generated, Segmentation, Scores)
 Stage = Literal["preprocess", "train-reg", "generate", "train-seg", "eval"]
 STAGES: tuple[Stage, ...] = ("preprocess", "train-reg", "generate", "train-seg", "eval")
 
@@ -58,45 +59,36 @@ def run(
     """
     method = find_method(method_name)
 
-    def told(artifact):  # type: ignore[no-untyped-def]
+    def told(artifact: Artifact) -> Artifact:
         tell(f"{artifact.KIND}: {artifact.folder.relative_to(config.workspace)}")
         return artifact
 
     cohort = told(preprocess(config, method.cohort, needs_unlabeled=needs_unlabeled(method, config)))
-    made: dict[str, object] = {"cohort": cohort}
     recipe = make_recipe(method, cohort, config)
     wanted = STAGES[: STAGES.index(until) + 1]
+    registration, generated, segmentation, scores = None, None, None, None
     if "train-reg" in wanted and recipe.train_registration:
-        made["registration"] = told(train_registration(cohort, config, method_name, force=force))
+        registration = told(train_registration(cohort, config, method_name, force=force))
     if "generate" in wanted and recipe.generate and recipe.train_segmentation:
-        made["generated"] = told(
-            generate(cohort, config, method_name, registration=made.get("registration"), force=force)  # type: ignore[arg-type]
-        )
+        generated = told(generate(cohort, config, method_name, registration=registration, force=force))
     if "train-seg" in wanted and recipe.segmentation:
-        made["segmentation"] = told(
-            train_segmentation(
-                cohort,
-                config,
-                method_name,
-                registration=made.get("registration"),
-                generated=made.get("generated"),  # type: ignore[arg-type]
-                force=force,
-            )
+        segmentation = told(
+            train_segmentation(cohort, config, method_name, registration=registration, generated=generated, force=force)
         )
     if "eval" in wanted:
         held_out = told(preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None))
-        made["scores"] = told(
+        scores = told(
             evaluate(
                 cohort,
                 held_out,
                 config,
                 method_name,
-                registration=made.get("registration"),  # type: ignore[arg-type]
-                segmentation=made.get("segmentation"),
-                force=force,  # type: ignore[arg-type]
+                registration=registration,
+                segmentation=segmentation,
+                force=force,
             )
         )
-    return Made(**made)  # type: ignore[arg-type]
+    return Made(cohort, registration, generated, segmentation, scores)
 
 
 def opened_cohort(config: Config, part: Part) -> Cohort:

@@ -65,7 +65,7 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d) and module is not self.head:
                 nn.init.kaiming_normal_(module.weight)
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
@@ -105,7 +105,7 @@ class LightUNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d) and module is not self.head:
                 nn.init.kaiming_normal_(module.weight, a=0.2)
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
@@ -125,7 +125,7 @@ class LightUNet(nn.Module):
 class VoxelMorphUNet(nn.Module):
     """VoxelMorph's U-Net: encoder 16,32,32,32, decoder 32,32,32,32,32,16,16, LeakyReLU 0.2, max-pooling.
 
-    Upsampling is nearest neighbour; the flow convolution starts from N(0, 1e-5). 327 k parameters for two images of one channel.
+    Upsampling is nearest neighbour; the flow convolution starts from N(0, 1e-5). 327 k parameters for an image pair.
 
     Source: Balakrishnan et al., TMI 2019; the published `voxelmorph` configuration.
     """
@@ -151,7 +151,7 @@ class VoxelMorphUNet(nn.Module):
             width = b
         self.head = nn.Conv3d(width, outputs, 3, padding=1)
         small_head(self.head)
-        self.to(memory_format=torch.channels_last_3d)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""

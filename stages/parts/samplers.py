@@ -181,7 +181,8 @@ class Mixed(Labelled):
 class PathBank(Protocol):
     """Stored transformation paths of couples (atlas, scan): what `lrls generate` wrote, read couple by couple."""
 
-    couples: Sequence[tuple[int, int]]  # places of (atlas, scan) in the cohort
+    @property
+    def couples(self) -> Sequence[tuple[int, int]]: ...  # places of (atlas, scan) in the cohort
 
     def displacement(self, couple: int) -> Tensor: ...  # (3, D, H, W) voxels: atlas to scan
     def style(self, couple: int) -> Tensor: ...  # (1, D, H, W): scan, warped to the atlas, minus atlas
@@ -190,9 +191,12 @@ class PathBank(Protocol):
 class Sample(Protocol):
     """A finished couple that `lrls generate` wrote."""
 
-    image: Tensor  # (1, D, H, W)
-    label: Tensor  # (D, H, W)
-    scan: str
+    @property
+    def image(self) -> Tensor: ...  # (1, D, H, W)
+    @property
+    def label(self) -> Tensor: ...  # (D, H, W)
+    @property
+    def scan(self) -> str: ...
 
 
 Degree = Callable[[int, Generator], Tensor]  # (count, generator) -> (count, 1, 1, 1, 1) in [0, 1]

@@ -36,7 +36,8 @@ class Segment:
             return Segmented(batch.target, self.network(batch.image))
         between = batch.gamma * batch.first + (1 - batch.gamma) * batch.second
         logits = self.network(torch.cat([batch.image, batch.first, batch.second, between]))
-        return Segmented(batch.target, *logits.chunk(4), batch.gamma)
+        image, first, second, mixed = logits.chunk(4)
+        return Segmented(batch.target, image, first, second, mixed, batch.gamma)
 
 
 @dataclass

@@ -1,0 +1,55 @@
+# Every target sets up what it needs: a virtual environment in .venv with the pinned packages.
+#   make demo                      the whole of brbs on the example, next to affine and unet
+#   make test                      the test suite
+#   make preprocess CONFIG=my.yaml METHOD=brbs    one target per stage; SET="--set key=value" overrides settings
+#   make TORCH_INDEX=https://download.pytorch.org/whl/cu130 demo    another build of torch
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= data.example/lrls.yaml
+METHOD ?= brbs
+SET ?=
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+LRLS := $(BIN)/lrls
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint bench check preprocess train-reg generate train-seg eval run clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lrls needs Python 3.11 or newer; make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(LRLS) run data.example/lrls.yaml --method affine
+	$(LRLS) run data.example/lrls.yaml --method unet
+	$(LRLS) run data.example/lrls.yaml --method brbs
+	$(LRLS) compare data.example/lrls.yaml --method unet --method affine --method brbs
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python docs/benchmarks/brbs_step.py
+
+check preprocess: $(READY)
+	$(LRLS) $@ $(CONFIG) $(SET)
+
+train-reg generate train-seg eval run: $(READY)
+	$(LRLS) $@ $(CONFIG) --method $(METHOD) $(SET)
+
+clean:
+	rm -rf $(VENV) runs
