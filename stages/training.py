@@ -63,7 +63,6 @@ def train(run: Run) -> list[dict[str, Any]]:
     first = state["phase"] if state else 0
     for index in range(first, len(run.phases)):
         _train_phase(run, index, checkpoint, state if index == first else None)
-    (run.draft.folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in run.log))
     return run.log
 
 
@@ -216,6 +215,7 @@ def _save(
     optimizers: list[torch.optim.Optimizer], averages: list[_Average],
 ) -> None:  # fmt: skip
     ended = step == steps
+    (run.draft.folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in run.log))
     save_state(
         {
             "phase": index + ended,

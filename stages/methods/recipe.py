@@ -106,8 +106,6 @@ class Recipe:
         segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
         train_registration, train_segmentation: phases of the two stages.
         generate: what `lrls generate` writes.
-        unlabeled: whether the method looks at unlabelled scans.
-        labels: whose labels the segmentation learns from.
     """
 
     registration: RegistrationNetwork | None = None
