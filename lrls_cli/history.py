@@ -17,7 +17,9 @@ def history(config: ConfigFile, settings: Settings = []) -> None:  # noqa: B006
     workspace = load_config(config, settings).workspace
     found = finished(workspace)
     places = {manifest.digest: str(folder.relative_to(workspace)) for folder, manifest in found}
-    table = Table("artifact", "made by", "from", "seed", "took", "digest")
+    table = Table()
+    for column in ("artifact", "made by", "from", "seed", "took", "digest"):
+        table.add_column(column, overflow="fold")
     for folder, manifest in found:
         identity = manifest.identity
         scans = [role for role in identity.inputs if role.startswith(("scan/", "truth/"))]
@@ -31,4 +33,7 @@ def history(config: ConfigFile, settings: Settings = []) -> None:  # noqa: B006
             str(folder.relative_to(workspace)), identity.made_by, "\n".join(made_from), str(identity.seed),
             f"{manifest.wall_time_s:.0f} s", manifest.digest[:8],
         )  # fmt: skip
-    Console().print(table if found else f"nothing in {workspace.name} yet; start with `lrls preprocess`.")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table if found else f"nothing in {workspace.name} yet; start with `lrls preprocess`.")

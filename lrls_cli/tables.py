@@ -44,4 +44,4 @@ def print_scores(method: str, scores: Scores) -> None:
             f"std(|J|) {field['jacobian_std']['mean']:.3f}, SDlogJ {field['sd_log_jacobian']['mean']:.3f}"
         )
     for case in summary["alignment_fell_back"]:
-        print(f"warning: case {case}: its affine alignment was refused, centres of mass were used")
+        print(f"warning: case {case}: its alignment was refused, centres of mass were used")

@@ -15,33 +15,37 @@ MOST_SCALING = 1.6  # singular values of a believable affine map between two peo
 
 
 def align(
-    reference: sitk.Image, scan: sitk.Image, *, kind: Literal["none", "rigid", "affine"], seed: int
+    reference: sitk.Image, scan: sitk.Image, *, kind: Literal["none", "centre", "rigid", "affine"], seed: int
 ) -> dict[str, Any]:
     """Map of the reference's space to the scan's.
 
     Starts from both images' centres of mass and from their boxes' centres and keeps the better end. An end that fits
-    worse than the centres of mass alone, or scales beyond belief, is refused: then the centres of mass it is.
+    worse than the centres of mass alone, or scales beyond belief, is refused, and so is a fit that ANTs gives up: then
+    the centres of mass it is.
 
     Args:
         reference, scan: intensities in [0, 1], one orientation.
-        kind: "none" leaves the scan where its header puts it.
+        kind: "none" leaves the scan where its header puts it, "centre" puts its box's centre on the reference's.
         seed: of ANTs's sampling.
 
     Returns:
         "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan;
         "correlation": of the two images after alignment; "fell_back": whether the fit was refused.
     """
-    if kind == "none":
-        matrix = np.eye(4)
+    boxes = np.eye(4)
+    boxes[:3, 3] = box_centre(scan) - box_centre(reference)
+    if kind in ("none", "centre"):
+        matrix = boxes if kind == "centre" else np.eye(4)
         return {"matrix": matrix, "correlation": correlation(reference, scan, matrix), "fell_back": False}
     centres = np.eye(4)
     centres[:3, 3] = centre_of_mass(scan) - centre_of_mass(reference)
-    boxes = np.eye(4)
-    boxes[:3, 3] = box_centre(scan) - box_centre(reference)
-    ends = [_ants(reference, scan, start, kind=kind, seed=seed) for start in (centres, boxes)]
+    floor = correlation(reference, scan, centres)
+    try:
+        ends = [_ants(reference, scan, start, kind=kind, seed=seed) for start in (centres, boxes)]
+    except RuntimeError:  # "Registration failed"
+        return {"matrix": centres, "correlation": floor, "fell_back": True}
     fits = [correlation(reference, scan, end) for end in ends]
     best = int(np.argmax(fits))
-    floor = correlation(reference, scan, centres)
     scales = np.linalg.svd(ends[best][:3, :3], compute_uv=False)
     if fits[best] < floor or scales.max() > MOST_SCALING or scales.min() < 1 / MOST_SCALING:
         return {"matrix": centres, "correlation": floor, "fell_back": True}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -24,7 +25,7 @@ Role = list[str] | str
 class Section(BaseModel):
     """A frozen section of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -68,7 +69,9 @@ class IntensitySettings(Section):
 class PreprocessSettings(Section):
     """Alignment, crop, resampling, intensities."""
 
-    align: Literal["none", "rigid", "affine"] = Field("affine", description="ANTs alignment to the first atlas.")
+    align: Literal["none", "centre", "rigid", "affine"] = Field(
+        "affine", description="Alignment to the first atlas: by header, box centres, or ANTs."
+    )
     align_spacing_mm: float = Field(
         2.0, gt=0, description="Scans with over 2^21 voxels are aligned at this spacing (mm)."
     )
@@ -294,12 +297,17 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
         section: Any = model
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation
-        known = sorted(section.model_fields)
-        nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}."
-        return f"unknown setting {where}; {hint}"
+        return unknown_setting(where, section.model_fields)
     if fault["type"] == "missing":
         return f"setting {where} is missing; add it."
     message = fault["msg"].removeprefix("Value error, ")
     found = f" (found {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
     return f"setting {where}: {message[0].lower()}{message[1:]}{found}; correct it."
+
+
+def unknown_setting(where: str, known: Iterable[str]) -> str:
+    """The line for a setting ("section.key") whose key is not a known one: it names the nearest."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(where.rpartition(".")[2], known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}."
+    return f"unknown setting {where}; {hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ import torch
 from stages import intake
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import FORMAT_VERSIONS, Identity, find_finished, new_artifact, verify
+from stages.artifacts.store import (
+    FORMAT_VERSIONS,
+    Identity,
+    atomic_write_bytes,
+    find_finished,
+    new_artifact,
+    verify,
+)
 from stages.artifacts.weights import Registration
 from stages.config import Config
 from stages.device import Device, choose_device
@@ -119,10 +127,9 @@ def _stored(resume: Path, place: int) -> Path:
 
 def _remember(resume: Path, place: int, values: dict[str, Any]) -> None:
     """A finished couple, whole or absent, so that a killed run goes on behind it."""
-    path = _stored(resume, place)
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        np.savez(file, **values)
-    path.with_suffix(".tmp").rename(path)
+    buffer = io.BytesIO()
+    np.savez(buffer, **values)
+    atomic_write_bytes(_stored(resume, place), buffer.getvalue())
 
 
 def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config, device: Device, resume: Path) -> None:

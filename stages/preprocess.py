@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from stages.artifacts.store import (
     atomic_write_text,
     find_finished,
     new_artifact,
+    verify,
 )
 from stages.config import Config, IntensitySettings, PreprocessSettings
 from stages.errors import LrlsError
@@ -94,6 +96,8 @@ def preprocess(
     target = cohort_folder(config, part)
     if not force and (done := find_finished(target, identity)):
         return Cohort.open(done)
+    if base:
+        verify(base.folder)
     with new_artifact(target, identity, device="cpu") as draft:
         reference = base.reference() if base else _reference(config, members["atlases"][0])
         transforms = draft.folder / "transforms"
@@ -146,7 +150,7 @@ def in_processes(
     if not arguments:
         return
     workers = min(workers or len(os.sched_getaffinity(0)), len(arguments))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=use_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_process) as pool:
         futures = [pool.submit(function, *each) for each in arguments]
         try:
             for future in as_completed(futures):
@@ -154,6 +158,19 @@ def in_processes(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin_process() -> None:
+    """One ITK thread, and no life after the parent: a killed run leaves no process behind."""
+    use_one_thread()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _align_case(config: Config, case: str, geometry: tuple, is_reference: bool) -> tuple[str, dict[str, Any]]:

@@ -174,8 +174,8 @@ def learning_rate(peak: float | None, step: int, steps: int, settings: TrainSett
 def _optimizer(player: Player, settings: TrainSettings) -> torch.optim.Optimizer:
     parameters = list(player.trains.parameters())
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=1e-2)
-    return torch.optim.Adam(parameters, lr=1.0)
+        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=1e-2, fused=True)
+    return torch.optim.Adam(parameters, lr=1.0, fused=True)
 
 
 class _Average:

@@ -9,9 +9,10 @@ from typing import Literal, TypeVar
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import latest
+from stages.artifacts.store import latest, versions
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
+from stages.errors import LrlsError
 from stages.evaluate import evaluate
 from stages.generate import generate
 from stages.methods import find_method, settings_of
@@ -92,7 +93,10 @@ def run(
 
 
 def opened_cohort(config: Config, part: Part) -> Cohort:
-    return Cohort.open(latest(cohort_folder(config, part), kind=Cohort.KIND))
+    folder = cohort_folder(config, part)
+    if part != "train" and not versions(folder):
+        raise LrlsError(f"{folder.name} holds no finished cohort; make it with `lrls preprocess --part {part}`.")
+    return Cohort.open(latest(folder, kind=Cohort.KIND))
 
 
 def run_stage(

@@ -3,7 +3,8 @@
     python docs/benchmarks/brbs_step.py
 
 A step moves R and S once (S3P inside; SeC, BiC and MMR on) with the published networks, batch 1. The batch is drawn
-before the clock starts. Variants take turns; every repeat of ours is divided into the plain step just before it.
+before the clock starts. Every variant runs in a process of its own and they take turns; a ratio is the plain step's
+time over that of the step of ours in the same turn.
 Writes `results/brbs_step.json` and `results/brbs_step.md` beside this file.
 """
 
@@ -12,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ from stages.parts.samplers import Beta, Draw, Triplet  # noqa: E402
 
 SHAPE, CLASSES = (48, 64, 48), 3
 FP32 = Device(torch.device("cpu"), torch.float32)
-BF16 = Device(torch.device("cpu"), torch.bfloat16)
 
 
 def smooth_noise(channels: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -123,52 +122,59 @@ def largest_difference(shape: tuple[int, int, int], num_classes: int, *, seed: i
     return worst
 
 
-@dataclass
-class Bench:
-    """The variants of a step, each a function of nothing."""
-
-    variants: dict[str, Callable[[], Any]]
-
-    @classmethod
-    def make(cls, shape: tuple[int, int, int], num_classes: int, devices: dict[str, Device]) -> Bench:
-        batch = make_batch(shape, num_classes, seed=0)
-        plain, _ = make_both(shape, num_classes, seed=0)
-
-        def plain_step() -> Any:
-            return plain.step(batch.atlas, batch.label, batch.first, batch.second, next_draws(batch))
-
-        variants: dict[str, Callable[[], Any]] = {"plain fp32": plain_step}
-        for name, device in devices.items():
-            _, ours = make_both(shape, num_classes, seed=0)
-            variants[name] = lambda ours=ours, device=device: ours.step(batch, device)
-        return cls(variants)
-
-    def times(self, repeats: int) -> dict[str, list[float]]:
-        """Seconds of every repeat; the variants take turns after one warm-up each."""
-        seconds: dict[str, list[float]] = {name: [] for name in self.variants}
-        for repeat in range(repeats + 1):
-            for name, step in self.variants.items():
-                start = time.perf_counter()
-                step()
-                if repeat:
-                    seconds[name].append(time.perf_counter() - start)
-        return seconds
+PLAIN = "plain fp32"
+OURS = {"lrls bf16": "bf16", "lrls fp32": "fp32"}  # name -> precision in the configuration
 
 
-def our_devices(chosen: Device) -> dict[str, Device]:
-    """What the package chooses on this machine, and float32."""
-    return {"lrls bf16": BF16, "lrls fp32": FP32} if chosen.dtype == torch.bfloat16 else {"lrls fp32": FP32}
+class Variant:
+    """One kind of step in a process of its own, so that what the package sets for its process stays there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self.process.submit(_start, name).result()
+
+    def seconds(self) -> float:
+        return self.process.submit(_timed_step).result()
+
+    def peak_memory_mib(self) -> float | None:
+        return self.process.submit(_peak_memory_mib).result()
 
 
-def peak_memory_mib(name: str, threads: int) -> float:
-    """Growth of this (fresh) process's peak resident memory over two steps of one variant, MiB."""
-    torch.set_num_threads(threads)
-    bench = Bench.make(SHAPE, CLASSES, our_devices(BF16))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
-        bench.variants[name]()
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+_step: Callable[[], Any]  # in a variant's process
+
+
+def _start(name: str) -> None:
+    global _step
+    if name == PLAIN:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    else:
+        device = choose_device(configuration(OURS[name]))
+    batch = make_batch(SHAPE, CLASSES, seed=0)
+    plain, ours = make_both(SHAPE, CLASSES, seed=0)
+    if name == PLAIN:
+        _step = lambda: plain.step(batch.atlas, batch.label, batch.first, batch.second, next_draws(batch))  # noqa: E731
+    else:
+        _step = lambda: ours.step(batch, device)  # noqa: E731
+
+
+def _timed_step() -> float:
+    start = time.perf_counter()
+    _step()
+    return time.perf_counter() - start
+
+
+def _peak_memory_mib() -> float | None:
+    """Peak resident memory of this process, torch and both pairs of networks included."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**10
+
+
+def configuration(precision: str) -> Config:
+    return Config.model_construct(device="cpu", precision=precision, threads=None)
 
 
 def processor() -> dict[str, Any]:
@@ -183,18 +189,22 @@ def processor() -> dict[str, Any]:
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    device = choose_device(Config.model_construct(device="cpu", precision="auto", threads=None))
+    device = choose_device(configuration("auto"))
     difference = largest_difference(SHAPE, CLASSES, seed=1)
     assert difference < 1e-3, f"the two steps differ by {difference}"
 
-    bench = Bench.make(SHAPE, CLASSES, our_devices(device))
-    seconds = bench.times(repeats)
-    memory = {}
-    for name in seconds:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-            memory[name] = fresh.submit(peak_memory_mib, name, torch.get_num_threads()).result()
+    names = [PLAIN, *(name for name, precision in OURS.items() if precision == "fp32" or cpu_has_bf16())]
+    variants = [Variant(name) for name in names]
+    for variant in variants:
+        for _ in range(2):
+            variant.seconds()  # warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for variant in variants:
+            seconds[variant.name].append(variant.seconds())
+    memory = {variant.name: variant.peak_memory_mib() for variant in variants}
 
-    plain = seconds["plain fp32"]
+    plain = seconds[PLAIN]
     rows = {}
     for name, times in seconds.items():
         ratios = [a / b for a, b in zip(plain, times, strict=True)]
@@ -210,7 +220,7 @@ def measure(repeats: int) -> dict[str, Any]:
     return {
         "shape": SHAPE, "classes": CLASSES, "batch_size": 1, "repeats": repeats, "torch": torch.__version__,
         "threads": torch.get_num_threads(), "processor": processor(), "loss_difference": difference,
-        "variants": rows, "target": target, "reached": next(r for n, r in rows.items() if n != "plain fp32")["ratio"],
+        "variants": rows, "target": target, "reached": rows[names[1]]["ratio"],
     }  # fmt: skip
 
 
@@ -229,7 +239,7 @@ def table(result: dict[str, Any]) -> str:
     for name, row in result["variants"].items():
         lines.append(
             f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f}) "
-            f"| {row['peak_memory_mib']:.0f} |"
+            f"| {row['peak_memory_mib'] or 0:.0f} |"
         )
     verdict = "reached" if result["reached"] >= result["target"] else "missed"
     lines += ["", f"Target on this processor: {result['target']} times the plain step: {verdict}.", ""]

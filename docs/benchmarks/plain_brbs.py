@@ -47,9 +47,7 @@ class PlainUNet(nn.Module):
     def __init__(self, inputs: int, outputs: int, widths: Sequence[int] = (16, 32, 64, 128, 256)) -> None:
         super().__init__()
         levels = len(widths)
-        self.down = nn.ModuleList(
-            ConvolutionBlock(widths[i - 1] if i else inputs, widths[i]) for i in range(levels)
-        )
+        self.down = nn.ModuleList(ConvolutionBlock(widths[i - 1] if i else inputs, widths[i]) for i in range(levels))
         self.up = nn.ModuleList(ConvolutionBlock(widths[i] + widths[i + 1], widths[i]) for i in range(levels - 1))
         self.pool = nn.MaxPool3d(2)
         self.upsample = nn.Upsample(scale_factor=2, mode="trilinear", align_corners=True)

@@ -174,7 +174,7 @@ def _complete(draft: Draft, identity: Identity, device: str, volatile: tuple[str
         packages=_package_versions(),
         device=device,
         wall_time_s=round(draft.elapsed_s(), 3),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         volatile=tuple(left_out),
     )
     atomic_write_text(draft.folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.config import Config, MethodSettings, TrainSettings, validate
+from stages.config import Config, MethodSettings, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
 from stages.methods import ants, brbs, unet, voxelmorph
 from stages.methods.recipe import Method
@@ -25,7 +25,14 @@ def find_method(name: str) -> Method:
 
 
 def settings_of(method: Method, config: Config) -> MethodSettings:
-    """The method's section of the configuration, checked."""
+    """The method's section of the configuration, checked.
+
+    Raises:
+        LrlsError: something is wrong with it, or the configuration has a section for a method that there is not.
+    """
+    for name in config.methods:
+        if name not in METHODS:
+            raise LrlsError(unknown_setting(f"methods.{name}", METHODS))
     return validate(method.settings, config.method_settings(method.name), f"methods.{method.name}")
 
 

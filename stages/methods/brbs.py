@@ -77,6 +77,9 @@ class Settings(MethodSettings):
     mix_weight: float = Field(0.1, ge=0, description="omega_0.")
     inverse: Literal["composed", "self-warped"] = Field("composed", description="How L_I inverts a field.")
     atlas_label: bool = Field(True, description="SeC uses the atlas's ground truth; off: S for both images.")
+    semantic_classes: int | None = Field(
+        None, ge=1, description="SeC looks at this many classes, drawn anew in each step: cheaper, without bias."
+    )
     mix_on: Literal["probabilities", "logits"] = Field("probabilities", description="What L_mix compares.")
     mix_any_pair: bool = Field(False, description="Mix any two training images instead of aligned ones.")
     helper_is_final: bool = Field(False, description="The S that was trained beside R is the result.")
@@ -110,7 +113,13 @@ def build(task: Task, settings: Settings) -> Recipe:
                     Player(
                         "registration",
                         trains=R,
-                        forward=RegisterTriplet(R, S, both_ways=settings.bic, atlas_label=settings.atlas_label),
+                        forward=RegisterTriplet(
+                            R,
+                            S,
+                            both_ways=settings.bic,
+                            atlas_label=settings.atlas_label,
+                            num_chosen=settings.semantic_classes,
+                        ),
                         loss=WeightedSum(
                             similarity=(1.0, similarity),  # L_sim
                             smoothness=(settings.smoothness_weight, smoothness),  # lambda_0 L_smooth

@@ -163,9 +163,11 @@ def segmentation_network(name: str, task: Task) -> nn.Module:
 
 def registration_network(name: str, task: Task, *, diffeomorphic: bool) -> RegistrationNetwork:
     """A registration network by its name in the configuration: [fixed, moving] -> displacement."""
-    body: nn.Module = {"published": UNet, "light": LightUNet, "voxelmorph": VoxelMorphUNet}[name](2, 3, task.shape)
     if name == "light":
+        body: nn.Module = LightUNet(2, 3, task.shape, smooth=True)
         small_head(body.head)  # type: ignore[arg-type]
+    else:
+        body = {"published": UNet, "voxelmorph": VoxelMorphUNet}[name](2, 3, task.shape)
     return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
 
 

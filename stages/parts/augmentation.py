@@ -131,7 +131,7 @@ AUGMENTATIONS: dict[str, tuple[SpatialAugmentation | None, IntensityAugmentation
     "none": (None, None),
     "paper": (SpatialAugmentation(degrees=20, scale=(0.75, 1.25)), None),  # BRBS, section IV
     "strong": (
-        SpatialAugmentation(degrees=20, scale=(0.8, 1.2), anisotropic=True, elastic_mm=3.0),
+        SpatialAugmentation(degrees=20, scale=(0.8, 1.2), anisotropic=True, elastic_mm=6.0, elastic_knots_mm=14.0),
         IntensityAugmentation(),
     ),
 }

@@ -23,6 +23,7 @@ class Registered:
     displacement: Tensor  # (N or 2N, 3, D, H, W), moving to fixed
     directions: int  # 1 or 2
     classes: Callable[[], tuple[Tensor, Tensor]] | None = None  # class maps of (moving, fixed), (N, C, D, H, W) each
+    chosen: Tensor | None = None  # the classes that semantic consistency looks at; None: all
 
     @property
     def backward(self) -> Tensor:
@@ -56,12 +57,14 @@ class RegisterTriplet:
         segmentation: S, which says what is where in unlabelled images; its gradient is cut.
         both_ways: also register fixed to moving (BiC).
         atlas_label: class map of the atlas: its ground truth, or what S says (BRBS Eq. 6 as printed).
+        num_chosen: classes drawn for semantic consistency in each step, without bias; None: all.
     """
 
     network: RegistrationNetwork
     segmentation: nn.Module
     both_ways: bool
     atlas_label: bool
+    num_chosen: int | None = None
 
     def __call__(self, batch: Triplet) -> Registered:
         generator = batch.draw.generator
@@ -70,6 +73,9 @@ class RegisterTriplet:
         moving, fixed = pairs[draw // 2] if draw % 2 else pairs[draw // 2][::-1]
         registered = register(self.network, moving, fixed, both_ways=self.both_ways)
         registered.classes = lambda: self._classes(batch, moving, fixed)
+        if self.num_chosen is not None and self.num_chosen < batch.num_classes:
+            order = torch.randperm(batch.num_classes, generator=generator, device=generator.device)
+            registered.chosen = order[: self.num_chosen]
         return registered
 
     def _classes(self, batch: Triplet, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,4 +114,6 @@ def semantic_consistency(pair: Registered) -> Tensor:
     moving, fixed = pair.classes()
     if pair.directions == 2:
         moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
-    return pair.directions * losses.dice_loss(warp_probabilities(moving, pair.displacement), fixed)
+    if pair.chosen is not None:
+        fixed = fixed[:, pair.chosen]
+    return pair.directions * losses.dice_loss(warp_probabilities(moving, pair.displacement, pair.chosen), fixed)

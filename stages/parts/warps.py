@@ -73,7 +73,7 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
     return (label[:, None] == classes).float()
 
 
-def warp_probabilities(probabilities: Tensor, displacement: Tensor) -> Tensor:
+def warp_probabilities(probabilities: Tensor, displacement: Tensor, classes: Tensor | None = None) -> Tensor:
     """Class probabilities or a one-hot label on the fixed grid.
 
     Outside the moving grid lies background: the mass that is missing there goes to class 0.
@@ -81,10 +81,14 @@ def warp_probabilities(probabilities: Tensor, displacement: Tensor) -> Tensor:
     Args:
         probabilities: (N, C, D, H, W), channels sum to 1.
         displacement: (N, 3, D', H', W'), voxels.
+        classes: the K classes that are wanted; None: all.
 
     Returns:
-        (N, C, D', H', W'), channels sum to 1.
+        (N, C or K, D', H', W'); all channels together sum to 1.
     """
+    if classes is not None:
+        outside = (classes == 0).float().view(1, -1, 1, 1, 1)
+        return warp(probabilities[:, classes] - outside, displacement, padding="zeros") + outside
     structures = warp(probabilities[:, 1:], displacement, padding="zeros")
     return torch.cat([1 - structures.sum(1, keepdim=True), structures], 1)
 

@@ -1,0 +1,162 @@
+"""A tiny synthetic cohort, and the commands as a user types them, run in this process."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import yaml
+
+from lrls_cli.main import main
+from stages.artifacts.store import Manifest, history, read_manifest, versions
+from stages.config import Config, load_config
+from stages.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
+
+CASES = ("atlas_1", "atlas_2", "free_1", "free_2", "dev_1", "test_1", "test_2")
+SETTINGS = {
+    "workspace": "runs",
+    "data": {
+        "atlases": ["atlas_1"],
+        "unlabeled": ["free_1", "free_2"],
+        "supervised": ["atlas_2", "free_1"],
+        "dev": ["dev_1"],
+        "test": ["test_1", "test_2"],
+    },
+    "structures": STRUCTURES,
+    "threads": 1,
+    "preprocess": {"align": "none", "spacing_mm": 2.0, "shape": [24, 16, 24], "workers": 1},
+    "train_reg": {"steps": 4, "checkpoint_steps": 2},
+    "train_seg": {"steps": 4, "checkpoint_steps": 2},
+    "methods": {
+        "brbs": {"registration_network": "light", "segmentation_network": "light"},
+        "voxelmorph": {"registration_network": "light"},
+        "syn": {"reg_iterations": [2, 1, 0]},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a configuration file; its workspace is `runs` beside it."""
+
+    folder: Path
+
+    @property
+    def workspace(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "lrls.yaml"
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.config_file)
+
+    def lrls(self, command: str, *arguments: str) -> Done:
+        """`lrls COMMAND lrls.yaml ARGUMENTS`; an error that users would see as a traceback is raised."""
+        out, err = io.StringIO(), io.StringIO()
+        argv = ["lrls", command, str(self.config_file), *arguments]
+        with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", argv):
+            try:
+                main()
+                code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    def made(self, command: str, *arguments: str) -> Done:
+        """As `lrls`, for a command that must succeed."""
+        done = self.lrls(command, *arguments)
+        assert done.code == 0, done.err
+        return done
+
+    def versions(self, target: str) -> list[str]:
+        """Names of the finished versions of a target such as "brbs/scores"."""
+        return [folder.name for folder in versions(self.workspace / target)]
+
+    def manifest(self, target: str, version: str = "v0001") -> Manifest:
+        return read_manifest(self.workspace / target / version)
+
+    def digests(self) -> dict[str, str]:
+        """Content digest of every artifact of the workspace."""
+        return {
+            folder.relative_to(self.workspace).as_posix(): manifest.digest
+            for folder, manifest in history(self.workspace)
+        }
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, the changes on top."""
+    both = {
+        key: merged(base[key], value) if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    return {**base, **both}
+
+
+def write_scans(folder: Path) -> Path:
+    """images/ and labels/ of `CASES`, round one centre; unlabelled scans have label maps too, which nothing may use."""
+    for number, case in enumerate(CASES):
+        pair = make_phantom(np.random.default_rng([11, number]), ORIENTATIONS[number])
+        middle = [(n - 1) / 2 for n in pair[0].GetSize()]
+        centre_mm = np.array(pair[0].TransformContinuousIndexToPhysicalPoint(middle))
+        for kind, image in zip(("images", "labels"), pair, strict=True):
+            image.SetOrigin((np.array(image.GetOrigin()) - centre_mm).tolist())
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(image, str(folder / kind / f"{case}.nii.gz"), useCompression=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny cohort of seven scans; tests only read it."""
+    return write_scans(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(scope="session")
+def new_project(scans: Path) -> Callable[..., Project]:
+    """Writes `lrls.yaml` into a folder: `new_project(folder, seed=1, preprocess={"align": "affine"})`."""
+
+    def write(folder: Path, **changes: Any) -> Project:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = merged(merged(SETTINGS, {"data": {"folder": str(scans)}}), changes)
+        (folder / "lrls.yaml").write_text(yaml.safe_dump(settings))
+        return Project(folder)
+
+    return write
+
+
+@pytest.fixture
+def project(tmp_path: Path, new_project: Callable[..., Project]) -> Project:
+    """A project with an empty workspace."""
+    return new_project(tmp_path)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases are worked on in this process, which tests can patch; starting others takes longer than a tiny cohort."""
+
+    def serial(function: Callable[..., Any], arguments: list[tuple], **_: object) -> Iterator[Any]:
+        yield from (function(*each) for each in arguments)
+
+    monkeypatch.setattr("stages.preprocess.in_processes", serial)
+    monkeypatch.setattr("stages.registering.in_processes", serial)

@@ -1,0 +1,349 @@
+"""What goes wrong ends as one line with its remedy and exit code 1, and leaves what was there untouched."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import Done, Project
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, new_project) -> Project:
+    """`brbs` up to its segmentation; tests copy it."""
+    project = new_project(tmp_path_factory.mktemp("trained"))
+    project.made("run", "--method", "brbs", "--until", "train-seg")
+    project.made("preprocess", "--part", "test")
+    return project
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Project:
+    shutil.copytree(trained.folder, tmp_path / "copied")
+    return Project(tmp_path / "copied")
+
+
+def fault(done: Done) -> str:
+    """The one line of a command that must fail, without "lrls: "."""
+    assert done.code == 1, done
+    assert "Traceback" not in done.err
+    *progress, line = done.err.splitlines()
+    assert line.startswith("lrls: ")
+    assert line.endswith(".")
+    assert not any(each.startswith("lrls: ") for each in progress)
+    return line.removeprefix("lrls: ")
+
+
+def change_a_byte(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# The configuration and the order of commands
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("train_seg.step=5", "unknown setting train_seg.step; did you mean steps?"),
+        ("preprocess.intensity.metod=window", "unknown setting preprocess.intensity.metod; did you mean method?"),
+        ("worksapce=runs", "unknown setting worksapce; did you mean workspace?"),
+        ("methods.brbs.train_reg.stepz=5", "methods.brbs.train_reg: unknown setting stepz; did you mean steps?"),
+        ("methods.brbs.mix_wait=1", "methods.brbs: unknown setting mix_wait; did you mean mix_weight?"),
+        ("methods.brsb.sec=false", "unknown setting methods.brsb; did you mean brbs?"),
+        ("train_seg.learning_rate=.inf", "setting train_seg.learning_rate: input should be a finite number"),
+    ],
+)
+def test_a_setting_that_does_not_exist_or_fit_is_named(setting, expected, project):
+    done = project.lrls("run", "--method", "brbs", "--set", setting)
+    assert expected in done.err
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert not project.workspace.exists()
+
+
+def test_a_method_that_does_not_exist_is_answered_with_those_that_do(project):
+    assert fault(project.lrls("run", "--method", "brsb")).startswith("no method 'brsb'; choose one of: unet, ")
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "expected"),
+    [
+        ("train-reg", "unet", "unet learns no registration; go on with `lrls train-seg`."),
+        ("generate", "unet", "unet generates nothing; go on with `lrls train-seg`."),
+        ("train-reg", "syn", "syn learns no registration; go on with `lrls eval`."),
+        ("train-seg", "voxelmorph", "voxelmorph trains no segmentation network; go on with `lrls eval`."),
+        ("generate", "voxelmorph", "holds no finished registration artifact; make it with `lrls train-reg`."),
+        ("eval", "unet", "holds no finished segmentation artifact; make it with `lrls train-seg`."),
+        ("train-seg", "supervised", "make it with `lrls preprocess --part supervised`."),
+    ],
+)
+def test_a_stage_that_is_not_there_or_not_due_names_the_next_command(command, method, expected, trained):
+    if command == "train-seg" and method == "voxelmorph":
+        trained.made("run", "--method", "voxelmorph", "--until", "train-reg")
+    assert fault(trained.lrls(command, "--method", method)).endswith(expected)
+
+
+def test_train_seg_before_generate_names_the_command(copied):
+    shutil.rmtree(copied.workspace / "brbs" / "generated")
+    line = fault(copied.lrls("train-seg", "--method", "brbs"))
+    assert line.endswith("brbs/generated holds no finished generated artifact; make it with `lrls generate`.")
+
+
+def test_a_stage_before_preprocess_names_it(project):
+    line = fault(project.lrls("train-reg", "--method", "brbs"))
+    assert line.endswith("cohort holds no finished cohort artifact; make it with `lrls preprocess`.")
+
+
+def test_cuda_on_a_machine_without_it_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = fault(trained.lrls("train-seg", "--method", "unet", "--set", "device=cuda"))
+    assert line == "device is cuda, but torch finds no CUDA GPU; set device: auto, or install torch's CUDA build."
+
+
+# Damaged files
+
+
+def test_truncated_generated_data_is_named_and_the_remedy_helps(copied):
+    path = copied.workspace / "brbs" / "generated" / "v0001" / "generated.h5"
+    os.truncate(path, path.stat().st_size // 2)
+
+    for command in (("train-seg", "--force"), ("run", "--set", "train_seg.steps=3")):
+        line = fault(copied.lrls(*command, "--method", "brbs"))
+        assert line.endswith(
+            "brbs/generated/v0001: generated.h5 changed since it was written; make it again with "
+            "`lrls generate --force`."
+        )
+    assert copied.versions("brbs/segmentation") == ["v0001"]
+
+    copied.made("generate", "--method", "brbs", "--force")
+    copied.made("train-seg", "--method", "brbs", "--force")
+    assert copied.manifest("brbs/segmentation", "v0002").digest == copied.manifest("brbs/segmentation").digest
+
+
+@pytest.mark.parametrize(
+    ("target", "command", "remedy"),
+    [
+        ("brbs/registration", "generate", "make it again with `lrls train-reg --force`."),
+        ("brbs/segmentation", "eval", "make it again with `lrls train-seg --force`."),
+    ],
+)
+def test_a_changed_byte_in_the_weights_is_found(target, command, remedy, copied):
+    path = copied.workspace / target / "v0001" / "weights.safetensors"
+    change_a_byte(path, path.stat().st_size - 2)
+    line = fault(copied.lrls(command, "--method", "brbs", "--force"))
+    assert line.endswith(f"{target}/v0001: weights.safetensors changed since it was written; {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "command"),
+    [
+        ("images/free_1", ("train-reg", "--method", "brbs", "--force")),
+        ("labels/atlas_1", ("run", "--method", "unet")),
+        ("reference", ("preprocess", "--part", "dev")),
+    ],
+)
+def test_a_changed_byte_in_the_cohort_is_found(dataset, command, copied):
+    path = copied.workspace / "cohort" / "v0001" / "cohort.h5"
+    with h5py.File(path) as file:
+        offset = file[dataset].id.get_offset()
+    change_a_byte(path, offset + 100)
+    before = copied.digests()
+
+    line = fault(copied.lrls(*command))
+
+    assert line.endswith(
+        "cohort/v0001: cohort.h5 changed since it was written; make it again with `lrls preprocess --force`."
+    )
+    assert copied.digests() == before
+
+
+def test_an_unreadable_manifest_is_named(copied):
+    (copied.workspace / "brbs" / "registration" / "v0001" / "artifact.json").write_text("{")
+    for command in (("generate", "--method", "brbs"), ("history",)):
+        assert "artifact.json is not readable; delete that folder and make it again." in fault(copied.lrls(*command))
+
+
+def test_damaged_training_state_is_named(copied, monkeypatch):
+    command = ("train-seg", "--method", "unet")
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.train_seg.save_weights", full_disk)
+        fault(copied.lrls(*command))
+    (state,) = (copied.workspace / "unet" / "segmentation").glob(".draft-*/resume/training.pt")
+    os.truncate(state, 1000)
+
+    line = fault(copied.lrls(*command))
+
+    assert line.endswith("resume and run the same command again: it starts over.")
+    shutil.rmtree(state.parent)
+    copied.made(*command)
+
+
+# The disk and other processes
+
+
+@pytest.mark.parametrize(
+    ("place", "command", "target"),
+    [
+        ("stages.preprocess.label_to_grid", ("preprocess",), "cohort"),
+        ("stages.training.save_state", ("train-reg", "--method", "brbs"), "brbs/registration"),
+        ("h5py.Dataset.__setitem__", ("generate", "--method", "brbs"), "brbs/generated"),
+        ("stages.train_seg.save_weights", ("train-seg", "--method", "brbs"), "brbs/segmentation"),
+        ("stages.artifacts.store._fsync", ("train-seg", "--method", "unet"), "unet/segmentation"),
+        ("stages.evaluate._write_label", ("eval", "--method", "brbs"), "brbs/scores"),
+    ],
+)
+def test_a_full_disk_keeps_the_draft_and_the_same_command_finishes(
+    place, command, target, copied, trained, monkeypatch, in_this_process
+):
+    expected = trained.digests().get(f"{target}/v0001")
+    shutil.rmtree(copied.workspace / target, ignore_errors=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full_disk)
+        line = fault(copied.lrls(*command))
+    assert line.startswith("no room on the disk for ")
+    assert line.endswith(f"{target}; free some and run the same command again: it resumes.")
+    assert copied.versions(target) == []
+    assert len(list((copied.workspace / target).glob(".draft-*"))) == 1
+
+    copied.made(*command)
+
+    assert copied.versions(target) == ["v0001"]
+    assert list((copied.workspace / target).glob(".draft-*")) == []
+    assert expected in (None, copied.digests()[f"{target}/v0001"])
+
+
+def test_data_that_would_not_fit_is_refused_before_it_is_written(copied, monkeypatch):
+    usage = shutil.disk_usage(copied.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    line = fault(copied.lrls("generate", "--method", "brbs", "--force"))
+    assert line.endswith("1 kB free; make room, or set workspace to a folder on another disk.")
+    assert copied.versions("brbs/generated") == ["v0001"]
+
+
+def test_a_second_run_in_the_same_workspace_is_refused(copied):
+    command = [sys.executable, "-m", "lrls_cli.main", "train-seg", str(copied.config_file), "--method", "unet"]
+    first = subprocess.Popen([*command, "--set", "train_seg.steps=1000000"], stderr=subprocess.DEVNULL)
+    try:
+        target = copied.workspace / "unet" / "segmentation"
+        end = time.monotonic() + 60
+        while not list(target.glob(".draft-*/resume/training.pt")):
+            assert first.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        for second in (("train-seg",), ("run", "--set", "seed=0"), ("train-seg", "--set", "train_seg.steps=1000000")):
+            line = fault(copied.lrls(*second, "--method", "unet"))
+            assert line.startswith("another lrls process is writing in ")
+            assert line.endswith("unet/segmentation; wait for it or stop it.")
+        copied.made("run", "--method", "affine", "--until", "train-seg")  # writes elsewhere
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    copied.made("train-seg", "--method", "unet")
+
+
+def test_an_interrupted_run_says_that_it_resumes(copied, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.training._save", interrupt)
+        done = copied.lrls("train-seg", "--method", "unet")
+    assert done.code == 130
+    assert done.err.splitlines()[-1] == "lrls: stopped; the same command resumes."
+    copied.made("train-seg", "--method", "unet")
+
+
+# What the data do
+
+
+@pytest.mark.parametrize(
+    ("loss", "command", "expected"),
+    [
+        (
+            "unet.overlap_and_cross_entropy",
+            "train-seg",
+            "overlap of segmentation is nan at step 3 of labelled, scans atlas_1;",
+        ),
+        (
+            "brbs.similarity",
+            "train-reg",
+            "similarity of registration is nan at step 3 of kcc, scans atlas_1, free_",
+        ),
+    ],
+)
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_scans(loss, command, expected, copied, monkeypatch):
+    from stages.methods import brbs, unet
+
+    module, name = loss.split(".")
+    target = f"{module}/{'segmentation' if command == 'train-seg' else 'registration'}"
+    shutil.rmtree(copied.workspace / target, ignore_errors=True)
+    real = getattr({"brbs": brbs, "unet": unet}[module], name)
+    calls = []
+
+    def third_is_nan(state: object) -> torch.Tensor:
+        calls.append(state)
+        return real(state) * (float("nan") if len(calls) == 3 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"stages.methods.{module}.{name}", third_is_nan)
+        line = fault(copied.lrls(command, "--method", module))
+    assert line.startswith(f"training stopped: {expected}")
+    assert line.endswith("the same command resumes at the last checkpoint.")
+    assert copied.versions(target) == []
+
+    copied.made(command, "--method", module)
+    resumed = copied.manifest(target).digest
+    copied.made(command, "--method", module, "--force")
+    assert copied.manifest(target, "v0002").digest == resumed
+
+
+def test_a_screening_that_accepts_nothing_says_how_far_off_it_is(copied):
+    line = fault(copied.lrls("generate", "--method", "brbs", "--set", "generate.min_similarity=0.999"))
+    assert line.startswith("the screening accepts none of 2 couples (best similarity 0.")
+    assert line.endswith("loosen generate.min_similarity or generate.max_folding.")
+    copied.made("generate", "--method", "brbs", "--set", "generate.min_similarity=0.0")
+
+
+def unbelievable(*_: object, **__: object) -> np.ndarray:
+    return np.diag([3.0, 1.0, 1.0, 1.0])
+
+
+def failing(*_: object, **__: object) -> np.ndarray:
+    raise RuntimeError("Registration failed with error code 1")
+
+
+@pytest.mark.parametrize("ants", [unbelievable, failing])
+def test_a_failed_alignment_falls_back_and_is_told_again_with_the_scores(
+    ants, new_project, tmp_path, monkeypatch, in_this_process
+):
+    monkeypatch.setattr("stages.alignment._ants", ants)
+    project = new_project(tmp_path, preprocess={"align": "rigid"}, data={"unlabeled": ["free_1"], "test": ["test_1"]})
+
+    done = project.made("preprocess")
+    assert (
+        "warning: case free_1: the alignment was refused, centres of mass are used; look at qc/cohort.png." in done.out
+    )
+
+    for _ in range(2):  # made, up to date
+        done = project.made("run", "--method", "affine")
+        for case in ("free_1", "test_1"):
+            assert f"warning: case {case}: its alignment was refused, centres of mass were used" in done.out
+    summary = json.loads((project.workspace / "affine" / "scores" / "v0001" / "summary.json").read_text())
+    assert summary["alignment_fell_back"] == ["free_1", "test_1"]

@@ -1,0 +1,293 @@
+"""Losses against loops, MONAI and numbers worked out by hand; their gradients against finite differences."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceCELoss, LocalNormalizedCrossCorrelationLoss
+
+from stages.parts.losses import (
+    dice_cross_entropy_loss,
+    dice_loss,
+    diffusion_loss,
+    inverse_consistency_loss,
+    lncc,
+    lncc_loss,
+    mix_loss,
+    self_warped_inverse_loss,
+)
+from stages.parts.warps import one_hot, voxel_grid, warp
+
+SHAPE = (9, 10, 11)
+
+
+def textured(*size, seed=0):
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed))
+
+
+def pair(shape=SHAPE):
+    """Two images in [0, 1] that have something in common."""
+    first = textured(1, 1, *shape)
+    return first, (first + textured(1, 1, *shape, seed=1)) / 2
+
+
+def from_centre(shape=SHAPE):
+    centre = (torch.tensor(shape) - 1) / 2
+    return voxel_grid(shape, torch.zeros(1)) - centre.view(1, 3, 1, 1, 1)
+
+
+def scaling(factor, shape=SHAPE):
+    """Displacement of x -> factor x about the centre."""
+    return (factor - 1) * from_centre(shape)
+
+
+def translation(*vector):
+    return torch.tensor(vector, dtype=torch.float32).view(1, 3, 1, 1, 1).expand(1, 3, *SHAPE).clone()
+
+
+def mean_square_from_centre(shape=SHAPE):
+    return float(from_centre(shape).square().mean())
+
+
+# LNCC
+
+
+def lncc_by_loops(first, second, window, eps=1e-5):
+    """The definition, voxel by voxel: sums over the window, zeros outside, divisor window^3."""
+    half, count = window // 2, window**3
+    first, second = (np.pad(image.double().numpy()[0, 0], half) for image in (first, second))
+    result = np.zeros([n - 2 * half for n in first.shape])
+    for d, h, w in itertools.product(*map(range, result.shape)):
+        here = np.s_[d : d + window, h : h + window, w : w + window]
+        a, b = first[here], second[here]
+        cross = (a * b).sum() - a.sum() * b.sum() / count
+        var_a, var_b = ((x * x).sum() - x.sum() ** 2 / count for x in (a, b))
+        result[d, h, w] = cross**2 / (var_a * var_b + eps)
+    return result
+
+
+@pytest.mark.parametrize(("window", "shape"), [(3, (9, 10, 11)), (9, (9, 10, 11)), (9, (5, 6, 7))])
+def test_lncc_is_the_definition_worked_out_in_a_loop(window, shape):
+    first, second = pair(shape)
+    expected = lncc_by_loops(first, second, window)
+    np.testing.assert_allclose(lncc(first, second, window=window)[0, 0].numpy(), expected, atol=1e-4)
+
+
+def test_lncc_loss_is_one_plus_monais_negative_value_on_textured_images():
+    first, second = pair((14, 15, 16))
+    monai = LocalNormalizedCrossCorrelationLoss(kernel_size=9)(first, second)  # minus the mean
+    assert float(lncc_loss(first, second)) == pytest.approx(1 + float(monai), abs=1e-4)
+
+
+def test_lncc_ignores_a_gain_and_away_from_the_border_an_offset():
+    image = textured(1, 1, 14, 14, 14)
+    other = pair((14, 14, 14))[1]
+    inside = (..., slice(4, -4), slice(4, -4), slice(4, -4))
+    torch.testing.assert_close(lncc(0.5 * image, other), lncc(image, other), atol=1e-4, rtol=0)
+    changed = lncc(0.5 * image + 0.3, other)
+    torch.testing.assert_close(changed[inside], lncc(image, other)[inside], atol=1e-4, rtol=0)
+    assert float(lncc_loss(0.5 * image, image)) == pytest.approx(0, abs=1e-4)
+
+
+def test_lncc_counts_a_negative_relation_as_a_relation():
+    image = textured(1, 1, 14, 14, 14)
+    inside = lncc(1 - image, image)[..., 4:-4, 4:-4, 4:-4]
+    torch.testing.assert_close(inside, torch.ones_like(inside), atol=1e-4, rtol=0)
+
+
+def test_lncc_is_symmetric_and_falls_with_misalignment():
+    first, second = pair()
+    torch.testing.assert_close(lncc(first, second), lncc(second, first))
+    x = textured(1, 1, 12, 12, 12)
+    assert lncc_loss(x, x) < lncc_loss(x, (x + textured(1, 1, 12, 12, 12, seed=1)) / 2) < lncc_loss(x, x.roll(1, 2))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_flat_image_has_no_relation_and_a_finite_gradient(value):
+    flat = torch.full((1, 1, 12, 12, 12), value, requires_grad=True)
+    values = lncc(flat, textured(1, 1, 12, 12, 12))
+    assert values[..., 4:-4, 4:-4, 4:-4].detach().abs().max() < 0.01
+    (gradient,) = torch.autograd.grad(values.mean(), flat)
+    assert gradient.isfinite().all()
+
+
+def test_two_black_images_have_lncc_zero():
+    black = torch.zeros(1, 1, *SHAPE)
+    assert float(lncc_loss(black, black)) == 1
+
+
+def test_lncc_computes_in_float32_under_bfloat16_autocast():
+    first, second = (image.bfloat16() for image in pair())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = lncc_loss(first, second)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, lncc_loss(first.float(), second.float()))
+
+
+# Fields
+
+
+def test_diffusion_of_a_ramp_is_its_squared_slope_shared_by_components_and_axes():
+    field = torch.zeros(1, 3, *SHAPE)
+    field[:, 0] = 0.5 * torch.arange(11.0)  # component D grows by 0.5 a voxel along W
+    assert float(diffusion_loss(field)) == pytest.approx(0.25 / 9)
+
+
+def test_diffusion_of_a_translation_is_zero():
+    assert float(diffusion_loss(translation(3, -1, 0.5))) == 0
+
+
+def test_diffusion_averages_every_axis_over_its_own_differences():
+    # One voxel of 1 in a corner of 2 x 2 x 3: one difference of 1 among 6 (D), 6 (H) and 8 (W), three components.
+    field = torch.zeros(1, 3, 2, 2, 3)
+    field[0, 1, 0, 0, 0] = 1
+    assert float(diffusion_loss(field)) == pytest.approx((1 / 6 + 1 / 6 + 1 / 8) / 3 / 3)
+
+
+def test_opposite_translations_are_inverse():
+    assert float(inverse_consistency_loss(translation(1, -2, 0.5), translation(-1, 2, -0.5))) == 0
+
+
+def test_equal_translations_miss_by_twice_their_length():
+    forward = translation(1, 0, 0)
+    assert float(inverse_consistency_loss(forward, forward)) == pytest.approx(4 / 3)  # mean over three components
+
+
+def test_true_inverse_of_a_scaling_has_no_residual_and_its_negative_has():
+    s = 0.8  # contracts: nothing is read outside the grid
+    forward = scaling(s)
+    assert float(inverse_consistency_loss(forward, scaling(1 / s))) == pytest.approx(0, abs=1e-8)
+    expected = (1 - s) ** 4 * mean_square_from_centre()  # u(x) - u(x + u(x)) = -(1 - s)^2 x
+    assert float(inverse_consistency_loss(forward, -forward)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_self_warped_inverse_prefers_the_negative_field_to_the_true_inverse():
+    s = 1.25
+    forward, inverse = scaling(s), scaling(1 / s)  # 0.25 x and -0.2 x
+    # T(-0.2 x, -0.2 x) = -0.2 (0.8 x) = -0.16 x; T(-0.25 x, -0.25 x) = -0.25 (0.75 x) = -0.1875 x
+    size = mean_square_from_centre()
+    assert float(self_warped_inverse_loss(forward, inverse)) == pytest.approx(0.09**2 * size, rel=1e-4)
+    assert float(self_warped_inverse_loss(forward, -forward)) == pytest.approx(0.0625**2 * size, rel=1e-4)
+    assert float(self_warped_inverse_loss(translation(1, 2, 0), translation(-1, -2, 0))) == 0
+
+
+# Labels
+
+
+def random_one_hot(classes=3, n=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return one_hot(torch.randint(classes, (n, *SHAPE), generator=generator), classes)
+
+
+def row(*classes):
+    """Class maps of a few voxels, one list per class: (1, C, 1, 1, voxels)."""
+    return torch.tensor(classes, dtype=torch.float32)[None, :, None, None]
+
+
+def test_dice_of_equal_labels_is_zero_and_an_absent_class_counts_as_met():
+    target = random_one_hot()
+    assert float(dice_loss(target, target)) == 0
+    with_absent = torch.cat([target, torch.zeros(2, 1, *SHAPE)], 1)
+    assert float(dice_loss(with_absent, with_absent)) == 0
+
+
+def test_dice_of_disjoint_labels_leaves_only_the_smoothing():
+    # Both classes: overlap 0, sizes 3 + 1 and 3 + 1 (one side has 3 voxels and the other 1, nowhere the same).
+    prediction, target = row([1, 1, 1, 0], [0, 0, 0, 1]), row([0, 0, 0, 1], [1, 1, 1, 0])
+    assert float(dice_loss(prediction, target)) == pytest.approx(1 - 1 / 5)
+
+
+def test_dice_worked_out_by_hand_has_squared_denominators_and_counts_the_background():
+    prediction, target = row([0.5, 0.2], [0.5, 0.8]), row([1, 0], [0, 1])
+    background = (2 * 0.5 + 1) / (0.25 + 0.04 + 1 + 1)
+    structure = (2 * 0.8 + 1) / (0.25 + 0.64 + 1 + 1)
+    assert float(dice_loss(prediction, target)) == pytest.approx(1 - (background + structure) / 2)
+
+
+def test_dice_is_a_mean_over_the_batch():
+    a, b, target = random_one_hot(seed=1), random_one_hot(seed=2), random_one_hot(seed=3)
+    separate = (dice_loss(a[:1], target[:1]) + dice_loss(b[:1], target[:1])) / 2
+    torch.testing.assert_close(dice_loss(torch.cat([a[:1], b[:1]]), target[:1].repeat(2, 1, 1, 1, 1)), separate)
+
+
+def test_dice_and_cross_entropy_worked_out_by_hand():
+    # One voxel, three classes with probabilities 1/2, 1/4, 1/4; truth: class 1.
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().view(1, 3, 1, 1, 1)
+    target = row([0], [1], [0])
+    dice = (2 * 0.25 + 1) / (0.25 + 1 + 1), 1 / (0.25 + 1)
+    expected = np.log(4) + 1 - sum(dice) / 2
+    assert float(dice_cross_entropy_loss(logits, target)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_and_cross_entropy_is_monais_with_smoothing_one_and_without_background():
+    logits, target = 4 * textured(2, 3, *SHAPE) - 2, random_one_hot()
+    monai = DiceCELoss(include_background=False, softmax=True, batch=True, smooth_nr=1, smooth_dr=1)
+    torch.testing.assert_close(dice_cross_entropy_loss(logits, target), monai(logits, target))
+
+
+def test_confident_right_logits_cost_nothing_and_huge_ones_stay_finite():
+    target = random_one_hot()
+    assert float(dice_cross_entropy_loss(1e4 * (target - 0.5), target)) == pytest.approx(0, abs=1e-5)
+    assert dice_cross_entropy_loss(-1e4 * (target - 0.5), target).isfinite()
+
+
+@pytest.mark.parametrize("loss", [dice_loss, dice_cross_entropy_loss])
+def test_label_losses_compute_in_float32_from_bfloat16(loss):
+    prediction = textured(2, 3, *SHAPE).softmax(1).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(prediction, random_one_hot())
+    assert value.dtype == torch.float32
+    assert torch.equal(value, loss(prediction.float(), random_one_hot()))
+
+
+def test_mixing_costs_a_linear_network_nothing():
+    a, b = textured(2, 1, *SHAPE), textured(2, 1, *SHAPE, seed=1)
+    gamma = torch.tensor([0.3, 0.8]).view(2, 1, 1, 1, 1)
+    weight, bias = textured(3, 1, 3, 3, 3, seed=2), textured(3, seed=3)
+
+    def network(x):
+        return F.conv3d(x, weight, bias)
+
+    assert float(mix_loss(network(gamma * a + (1 - gamma) * b), network(a), network(b), gamma)) < 1e-10
+
+
+def test_mixing_costs_a_squaring_network_what_the_formula_says():
+    a, b, gamma = torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([0.25])
+    # (0.25)^2 against 0.25 * 1: difference 0.1875
+    assert float(mix_loss((gamma * a + (1 - gamma) * b) ** 2, a**2, b**2, gamma)) == pytest.approx(0.1875**2)
+
+
+def test_mixing_moves_all_three_outputs():
+    outputs = [textured(1, 2, 2, 2, 2, seed=seed).requires_grad_() for seed in range(3)]
+    mix_loss(*outputs, torch.tensor(0.3)).backward()
+    assert all(output.grad.abs().sum() > 0 for output in outputs)
+
+
+# Gradients
+
+LOSSES = {
+    "lncc": (lambda x: lncc_loss(x, pair()[1]), textured(1, 1, *SHAPE)),
+    "lncc of a warped image": (
+        lambda u: lncc_loss(warp(pair()[0], u), pair()[1]),
+        0.3 + 0.4 * textured(1, 3, *SHAPE, seed=4),
+    ),
+    "diffusion": (diffusion_loss, textured(1, 3, *SHAPE)),
+    "inverse, forward": (lambda u: inverse_consistency_loss(u, scaling(1.1)), 0.3 + 0.4 * textured(1, 3, *SHAPE)),
+    "inverse, backward": (lambda u: inverse_consistency_loss(scaling(0.9), u), textured(1, 3, *SHAPE)),
+    "self-warped": (lambda u: self_warped_inverse_loss(scaling(0.9), u), 0.3 + 0.4 * textured(1, 3, *SHAPE)),
+    "dice": (lambda p: dice_loss(p, random_one_hot()), textured(2, 3, *SHAPE)),
+    "dice and cross-entropy": (lambda x: dice_cross_entropy_loss(x, random_one_hot()), textured(2, 3, *SHAPE)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_is_the_finite_difference(name):
+    loss, start = LOSSES[name]
+    point = start.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(point), point)
+    # Along the gradient's signs the change is large enough for float32.
+    direction, step = gradient.sign(), 0.01
+    change = (loss(start + step * direction) - loss(start - step * direction)) / (2 * step)
+    assert float(change) == pytest.approx(float(gradient.abs().sum()), rel=0.01)

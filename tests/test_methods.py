@@ -1,0 +1,382 @@
+"""The recipes: each builds and learns on a tiny task, and each of its switches changes what it is there to change."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from stages.config import Config
+from stages.device import Device
+from stages.errors import LrlsError
+from stages.methods import METHODS, brbs, find_method, settings_of, training_of
+from stages.methods.recipe import PathBankWriter, PropagatedLabels, Task, WeightedSum
+from stages.parts.networks import LightUNet, UNet, VoxelMorphUNet
+from stages.parts.samplers import Always, Beta, Draw, Scans, Triplet
+from stages.registering import displacements
+
+SHAPE = (10, 12, 12)
+TASK = Task(SHAPE, num_classes=3, num_atlases=1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def textured(*size, seed=0):
+    return torch.rand(size, generator=generator(seed))
+
+
+def config(**methods):
+    values = {"workspace": "runs", "data": {"folder": "."}, "structures": {"a": 1, "b": 2}}
+    return Config.model_validate(values | {"methods": methods})
+
+
+def recipe_of(name, **settings):
+    torch.manual_seed(0)
+    method = find_method(name)
+    return method.recipe(TASK, settings_of(method, config(**{name: settings})))
+
+
+class Bank:
+    """One couple of the atlas and each of two scans."""
+
+    couples = ((0, 1), (0, 2))
+
+    def displacement(self, couple):
+        return textured(3, *SHAPE, seed=couple) - 0.5
+
+    def style(self, couple):
+        return 0.1 * textured(1, *SHAPE, seed=couple)
+
+
+def scans():
+    labels = {0: torch.randint(3, SHAPE, generator=generator()).short()}
+    return Scans(["a", "u1", "u2"], textured(3, 1, *SHAPE).half(), labels, [0], [1, 2], 3, (1.0, 1.0, 1.0), bank=Bank())
+
+
+# Every method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_phase_of_every_method_trains_its_own_network(name):
+    recipe = recipe_of(name)
+    for phase in (*recipe.train_registration, *recipe.train_segmentation):
+        batch = phase.batches(scans(), Draw(1, None, None, generator()))
+        for player in phase.players:
+            total, terms = player.loss(player.forward(batch))
+            assert math.isfinite(float(total.detach())), terms
+            total.backward()
+            moved = [p.grad is not None and bool(p.grad.isfinite().all()) for p in player.trains.parameters()]
+            assert all(moved)
+            for network in recipe.registration_networks.values():
+                if network is not player.trains:
+                    assert all(p.grad is None for p in network.parameters())
+            player.trains.zero_grad()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_segments_or_registers_and_says_what_it_generates(name):
+    recipe = recipe_of(name)
+    assert recipe.registers or recipe.segmentation
+    if recipe.segmentation:
+        assert recipe.segmentation(textured(1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
+    else:
+        assert recipe.registers
+        assert isinstance(recipe.generate, PropagatedLabels)
+    if recipe.registration:
+        assert recipe.registration(*textured(2, 1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
+    if recipe.generate:
+        assert recipe.registers
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_training_number_is_set_by_the_recipe(name):
+    for stage in ("train_reg", "train_seg"):
+        if getattr(METHODS[name], stage):
+            assert None not in training_of(METHODS[name], config(), stage).model_dump().values()
+
+
+def test_affine_registers_by_staying_where_it_is():
+    image = np.ones(SHAPE, np.float32)
+    device = Device(torch.device("cpu"), torch.float32)
+    fields = dict(displacements(recipe_of("affine"), [(image, image)], spacing_mm=(1, 1, 1), device=device, seed=0))
+    assert fields[0].shape == (3, *SHAPE)
+    assert not fields[0].any()
+
+
+def test_syn_finds_a_shift_and_its_displacement_pulls():
+    moving = np.zeros((20, 22, 24), np.float32)
+    moving[6:13, 7:14, 8:15] = 1
+    moving[8:11, 9:12, 9:12] = 0.4
+    moving = gaussian_filter(moving, 1.0)
+    fixed = np.roll(moving, (2, -1, 1), (0, 1, 2))  # fixed(x) = moving(x - (2, -1, 1))
+    device = Device(torch.device("cpu"), torch.float32)
+    fields = dict(displacements(recipe_of("syn"), [(moving, fixed)], spacing_mm=(2, 1, 1.5), device=device, seed=0))
+    assert fields[0][:, fixed > 0.3].mean(1) == pytest.approx([-2, 1, -1], abs=0.4)
+
+
+# Settings
+
+
+def test_unknown_method_is_answered_with_the_known_ones():
+    with pytest.raises(LrlsError) as caught:
+        find_method("brsb")
+    assert str(caught.value) == "no method 'brsb'; choose one of: " + ", ".join(METHODS) + "."
+
+
+def test_unknown_setting_is_answered_with_the_nearest_one():
+    with pytest.raises(LrlsError, match=r"^methods\.brbs: unknown setting bicc; did you mean bic\?$"):
+        settings_of(brbs.METHOD, config(brbs={"bicc": False}))
+    with pytest.raises(LrlsError, match=r"unknown setting smoothnes_weight; did you mean smoothness_weight\?$"):
+        settings_of(METHODS["voxelmorph"], config(voxelmorph={"smoothnes_weight": 1}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "theirs"}, r"setting preset: input should be 'default', 'paper' or 'official'.*correct it"),
+        ({"inverse_weight": -1}, r"setting inverse_weight: .*greater than or equal to 0.*correct it"),
+        ({"registration_network": "big"}, r"registration_network: input should be 'published' or 'light'"),
+    ],
+)
+def test_bad_values_name_the_setting_and_what_it_takes(settings, message):
+    with pytest.raises(LrlsError, match=message):
+        settings_of(brbs.METHOD, config(brbs=settings))
+
+
+def test_stage_that_a_method_does_not_have_is_an_error():
+    with pytest.raises(LrlsError, match="unet has no train-reg stage; see `lrls methods`"):
+        training_of(METHODS["unet"], config(), "train_reg")
+
+
+def test_preset_fills_in_what_is_not_given_and_what_is_given_wins():
+    paper = settings_of(brbs.METHOD, config(brbs={"preset": "paper"}))
+    assert (paper.inverse, paper.atlas_label, paper.mix_any_pair, paper.helper_is_final) == (
+        "self-warped", False, True, True,
+    )  # fmt: skip
+    assert (paper.mix_on, paper.mix_weight, paper.semantic_weight) == ("probabilities", 0.1, 100)
+    mine = settings_of(brbs.METHOD, config(brbs={"preset": "paper", "atlas_label": True, "inverse": "composed"}))
+    assert (mine.inverse, mine.atlas_label, mine.mix_any_pair) == ("composed", True, True)
+
+
+def test_official_preset_mixes_logits_a_hundredth_as_much_and_default_is_the_specification():
+    official = brbs.Settings(preset="official")
+    assert (official.mix_on, official.mix_weight, official.inverse) == ("logits", 0.01, "self-warped")
+    default = brbs.Settings()
+    assert (default.smoothness_weight, default.inverse_weight, default.semantic_weight) == (1, 0.1, 100)
+    assert (default.mix_weight, default.mix_on, default.inverse) == (0.1, "probabilities", "composed")
+    assert all((default.bic, default.sec, default.space, default.style, default.mmr, default.atlas_label))
+    assert not any((default.mix_any_pair, default.helper_is_final, default.diffeomorphic))
+
+
+def test_numbers_of_the_file_win_over_the_recipes_and_those_of_the_method_over_both():
+    file = config(brbs={"train_reg": {"steps": 7}}).model_copy(
+        update={"train_reg": config().train_reg.model_copy(update={"steps": 5, "learning_rate": 0.5})}
+    )
+    found = training_of(brbs.METHOD, file, "train_reg")
+    assert (found.steps, found.learning_rate, found.batch_size, found.optimizer) == (7, 0.5, 1, "adam")
+    assert training_of(METHODS["voxelmorph"], file, "train_reg").steps == 5
+    assert training_of(brbs.METHOD, config(), "train_reg").steps == 40_000
+
+
+def test_light_networks_come_with_their_own_schedule():
+    light = {"registration_network": "light", "segmentation_network": "light"}
+    found = training_of(brbs.METHOD, config(brbs=light), "train_reg")
+    assert (found.optimizer, found.schedule, found.augmentation) == ("adamw", "one-cycle", "strong")
+    published = training_of(brbs.METHOD, config(), "train_reg")
+    assert (published.learning_rate, published.schedule, published.augmentation) == (1e-4, "constant", "paper")
+
+
+# Terms
+
+
+def test_weighted_sum_adds_weighted_terms_and_reports_them_unweighted():
+    total, terms = WeightedSum(a=(2.0, lambda x: x), b=(0.5, lambda x: x**2))(torch.tensor(3.0))
+    assert float(total) == 2 * 3 + 0.5 * 9
+    assert {name: float(term) for name, term in terms.items()} == {"a": 3, "b": 9}
+
+
+def test_term_of_weight_zero_is_not_computed():
+    def fails(_):
+        raise AssertionError
+
+    assert list(WeightedSum(a=(1.0, lambda x: x), b=(0.0, fails))(torch.tensor(1.0))[1]) == ["a"]
+
+
+# BRBS
+
+PAIR_SEED = 1  # draws a pair that has the atlas in it
+
+
+def triplet():
+    images = textured(3, 1, 1, *SHAPE, seed=5)
+    label = torch.randint(3, (1, *SHAPE), generator=generator(6)).short()
+    return Triplet(["a", "u1", "u2"], *images[:1], label, *images[1:], 3, Draw(1, None, None, generator(PAIR_SEED)))
+
+
+def terms(**settings):
+    """Every term of a step of `train-reg`, and the totals."""
+    values = {}
+    for player in recipe_of("brbs", **settings).train_registration[0].players:
+        with torch.no_grad():
+            total, found = player.loss(player.forward(triplet()))
+        values |= {f"{player.name}/{name}": float(term) for name, term in {**found, "total": total}.items()}
+    return values
+
+
+@pytest.fixture(scope="module")
+def default():
+    return terms()
+
+
+REGISTRATION = {
+    f"registration/{name}"
+    for name in ("similarity", "smoothness", "inverse_consistency", "semantic_consistency", "total")
+}
+HELPER = {f"helper/{name}" for name in ("overlap", "mixing", "total")}
+SEMANTIC = {"registration/semantic_consistency", "registration/total"}
+MIXING = {"helper/mixing", "helper/total"}
+SWITCHES = [
+    # setting, its value, terms that go, terms that change
+    ("sec", False, {"registration/semantic_consistency"}, {"registration/total"}),
+    (
+        "bic",
+        False,
+        {"registration/inverse_consistency"},
+        REGISTRATION - {"registration/inverse_consistency"},
+    ),
+    ("mmr", False, {"helper/mixing"}, {"helper/total"}),
+    ("space", False, set(), HELPER),
+    ("style", False, set(), HELPER),
+    ("inverse", "self-warped", set(), {"registration/inverse_consistency", "registration/total"}),
+    ("atlas_label", False, set(), SEMANTIC),
+    ("mix_on", "logits", set(), MIXING),
+    ("mix_any_pair", True, set(), MIXING),
+    ("segmentation_loss", "dice-ce", set(), {"helper/overlap", "helper/total"}),
+    ("diffeomorphic", True, set(), REGISTRATION | HELPER),
+    ("registration_network", "light", set(), REGISTRATION | HELPER),
+    ("segmentation_network", "light", set(), SEMANTIC | HELPER),
+    ("helper_is_final", True, set(), set()),
+    ("smoothness_weight", 2.0, set(), {"registration/total"}),
+    ("inverse_weight", 0.2, set(), {"registration/total"}),
+    ("semantic_weight", 50.0, set(), {"registration/total"}),
+    ("mix_weight", 0.2, set(), {"helper/total"}),
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "gone", "changed"), SWITCHES, ids=[row[0] for row in SWITCHES])
+def test_switch_changes_the_terms_that_it_is_about_and_no_other(default, setting, value, gone, changed):
+    found = terms(**{setting: value})
+    assert default.keys() - found.keys() == gone
+    assert found.keys() <= default.keys()
+    assert {name for name in found if found[name] != pytest.approx(default[name], rel=1e-6)} == changed
+
+
+def test_every_setting_of_brbs_is_in_the_table_above():
+    assert {row[0] for row in SWITCHES} | {"preset"} == set(brbs.Settings.model_fields)
+
+
+def test_totals_have_the_papers_weights(default):
+    weights = {"similarity": 1, "smoothness": 1, "inverse_consistency": 0.1, "semantic_consistency": 100}
+    expected = sum(weight * default[f"registration/{name}"] for name, weight in weights.items())
+    assert default["registration/total"] == pytest.approx(expected)
+    assert default["helper/total"] == pytest.approx(default["helper/overlap"] + 0.1 * default["helper/mixing"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "changed"),
+    [
+        ("paper", {"registration/inverse_consistency", *SEMANTIC, *MIXING}),
+        ("official", {"registration/inverse_consistency", "registration/total", *MIXING}),
+    ],
+)
+def test_presets_change_the_readings_that_they_are_about(default, preset, changed):
+    found = terms(preset=preset)
+    assert found.keys() == default.keys()
+    assert {name for name in found if found[name] != pytest.approx(default[name], rel=1e-6)} == changed
+
+
+@pytest.mark.parametrize("diffeomorphic", [False, True])
+@pytest.mark.parametrize(("name", "body"), [("published", UNet), ("light", LightUNet)])
+def test_networks_are_those_that_are_named(name, body, diffeomorphic):
+    recipe = recipe_of("brbs", registration_network=name, segmentation_network=name, diffeomorphic=diffeomorphic)
+    assert type(recipe.registration.body) is body and type(recipe.segmentation) is body
+    assert recipe.registration.diffeomorphic == diffeomorphic
+
+
+def test_light_registration_starts_at_the_identity():
+    for name in ("brbs", "voxelmorph"):
+        field = recipe_of(name, registration_network="light").registration(*textured(2, 1, 1, *SHAPE))
+        assert field.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_published_readings_end_with_the_network_that_was_trained_beside_the_registration(preset):
+    recipe = recipe_of("brbs", preset=preset)
+    assert recipe.segmentation is recipe.helpers["segmentation"]
+    assert not recipe.train_segmentation
+
+
+def test_default_goes_on_with_the_helper_on_the_path_bank():
+    recipe = recipe_of("brbs")
+    (phase,) = recipe.train_segmentation
+    (player,) = phase.players
+    assert player.trains is recipe.segmentation is recipe.helpers["segmentation"]
+    batch = phase.batches(scans(), Draw(1, None, None, generator()))
+    assert set(player.loss(player.forward(batch))[1]) == {"overlap", "mixing"}
+
+
+def test_registration_moves_before_the_helper_in_every_step():
+    (phase,) = recipe_of("brbs").train_registration
+    assert [player.name for player in phase.players] == ["registration", "helper"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "space", "style"),
+    [
+        ({}, Beta(0.3), Beta(0.3)),
+        ({"space": False}, Always(1.0), Beta(0.3)),
+        ({"style": False}, Beta(0.3), Always(0.0)),
+        ({"space": False, "style": False}, Always(1.0), Always(0.0)),
+    ],
+)
+def test_rows_of_the_ablation_sample_space_and_style_as_the_paper_says(settings, space, style):
+    assert recipe_of("brbs", **settings).generate == PathBankWriter(space=space, style=style)
+
+
+# VoxelMorph and U-Net
+
+
+def test_voxelmorph_has_its_own_network_and_two_terms():
+    recipe = recipe_of("voxelmorph")
+    assert type(recipe.registration.body) is VoxelMorphUNet and recipe.registration.diffeomorphic
+    (player,) = recipe.train_registration[0].players
+    assert player.loss.terms.keys() == {"similarity", "smoothness"}
+    assert not recipe_of("voxelmorph", diffeomorphic=False).registration.diffeomorphic
+
+
+def test_smoothness_weight_of_voxelmorph_reaches_its_loss():
+    (player,) = recipe_of("voxelmorph", smoothness_weight=0.25).train_registration[0].players
+    assert player.loss.terms["smoothness"][0] == 0.25
+
+
+def test_unet_and_upper_bound_differ_in_the_scans_that_they_learn_from_and_in_nothing_else():
+    unet, supervised = METHODS["unet"], METHODS["supervised"]
+    assert (unet.cohort, supervised.cohort) == ("train", "supervised")
+    assert (unet.recipe, unet.train_seg, unet.settings) == (
+        supervised.recipe,
+        supervised.train_seg,
+        supervised.settings,
+    )
+
+
+def test_unet_trains_with_dice_and_cross_entropy_or_with_dice():
+    batch_of = Draw(1, None, None, generator())
+    values = []
+    for loss in ("dice-ce", "dice"):
+        (phase,) = recipe_of("unet", segmentation_loss=loss).train_segmentation
+        (player,) = phase.players
+        values.append(float(player.loss(player.forward(phase.batches(scans(), batch_of)))[0].detach()))
+    assert values[0] > values[1] + 0.3  # cross-entropy comes on top

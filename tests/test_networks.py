@@ -1,0 +1,268 @@
+"""Networks: sizes, what a fresh one says, precision, and the grids that tests, example and benchmarks use."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from stages.config import load_config
+from stages.intake import read_scan
+from stages.parts.augmentation import gaussian_blur
+from stages.parts.metrics import folding_fraction, jacobian_determinant
+from stages.parts.networks import (
+    Block,
+    LightUNet,
+    RegistrationNetwork,
+    UNet,
+    VoxelMorphUNet,
+    crop,
+    depth_to_space,
+    derived_depth,
+    pad_to_multiple,
+    small_head,
+    space_to_depth,
+)
+from stages.parts.warps import integrate, voxel_grid
+from stages.preprocess import coarsened, derive_grid, normalise
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = {
+    path.stem: tuple(yaml.safe_load(path.read_text())["preprocess"]["shape"])
+    for path in sorted((ROOT / "docs" / "benchmarks").glob("*.yaml"))
+}
+EXAMPLE = (48, 32, 40)  # of data.example, see the first test
+GRIDS = {"example": EXAMPLE, "tests": (24, 16, 24), "smallest derived": (16, 16, 16), **BENCHMARKS}
+NETWORKS = [UNet, LightUNet, VoxelMorphUNet]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def smooth_image(*size, seed=0):
+    """Blurred noise in about [0, 1]."""
+    noise = torch.randn(size, generator=generator(seed))
+    return torch.cat([0.5 + 3 * gaussian_blur(noise[:, i : i + 1], 2.0) for i in range(size[1])], 1)
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# Depth
+
+
+def test_the_examples_grid_is_the_one_that_the_tests_below_use(tmp_path):
+    config = load_config(ROOT / "data.example" / "lrls.yaml")
+    atlas = config.part("atlases")[0]
+    image = read_scan(config, atlas, label=False).image
+    reference = coarsened(normalise(image, config.preprocess)[0], config.preprocess.align_spacing_mm)
+    (tmp_path / f"{atlas}.json").write_text(json.dumps({"matrix": np.eye(4).tolist()}))
+    assert derive_grid(config, reference, [atlas], tmp_path).shape == EXAMPLE
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_convolution_sees_at_least_three_voxels_an_axis(monkeypatch, network, grid):
+    # Depth 2 in bfloat16 gives uninitialised weight gradients on the CPU. Shapes alone: nothing is computed.
+    monkeypatch.setattr("stages.parts.networks.in_float32", lambda head, x: head(x))  # autocast knows no meta tensors
+    seen = []
+    with torch.device("meta"):
+        net = network(2, 3, GRIDS[grid])
+        for module in net.modules():
+            if isinstance(module, nn.Conv3d):
+                module.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+        net(torch.zeros(1, 2, *GRIDS[grid]))
+    assert seen
+    assert min(min(shape) for shape in seen) >= 3
+
+
+def test_depth_halves_while_three_voxels_remain_on_the_padded_grid():
+    assert derived_depth((48, 64, 48), most=4) == 4  # 3 4 3
+    assert derived_depth((47, 64, 48), most=4) == 4  # padded to 48
+    assert derived_depth((32, 64, 48), most=4) == 3  # 2 would remain
+    assert derived_depth((48, 64, 48), most=3, stem=2) == 3
+    assert derived_depth((500, 500, 500), most=2) == 2
+
+
+def test_grid_that_is_too_small_is_refused_with_the_least_size():
+    assert derived_depth((5, 5, 5), most=4) == 1
+    with pytest.raises(ValueError, match=r"grid \(4, 9, 9\) is too small .* more than 4 voxels"):
+        derived_depth((4, 9, 9), most=4)
+    with pytest.raises(ValueError, match="more than 8 voxels"):
+        derived_depth((8, 9, 9), most=4, stem=2)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("shape", [(13, 16, 19), (9, 9, 9)])
+def test_output_has_the_inputs_grid_whatever_its_size(network, shape):
+    output = network(2, 5, shape)(torch.rand(1, 2, *shape))
+    assert output.shape == (1, 5, *shape)
+    assert output.dtype == torch.float32
+
+
+def test_parameter_counts_are_the_published_ones():
+    assert count(UNet(2, 3, (48, 64, 48))) == 5_887_443
+    assert count(VoxelMorphUNet(2, 3, (48, 64, 48))) == 327_331
+
+
+def test_light_network_never_convolves_at_full_resolution():
+    shapes = []
+    net = LightUNet(1, 2, (24, 24, 24))
+    for module in net.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[2:])))
+    net(torch.rand(1, 1, 24, 24, 24))
+    assert max(shapes) == (12, 12, 12)
+
+
+def test_space_to_depth_makes_channels_of_blocks_and_depth_to_space_undoes_it():
+    x = torch.rand(2, 3, 4, 6, 8)
+    channels = space_to_depth(x)
+    assert channels.shape == (2, 24, 2, 3, 4)
+    torch.testing.assert_close(channels[1, 8:16, 1, 2, 3], x[1, 1, 2:4, 4:6, 6:8].flatten())
+    assert torch.equal(depth_to_space(channels), x)
+
+
+def test_padding_adds_zeros_behind_and_cropping_undoes_it():
+    x = torch.rand(1, 2, 5, 8, 9)
+    padded = pad_to_multiple(x, 4)
+    assert padded.shape == (1, 2, 8, 8, 12)
+    assert float(padded.sum()) == pytest.approx(float(x.sum()))
+    assert torch.equal(crop(padded, (5, 8, 9)), x)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("groups", [2, 8])  # four channels a group; one, which is InstanceNorm
+def test_block_has_torchs_values_and_gradients(groups, memory_format):
+    torch.manual_seed(0)
+    block = Block(3, 8, groups).to(memory_format=memory_format)
+    first, first_norm, second, second_norm = block.layers
+    for norm in (first_norm, second_norm):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    plain = nn.Sequential(first, first_norm, nn.LeakyReLU(0.2), second, second_norm, nn.LeakyReLU(0.2))
+    image = torch.rand(2, 3, 5, 6, 7).contiguous(memory_format=memory_format).requires_grad_()
+    weights = torch.randn(2, 8, 5, 6, 7)
+    results = []
+    for network in (block, plain):
+        output = network(image)
+        wanted = [image, *block.parameters()]
+        results.append([output.detach(), *torch.autograd.grad((output * weights).sum(), wanted)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+# Registration
+
+
+class Says(nn.Module):
+    """A body that answers with a given field, or with what it is shown."""
+
+    def __init__(self, field=None):
+        super().__init__()
+        self.field = field
+
+    def forward(self, x):
+        return x if self.field is None else self.field
+
+
+def waves(amplitude, shape):
+    """A smooth velocity that vanishes on the border; its displacement as it stands would fold."""
+    x = voxel_grid(shape, torch.zeros(1))
+    d, h, w = (x[:, i : i + 1] * math.pi / (shape[i] - 1) for i in range(3))
+    inside = d.sin() * h.sin() * w.sin()
+    return amplitude * torch.cat([inside * (2 * h).cos(), inside * (2 * w).sin(), -inside * (2 * d).cos()], 1)
+
+
+def test_the_body_sees_the_fixed_image_first():
+    moving, fixed = torch.zeros(1, 1, 4, 4, 4), torch.ones(1, 1, 4, 4, 4)
+    assert RegistrationNetwork(Says())(moving, fixed)[0, :, 0, 0, 0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("diffeomorphic", [False, True])
+@pytest.mark.parametrize("body", [LightUNet, VoxelMorphUNet])
+def test_fresh_registration_network_is_the_identity(body, diffeomorphic):
+    torch.manual_seed(0)
+    shape = (16, 16, 16)
+    net = RegistrationNetwork(body(2, 3, shape), diffeomorphic=diffeomorphic)
+    if body is LightUNet:  # its head serves segmentation too
+        small_head(net.body.head)
+    displacement = net(torch.rand(1, 1, *shape), torch.rand(1, 1, *shape))
+    assert 0 < displacement.abs().max() < 1e-3
+
+
+def test_diffeomorphic_output_does_not_fold_where_the_velocity_itself_would():
+    velocity = waves(6.0, (17, 20, 24))
+    displacement = RegistrationNetwork(Says(velocity), diffeomorphic=True)(*torch.zeros(2, 1, 1, 17, 20, 24))
+    assert folding_fraction(jacobian_determinant(velocity))[0] > 0.02
+    assert folding_fraction(jacobian_determinant(displacement))[0] == 0
+
+
+@pytest.mark.parametrize("shape", [(33, 29, 37), (32, 28, 36)])
+def test_integration_at_half_resolution_is_close_to_full_resolution(shape):
+    velocity = waves(3.0, shape)
+    displacement = RegistrationNetwork(Says(velocity), diffeomorphic=True)(*torch.zeros(2, 1, 1, *shape))
+    full = integrate(velocity)
+    error = (displacement - full).norm(dim=1)
+    assert full.norm(dim=1).max() > 2
+    assert error.mean() < 0.08
+    assert error.max() < 0.5
+
+
+def test_linear_velocity_scales_by_its_exponential_on_even_and_odd_grids():
+    # dx/dt = a x ends at exp(a) x. Corners are aligned: on an even grid a voxel at half resolution is not two long.
+    for shape in ((6, 7, 8), (9, 6, 10)):
+        offset = voxel_grid(shape, torch.zeros(1)) - (torch.tensor(shape).view(1, 3, 1, 1, 1) - 1) / 2
+        displacement = RegistrationNetwork(Says(-0.5 * offset), diffeomorphic=True)(*torch.zeros(2, 1, 1, *shape))
+        torch.testing.assert_close(displacement, (math.exp(-0.5) - 1) * offset, atol=5e-3, rtol=0)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_output_is_float32_and_not_rounded_under_bfloat16_autocast(network):
+    torch.manual_seed(0)
+    net = network(2, 3, (16, 16, 16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = net(torch.rand(1, 2, 16, 16, 16))
+    assert output.dtype == torch.float32
+    assert not torch.equal(output, output.bfloat16().float())
+
+
+def gradients(network, image, target, *, bf16):
+    network.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        output = network(image)
+    (output - target).square().mean().backward()
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+
+# What the configurations run: VoxelMorph's U-Net on the brain's grid would take as long as all other tests here.
+USED = [
+    *((network, grid) for network in NETWORKS for grid in ("example", "tests", "smallest derived")),
+    (LightUNet, "hippocampus"),
+    (VoxelMorphUNet, "hippocampus"),
+    (LightUNet, "brain"),
+]
+
+
+@pytest.mark.parametrize(("network", "grid"), USED)
+def test_bfloat16_and_float32_gradients_agree(network, grid):
+    torch.manual_seed(0)
+    shape = GRIDS[grid]
+    net = network(2, 3, shape)
+    image, target = smooth_image(1, 2, *shape), smooth_image(1, 3, *shape, seed=1)
+    exact, rounded = (gradients(net, image, target, bf16=bf16) for bf16 in (False, True))
+    assert exact.isfinite().all() and rounded.isfinite().all()
+    # bfloat16 keeps 8 bits, and every layer adds its share; what the trap returns is wrong by orders of magnitude.
+    assert (rounded - exact).norm() < 0.15 * exact.norm()
