@@ -155,7 +155,7 @@ def config_text(description: Description, output: Path) -> str:
             "    percentiles: [0.5, 99.5]  # of the scan's foreground, become 0 and 1\n"
         )
     return f"""\
-# Written by `lrls init`. Check it with `lrls check {output.name}`, then run everything with `lrls run {output.name}`.
+# Written by `lrls init`. Next: `lrls check {output.name}`, then `lrls run {output.name} --method brbs`.
 # Paths are relative to this file.
 workspace: {_scalar(f"runs/{name}")}  # everything that is made goes here
 

@@ -43,11 +43,15 @@ preprocess:
   crop: labels
   margin_mm: 6
 
-# Few steps, so that a run takes minutes on a CPU.
-train_reg:
-  steps: 300
-train_seg:
-  steps: 300
+# Few steps and light networks, so that a run takes minutes on two cores.
+train_reg: {{steps: 250, checkpoint_steps: 50}}
+train_seg: {{steps: 250, checkpoint_steps: 50}}
+methods:
+  brbs:
+    registration_network: light
+    segmentation_network: light
+    segmentation_loss: dice-ce
+    train_reg: {{augmentation: none}}
 """
 
 

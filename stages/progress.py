@@ -22,6 +22,7 @@ class Progress:
     def __init__(self, what: str, total: int, *, start: int = 0) -> None:
         self.what, self.total, self.done, self.start = what, total, start, start
         self.began = self.printed = time.monotonic()
+        self.note = ""
         self.bar = None
         if sys.stderr.isatty():
             from rich import progress
@@ -46,15 +47,16 @@ class Progress:
     def advance(self, note: str = "") -> None:
         """One more unit is done; `note` goes behind the bar."""
         self.done += 1
+        self.note = note or self.note
         if self.bar:
-            self.bar.update(self.task, advance=1, note=note or None)
+            self.bar.update(self.task, advance=1, note=self.note)
         elif self.done == self.total or time.monotonic() - self.printed > PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
             elapsed = self.printed - self.began
             rate = (self.done - self.start) / max(elapsed, 1e-9)
             left = (self.total - self.done) / rate
             print(
-                f"{self.what}: {self.done}/{self.total}, {rate:.2g} a second, {left:.0f} s left {note}".rstrip(),
+                f"{self.what}: {self.done}/{self.total}, {rate:.2g} a second, {left:.0f} s left {self.note}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )

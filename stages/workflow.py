@@ -76,7 +76,9 @@ def run(
         segmentation = told(
             train_segmentation(cohort, config, method_name, registration=registration, generated=generated, force=force)
         )
-    if "eval" in wanted:
+    if "eval" in wanted and not config.part(config.eval.part):
+        tell(f"nothing to score: data.{config.eval.part} lists no scan")
+    elif "eval" in wanted:
         held_out = told(preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None))
         scores = told(
             evaluate(

@@ -185,6 +185,30 @@ def test_one_direction_costs_one_direction():
     torch.testing.assert_close(semantic_consistency(one), dice_loss(warp_probabilities(classes[0], there), classes[1]))
 
 
+def test_chosen_classes_cost_their_own_dice_and_all_of_them_on_average_the_whole():
+    a, b = (one_hot(torch.randint(4, (1, *SHAPE), generator=generator(seed)), 4) for seed in (1, 2))
+    fields = torch.cat([scaling(0.9), scaling(0.8)])
+    whole = semantic_consistency(registered(None, None, fields, classes=(a, b)))
+    each = []
+    for chosen in range(4):
+        pair = registered(None, None, fields, classes=(a, b))
+        pair.chosen = torch.tensor([chosen])
+        each.append(semantic_consistency(pair))
+    assert len({round(float(cost), 5) for cost in each}) == 4
+    torch.testing.assert_close(torch.stack(each).mean(), whole)
+
+
+def test_triplet_draws_the_chosen_classes_anew_and_without_repetition():
+    batch = triplet()
+    batch.num_classes = 5
+    step = RegisterTriplet(RegistrationNetwork(Shift()), Thresholds(), both_ways=False, atlas_label=True, num_chosen=2)
+    drawn = [step(batch).chosen.tolist() for _ in range(200)]
+    assert all(len(set(classes)) == 2 for classes in drawn)
+    assert all(50 < sum(c in classes for classes in drawn) < 110 for c in range(5))
+    step.num_chosen = 5  # no choice
+    assert step(batch).chosen is None
+
+
 def test_shifted_image_is_registered_by_its_shift_and_back_by_the_opposite():
     wide = textured(1, 1, 9, 10, 13)
     moving, fixed = wide[..., :11], wide[..., 2:]  # fixed(x) = moving(x + 2)

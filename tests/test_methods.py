@@ -252,6 +252,7 @@ SWITCHES = [
     ("style", False, set(), HELPER),
     ("inverse", "self-warped", set(), {"registration/inverse_consistency", "registration/total"}),
     ("atlas_label", False, set(), SEMANTIC),
+    ("semantic_classes", 1, set(), SEMANTIC),
     ("mix_on", "logits", set(), MIXING),
     ("mix_any_pair", True, set(), MIXING),
     ("segmentation_loss", "dice-ce", set(), {"helper/overlap", "helper/total"}),

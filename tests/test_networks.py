@@ -12,6 +12,7 @@ from torch import nn
 
 from stages.config import load_config
 from stages.intake import read_scan
+from stages.methods.recipe import Task, registration_network
 from stages.parts.augmentation import gaussian_blur
 from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.networks import (
@@ -24,7 +25,6 @@ from stages.parts.networks import (
     depth_to_space,
     derived_depth,
     pad_to_multiple,
-    small_head,
     space_to_depth,
 )
 from stages.parts.warps import integrate, voxel_grid
@@ -37,7 +37,16 @@ BENCHMARKS = {
 }
 EXAMPLE = (48, 32, 40)  # of data.example, see the first test
 GRIDS = {"example": EXAMPLE, "tests": (24, 16, 24), "smallest derived": (16, 16, 16), **BENCHMARKS}
-NETWORKS = [UNet, LightUNet, VoxelMorphUNet]
+
+
+class SmoothLightUNet(LightUNet):
+    """The light network as it registers."""
+
+    def __init__(self, inputs, outputs, shape):
+        super().__init__(inputs, outputs, shape, smooth=True)
+
+
+NETWORKS = [UNet, LightUNet, SmoothLightUNet, VoxelMorphUNet]
 
 
 def generator(seed=0):
@@ -189,15 +198,23 @@ def test_the_body_sees_the_fixed_image_first():
 
 
 @pytest.mark.parametrize("diffeomorphic", [False, True])
-@pytest.mark.parametrize("body", [LightUNet, VoxelMorphUNet])
-def test_fresh_registration_network_is_the_identity(body, diffeomorphic):
+@pytest.mark.parametrize("name", ["light", "voxelmorph"])
+def test_fresh_registration_network_is_the_identity(name, diffeomorphic):
     torch.manual_seed(0)
     shape = (16, 16, 16)
-    net = RegistrationNetwork(body(2, 3, shape), diffeomorphic=diffeomorphic)
-    if body is LightUNet:  # its head serves segmentation too
-        small_head(net.body.head)
+    net = registration_network(name, Task(shape, 3, 1), diffeomorphic=diffeomorphic)
     displacement = net(torch.rand(1, 1, *shape), torch.rand(1, 1, *shape))
     assert 0 < displacement.abs().max() < 1e-3
+
+
+def test_smooth_head_interpolates_and_keeps_positions():
+    # A head that says where its block lies: 2 voxels a block, so interpolation gives back every voxel's own place.
+    torch.manual_seed(0)
+    net = LightUNet(1, 1, (12, 12, 16), smooth=True)
+    net.head = Says(2 * torch.arange(8.0).expand(1, 1, 6, 6, 8) + 0.5)
+    output = net(torch.rand(1, 1, 12, 12, 16))
+    assert output[0, 0, 3, 4, 1:-1].tolist() == pytest.approx(list(range(1, 15)), abs=1e-4)
+    assert output.shape == (1, 1, 12, 12, 16)
 
 
 def test_diffeomorphic_output_does_not_fold_where_the_velocity_itself_would():
@@ -251,8 +268,9 @@ def gradients(network, image, target, *, bf16):
 USED = [
     *((network, grid) for network in NETWORKS for grid in ("example", "tests", "smallest derived")),
     (LightUNet, "hippocampus"),
+    (SmoothLightUNet, "hippocampus"),
     (VoxelMorphUNet, "hippocampus"),
-    (LightUNet, "brain"),
+    (SmoothLightUNet, "brain"),
 ]
 
 

@@ -176,6 +176,17 @@ def test_warped_probabilities_sum_to_one_everywhere():
     assert warped.min() >= -1e-6
 
 
+def test_chosen_classes_are_those_of_the_full_map():
+    probabilities = torch.rand((2, 4, *SHAPE), generator=generator()).softmax(1)
+    displacement = 8 * textured(2, 3, *SHAPE, seed=1) - 4
+    full = warp_probabilities(probabilities, displacement)
+    for chosen in ([2], [0], [3, 0, 1]):
+        classes = torch.tensor(chosen)
+        torch.testing.assert_close(
+            warp_probabilities(probabilities, displacement, classes), full[:, chosen], atol=1e-5, rtol=0
+        )
+
+
 def test_what_comes_from_outside_is_background():
     label = torch.ones(1, *SHAPE, dtype=torch.long)
     away, half = constant(0, 0, 20), constant(0, 0, 0.5)

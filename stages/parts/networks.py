@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 def normalise_and_rectify(x: Tensor, normalisation: nn.GroupNorm, slope: float) -> Tensor:
-    """GroupNorm, then LeakyReLU; torch's own operators but for the gradient on the CPU, which takes a fifth the time."""
+    """GroupNorm, then LeakyReLU; on the CPU with a gradient of our own, which takes a fifth of the time."""
     if x.device.type == "cpu":
         return _NormaliseAndRectify.apply(x, normalisation.weight, normalisation.bias, normalisation, slope)
     return F.leaky_relu(normalisation(x), slope, inplace=True)
@@ -67,7 +67,7 @@ class _NormaliseAndRectify(torch.autograd.Function):
         """With z = (x - mean) rstd and m the mean over a group: dx = rstd (w g - m(w g) - z m(w g z))."""
         x, y, weight, mean, rstd = ctx.saved_tensors
         gradient = torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True)
-        n, c, groups = *x.shape[:2], mean.shape[1]
+        n, c, groups = x.shape[0], x.shape[1], mean.shape[1]
         mean, rstd = (s.repeat_interleave(c // groups, 1) for s in (mean, rstd))
         sums = [_sums_over_voxels(g, z, m, r) for g, z, m, r in zip(gradient, x, mean, rstd, strict=True)]
         weight_gradient, bias_gradient = (torch.stack(s) for s in zip(*sums, strict=True))  # sum g z, sum g; (N, C)
@@ -142,8 +142,8 @@ class UNet(nn.Module):
 class LightUNet(nn.Module):
     """A lighter U-Net: the finest level works on 2^3 blocks of voxels, in and out.
 
-    A stride-2 stem (space to depth, then convolution), levels 32-64-128-256 with InstanceNorm, and a head that goes back
-    to full resolution: the network never convolves there, which is where a U-Net spends its time.
+    A stride-2 stem (space to depth, then convolution), levels 32-64-128-256 with InstanceNorm, and a head that goes
+    back to full resolution: the network never convolves there, which is where a U-Net spends its time.
 
     Args:
         inputs: image channels.
