@@ -38,7 +38,7 @@ from stages.parts.consistency import (
     similarity,
     smoothness,
 )
-from stages.parts.samplers import Always, Beta, Degree, SpaceStyleSampling, atlas_and_two_unlabeled
+from stages.parts.samplers import Always, Beta, Degree, SpaceStyleSampling, atlas_and_two_unlabeled, labelled_scans
 from stages.parts.segmenting import (
     GenerateAndSegment,
     Segment,
@@ -84,6 +84,13 @@ class Settings(MethodSettings):
     mix_any_pair: bool = Field(False, description="Mix any two training images instead of aligned ones.")
     helper_is_final: bool = Field(False, description="The S that was trained beside R is the result.")
     segmentation_loss: Literal["dice", "dice-ce"] = Field("dice", description="L_seg: Dice, or with cross-entropy.")
+    warm_up: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of train-reg in which S alone learns, from the augmented atlases (short runs).",
+    )
+    helper_learning_rate: float | None = Field(None, gt=0, description="Of S in train-reg; default: as R's.")
 
 
 def build(task: Task, settings: Settings) -> Recipe:
@@ -101,14 +108,31 @@ def build(task: Task, settings: Settings) -> Recipe:
             mixing if settings.mix_on == "probabilities" else mixing_of_logits,
         ),
     )
+    # A short run has no steps to lose on aligning by what an untrained S says; the papers' runs have.
+    warm_up = Phase(
+        "warm-up",
+        batches=labelled_scans,
+        players=[
+            Player(
+                "helper",
+                trains=S,
+                forward=Segment(S),
+                loss=WeightedSum(overlap=segmentation_loss.terms["overlap"]),
+                learning_rate=settings.helper_learning_rate,
+            )
+        ],
+        share=settings.warm_up,
+    )
     return Recipe(
         registration=R,
         helpers={"segmentation": S},
         segmentation=S,
         train_registration=[
+            *([warm_up] if settings.warm_up else []),
             Phase(
                 "kcc",
                 batches=atlas_and_two_unlabeled,
+                share=1 - settings.warm_up,
                 players=[
                     Player(
                         "registration",
@@ -133,9 +157,15 @@ def build(task: Task, settings: Settings) -> Recipe:
                             ),
                         ),
                     ),
-                    Player("helper", trains=S, forward=GenerateAndSegment(R, s3p, S), loss=segmentation_loss),
+                    Player(
+                        "helper",
+                        trains=S,
+                        forward=GenerateAndSegment(R, s3p, S),
+                        loss=segmentation_loss,
+                        learning_rate=settings.helper_learning_rate,
+                    ),
                 ],
-            )
+            ),
         ],
         generate=PathBankWriter(space=alpha, style=beta),
         train_segmentation=[]

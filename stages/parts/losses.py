@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stages.parts.warps import warp
@@ -134,4 +135,4 @@ def mix_loss(mixed_output: Tensor, output_a: Tensor, output_b: Tensor, gamma: Te
 
     Source: BRBS Eq. 13.
     """
-    return (mixed_output.float() - (gamma * output_a.float() + (1 - gamma) * output_b.float())).square().mean()
+    return F.mse_loss(mixed_output.float(), torch.lerp(output_b.float(), output_a.float(), gamma))

@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for convolution, normalisation in zip(self.layers[::2], self.layers[1::2], strict=True):
-            x = normalise_and_rectify(convolution(x), normalisation, 0.2)
+            x = normalise_and_rectify(convolution(x), normalisation, 0.2)  # type: ignore[arg-type]
         return x
 
 
