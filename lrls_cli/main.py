@@ -47,9 +47,10 @@ def main() -> None:
     except LrlsError as error:
         print(f"lrls: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("lrls: stopped; the same command resumes.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            print("lrls: stopped; the same command resumes.", file=sys.stderr)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

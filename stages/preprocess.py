@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -161,8 +162,9 @@ def in_processes(
 
 
 def _begin_process() -> None:
-    """One ITK thread, and no life after the parent: a killed run leaves no process behind."""
+    """One ITK thread, and no life after the parent: a run that is stopped or killed leaves no process behind."""
     use_one_thread()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""The speed benchmark compares like with like."""
+"""The speed benchmark compares like with like, and what was made fast equals torch's plain operators."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.parts.losses import box_sum
+from stages.parts.networks import normalise_and_rectify
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
@@ -20,7 +25,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 4, 6])  # pairs (U2, U1), (A, U1), (A, U2) in the first step
 def test_plain_and_our_step_compute_the_same_loss_terms(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     import brbs_step
@@ -29,13 +34,43 @@ def test_plain_and_our_step_compute_the_same_loss_terms(seed: int, monkeypatch: 
     assert brbs_step.largest_difference((24, 32, 24), 3, seed=seed, steps=2) < 1e-3
 
 
-def test_draws_of_the_seeds_cover_pairs_with_and_without_the_atlas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
-    import brbs_step
+@pytest.mark.parametrize("groups", [2, 8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_gradient_of_normalise_and_rectify_is_right(groups: int, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(groups, 8).double()
+    weight, bias = torch.randn(2, 8, dtype=torch.float64)
+    x = (torch.randn(2, 8, 2, 3, 2, dtype=torch.float64) + 1).contiguous(memory_format=layout)
 
-    pairs = {
-        brbs_step.next_draws(brbs_step.make_batch((24, 32, 24), 3, seed + step)).pair // 2
-        for seed in (0, 1, 2)
-        for step in (0, 1)
-    }
-    assert pairs == {0, 1, 2}
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        norm.weight, norm.bias = weight, bias
+        return normalise_and_rectify(x, norm, 0.2)
+
+    del norm.weight, norm.bias  # plain tensors in their place
+    assert torch.equal(function(x, weight, bias), F.leaky_relu(F.group_norm(x, groups, weight, bias), 0.2))
+    assert torch.autograd.gradcheck(function, tuple(t.requires_grad_() for t in (x, weight, bias)))
+
+
+def test_bfloat16_gradient_of_normalise_and_rectify_is_as_exact_as_torchs() -> None:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(4, 16)
+    shape = (2, 16, 12, 10, 14)
+    x, gradient = (t.bfloat16().contiguous(memory_format=torch.channels_last_3d) for t in torch.randn(2, *shape) + 0.5)
+
+    def derivative(function: object, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        function(x).backward(gradient.to(x.dtype))  # type: ignore[operator]
+        assert x.grad is not None
+        return x.grad.double()
+
+    plain = lambda x: F.leaky_relu(norm(x), 0.2)  # noqa: E731
+    exact = derivative(plain, x.float())
+    ours, torchs = derivative(lambda x: normalise_and_rectify(x, norm, 0.2), x), derivative(plain, x)
+    assert (ours - exact).norm() < 1.5 * (torchs - exact).norm()
+
+
+def test_box_sum_equals_a_dense_convolution() -> None:
+    image = torch.rand(2, 5, 12, 10, 14)
+    dense = F.conv3d(image.double().flatten(0, 1)[:, None], torch.ones(1, 1, 9, 9, 9, dtype=torch.float64), padding=4)
+
+    torch.testing.assert_close(box_sum(image, 9).double(), dense.view_as(image), atol=1e-3, rtol=0)

@@ -136,7 +136,7 @@ def of_pair(moving, fixed, *, both_ways=True, atlas_label=True, n=1, network=Non
 def test_class_maps_are_the_atlas_label_where_asked_and_what_s_says_elsewhere(moving, fixed, atlas_label):
     segmentation = Thresholds()
     batch, registered = of_pair(moving, fixed, atlas_label=atlas_label, n=2, segmentation=segmentation)
-    for name, classes in zip((moving, fixed), registered.classes(), strict=True):
+    for name, classes in zip((moving, fixed), registered.classes, strict=True):
         if name == "atlas" and atlas_label:
             assert torch.equal(classes, one_hot(batch.label, 2))
         else:
@@ -147,7 +147,7 @@ def test_class_maps_are_the_atlas_label_where_asked_and_what_s_says_elsewhere(mo
 
 
 def registered(moving, fixed, displacement, directions=2, classes=None):
-    return Registered(moving, fixed, displacement, directions, None if classes is None else lambda: classes)
+    return Registered(moving, fixed, displacement, directions, classes)
 
 
 def test_perfect_registration_costs_nothing():

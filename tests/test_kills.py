@@ -71,34 +71,48 @@ def test_a_stage_killed_at_any_moment_is_finished_by_the_same_command(stage, tol
         assert outcome == undisturbed, f"killed at {moment}\n{(told / 'errors.txt').read_text()}"
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_a_killed_run_leaves_no_process_behind(tmp_path):
-    (tmp_path / "program.py").write_text(
-        "import os, sys, time\n"
-        "from pathlib import Path\n"
-        "from stages.preprocess import in_processes\n"
-        "def work(file):\n"
-        "    Path(file).with_suffix('.tmp').write_text(str(os.getpid()))\n"
-        "    os.rename(Path(file).with_suffix('.tmp'), file)\n"
-        "    time.sleep(300)\n"
-        "if __name__ == '__main__':\n"
-        "    list(in_processes(work, [(sys.argv[1],)]))\n"
-    )
-    file = tmp_path / "pid"
-    program = subprocess.Popen([sys.executable, str(tmp_path / "program.py"), str(file)])
-    wait_until(file.exists)
-    program.kill()
-    program.wait()
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from stages.preprocess import in_processes
 
+def work(file):
+    Path(file).with_suffix(".tmp").write_text(str(os.getpid()))
+    os.rename(Path(file).with_suffix(".tmp"), file)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    try:
+        list(in_processes(work, [(sys.argv[1],)]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_leaves_no_process_behind(how, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    file = tmp_path / "pid"
+    command = [sys.executable, str(tmp_path / "program.py"), str(file)]
+    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_until(file.exists)
     worker = int(file.read_text())
     try:
+        if how == signal.SIGINT:  # a terminal sends it to all
+            os.killpg(program.pid, how)
+        else:
+            program.kill()
+        assert program.wait(120) == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[how]
         wait_until(lambda: not is_running(worker))
     finally:
+        program.kill()
         if is_running(worker):
             os.kill(worker, signal.SIGKILL)
+    assert "Traceback" not in program.communicate()[1]
 
 
-def wait_until(condition: Callable[[], bool], most_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], most_s: float = 120.0) -> None:
     end = time.monotonic() + most_s
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -219,7 +219,7 @@ def triplet():
 def terms(**settings):
     """Every term of a step of `train-reg`, and the totals."""
     values = {}
-    for player in recipe_of("brbs", **settings).train_registration[0].players:
+    for player in recipe_of("brbs", **settings).train_registration[-1].players:
         with torch.no_grad():
             total, found = player.loss(player.forward(triplet()))
         values |= {f"{player.name}/{name}": float(term) for name, term in {**found, "total": total}.items()}
@@ -259,7 +259,9 @@ SWITCHES = [
     ("diffeomorphic", True, set(), REGISTRATION | HELPER),
     ("registration_network", "light", set(), REGISTRATION | HELPER),
     ("segmentation_network", "light", set(), SEMANTIC | HELPER),
-    ("helper_is_final", True, set(), set()),
+    ("helper_is_final", True, set(), set()),  # these three change phases and players, see below
+    ("warm_up", 0.25, set(), set()),
+    ("helper_learning_rate", 0.5, set(), set()),
     ("smoothness_weight", 2.0, set(), {"registration/total"}),
     ("inverse_weight", 0.2, set(), {"registration/total"}),
     ("semantic_weight", 50.0, set(), {"registration/total"}),
@@ -327,6 +329,24 @@ def test_default_goes_on_with_the_helper_on_the_path_bank():
     assert player.trains is recipe.segmentation is recipe.helpers["segmentation"]
     batch = phase.batches(scans(), Draw(1, None, None, generator()))
     assert set(player.loss(player.forward(batch))[1]) == {"overlap", "mixing"}
+
+
+def test_warm_up_gives_the_helper_its_share_of_the_steps_on_atlases_alone():
+    warm_up, main = recipe_of("brbs", warm_up=0.25).train_registration
+    assert (warm_up.share, main.share) == (0.25, 0.75)
+    (player,) = warm_up.players
+    assert player.trains is main.players[1].trains
+    batch = warm_up.batches(scans(), Draw(1, None, None, generator()))
+    assert batch.scans == ["a"]
+    assert set(player.loss(player.forward(batch))[1]) == {"overlap"}
+    (only,) = recipe_of("brbs").train_registration
+    assert only.share == 1
+
+
+def test_helper_may_learn_faster_than_the_registration():
+    phases = recipe_of("brbs", warm_up=0.25, helper_learning_rate=0.5).train_registration
+    rates = {player.name: player.learning_rate for phase in phases for player in phase.players}
+    assert rates == {"registration": None, "helper": 0.5}
 
 
 def test_registration_moves_before_the_helper_in_every_step():

@@ -20,7 +20,7 @@ from stages.parts.samplers import (
     labelled_scans,
     pick,
 )
-from stages.parts.warps import one_hot, warp, warp_probabilities
+from stages.parts.warps import compose, one_hot, warp, warp_probabilities
 
 SHAPE = (5, 6, 7)
 NAMES = ("atlas_a", "atlas_b", "scan_a", "scan_b", "scan_c", "labelled")
@@ -274,6 +274,17 @@ def test_augmentation_moves_the_target_and_the_pair_with_the_image():
         once, twice = getattr(moved, name), warp(getattr(plain, name), around)
         torch.testing.assert_close(once[inside], twice[inside], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
     assert (moved.second - given["scan"]).abs().max() > 0.01
+
+
+def test_augmentation_reads_the_path_where_it_points_to():
+    path, _ = path_and_style()
+    around = torch.tensor([0.0, 2.0, -1.0]).view(1, 3, 1, 1, 1).expand(2, 3, *SHAPE)
+    batch, given = sampled(Always(0.5), Always(0.0), mixing=Always(0.5), around=around)
+    way = compose(0.5 * path, around)  # first the augmentation pulls, then half of the path
+    torch.testing.assert_close(batch.image, warp(given["atlas"], way, padding="zeros"))
+    torch.testing.assert_close(batch.target, warp_probabilities(given["label"], way))
+    whole = compose(path, around)
+    torch.testing.assert_close(batch.first, warp(given["atlas"] + given["psi"], whole, padding="zeros"))
 
 
 def test_augmented_couples_are_zero_and_background_outside_the_atlas():

@@ -3,8 +3,8 @@
     python docs/benchmarks/brbs_step.py
 
 A step moves R and S once (S3P inside; SeC, BiC and MMR on) with the published networks, batch 1. The batch is drawn
-before the clock starts. Every variant runs in a process of its own and they take turns; a ratio is the plain step's
-time over that of the step of ours in the same turn.
+before the clock starts. All variants run in one process, with its threads and its memory allocator as `lrls` sets them,
+and take turns; a ratio is the plain step's time over that of the step of ours in the same turn.
 Writes `results/brbs_step.json` and `results/brbs_step.md` beside this file.
 """
 
@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import platform
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,51 +124,25 @@ PLAIN = "plain fp32"
 OURS = {"lrls bf16": "bf16", "lrls fp32": "fp32"}  # name -> precision in the configuration
 
 
-class Variant:
-    """One kind of step in a process of its own, so that what the package sets for its process stays there."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        self.process.submit(_start, name).result()
-
-    def seconds(self) -> float:
-        return self.process.submit(_timed_step).result()
-
-    def peak_memory_mib(self) -> float | None:
-        return self.process.submit(_peak_memory_mib).result()
-
-
-_step: Callable[[], Any]  # in a variant's process
-
-
-def _start(name: str) -> None:
-    global _step
-    if name == PLAIN:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    else:
-        device = choose_device(configuration(OURS[name]))
+def make_step(name: str) -> Callable[[], Any]:
+    """A step of one variant on networks and a batch of its own."""
+    device = choose_device(configuration(OURS.get(name, "fp32")))
     batch = make_batch(SHAPE, CLASSES, seed=0)
     plain, ours = make_both(SHAPE, CLASSES, seed=0)
     if name == PLAIN:
-        _step = lambda: plain.step(batch.atlas, batch.label, batch.first, batch.second, next_draws(batch))  # noqa: E731
-    else:
-        _step = lambda: ours.step(batch, device)  # noqa: E731
+        return lambda: plain.step(batch.atlas, batch.label, batch.first, batch.second, next_draws(batch))
+    return lambda: ours.step(batch, device)
 
 
-def _timed_step() -> float:
+def timed(step: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    _step()
+    step()
     return time.perf_counter() - start
 
 
-def _peak_memory_mib() -> float | None:
-    """Peak resident memory of this process, torch and both pairs of networks included."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**10
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process, torch and all networks included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def configuration(precision: str) -> Config:
@@ -194,15 +166,14 @@ def measure(repeats: int) -> dict[str, Any]:
     assert difference < 1e-3, f"the two steps differ by {difference}"
 
     names = [PLAIN, *(name for name, precision in OURS.items() if precision == "fp32" or cpu_has_bf16())]
-    variants = [Variant(name) for name in names]
-    for variant in variants:
+    variants = {name: make_step(name) for name in names}
+    for step in variants.values():
         for _ in range(2):
-            variant.seconds()  # warm-up
+            step()  # warm-up
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
-        for variant in variants:
-            seconds[variant.name].append(variant.seconds())
-    memory = {variant.name: variant.peak_memory_mib() for variant in variants}
+        for name, step in variants.items():
+            seconds[name].append(timed(step))
 
     plain = seconds[PLAIN]
     rows = {}
@@ -214,13 +185,12 @@ def measure(repeats: int) -> dict[str, Any]:
             "ratio": statistics.median(ratios),
             "ratio_min": min(ratios),
             "ratio_max": max(ratios),
-            "peak_memory_mib": memory[name],
         }
     target = 3.0 if device.dtype == torch.bfloat16 else 1.25
     return {
         "shape": SHAPE, "classes": CLASSES, "batch_size": 1, "repeats": repeats, "torch": torch.__version__,
         "threads": torch.get_num_threads(), "processor": processor(), "loss_difference": difference,
-        "variants": rows, "target": target, "reached": rows[names[1]]["ratio"],
+        "variants": rows, "peak_memory_mib": peak_memory_mib(), "target": target, "reached": rows[names[1]]["ratio"],
     }  # fmt: skip
 
 
@@ -233,13 +203,12 @@ def table(result: dict[str, Any]) -> str:
         f"{result['threads']} threads, torch {result['torch']}; {result['repeats']} repeats in turns. "
         f"Loss terms of the two float32 steps agree within {result['loss_difference']:.1e}.",
         "",
-        "| step | seconds (median) | plain / this: median (min-max) | peak memory, MiB |",
-        "|---|---|---|---|",
+        "| step | seconds (median) | plain / this: median (min-max) |",
+        "|---|---|---|",
     ]
     for name, row in result["variants"].items():
         lines.append(
-            f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f}) "
-            f"| {row['peak_memory_mib'] or 0:.0f} |"
+            f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f}) |"
         )
     verdict = "reached" if result["reached"] >= result["target"] else "missed"
     lines += ["", f"Target on this processor: {result['target']} times the plain step: {verdict}.", ""]

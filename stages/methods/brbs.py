@@ -139,7 +139,7 @@ def build(task: Task, settings: Settings) -> Recipe:
                         trains=R,
                         forward=RegisterTriplet(
                             R,
-                            S,
+                            S if settings.sec and settings.semantic_weight else None,
                             both_ways=settings.bic,
                             atlas_label=settings.atlas_label,
                             num_chosen=settings.semantic_classes,

@@ -23,7 +23,7 @@ class SpatialAugmentation:
     Args:
         degrees: rotation about each axis, uniform in +- degrees.
         scale: scaling, uniform in this range, per axis if `anisotropic`.
-        elastic_mm: standard deviation of a smooth random displacement; 0: none.
+        elastic_mm: largest standard deviation of a smooth random displacement, drawn uniformly from 0; 0: none.
         elastic_knots_mm: distance of the knots that it is interpolated from.
         probability: how often a sample is deformed at all.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,7 @@ class Registered:
     fixed: Tensor
     displacement: Tensor  # (N or 2N, 3, D, H, W), moving to fixed
     directions: int  # 1 or 2
-    classes: Callable[[], tuple[Tensor, Tensor]] | None = None  # class maps of (moving, fixed), (N, C, D, H, W) each
+    classes: tuple[Tensor, Tensor] | None = None  # class maps of (moving, fixed) of one direction, (N, C, D, H, W)
     chosen: Tensor | None = None  # the classes that semantic consistency looks at; None: all
 
     @property
@@ -54,14 +53,14 @@ class RegisterTriplet:
 
     Args:
         network: R.
-        segmentation: S, which says what is where in unlabelled images; its gradient is cut.
+        segmentation: S, which says what is where in unlabelled images, its gradient cut; None: no class maps.
         both_ways: also register fixed to moving (BiC).
         atlas_label: class map of the atlas: its ground truth, or what S says (BRBS Eq. 6 as printed).
         num_chosen: classes drawn for semantic consistency in each step, without bias; None: all.
     """
 
     network: RegistrationNetwork
-    segmentation: nn.Module
+    segmentation: nn.Module | None
     both_ways: bool
     atlas_label: bool
     num_chosen: int | None = None
@@ -72,17 +71,19 @@ class RegisterTriplet:
         pairs = [(batch.atlas, batch.first), (batch.atlas, batch.second), (batch.second, batch.first)]
         moving, fixed = pairs[draw // 2] if draw % 2 else pairs[draw // 2][::-1]
         registered = register(self.network, moving, fixed, both_ways=self.both_ways)
-        registered.classes = lambda: self._classes(batch, moving, fixed)
+        if self.segmentation is None:
+            return registered
+        registered.classes = self._classes(self.segmentation, batch, moving, fixed)
         if self.num_chosen is not None and self.num_chosen < batch.num_classes:
             order = torch.randperm(batch.num_classes, generator=generator, device=generator.device)
             registered.chosen = order[: self.num_chosen]
         return registered
 
-    def _classes(self, batch: Triplet, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+    def _classes(self, network: nn.Module, batch: Triplet, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
         known = [image is batch.atlas and self.atlas_label for image in (moving, fixed)]
         unknown = [image for image, label in zip((moving, fixed), known, strict=True) if not label]
         with torch.no_grad():
-            maps = list(self.segmentation(torch.cat(unknown)).float().softmax(1).split(len(moving)))
+            maps = list(network(torch.cat(unknown)).float().softmax(1).split(len(moving)))
         first, second = (one_hot(batch.label, batch.num_classes) if label else maps.pop(0) for label in known)
         return first, second
 
@@ -111,7 +112,7 @@ def self_warped_inverse(pair: Registered) -> Tensor:
 def semantic_consistency(pair: Registered) -> Tensor:
     """L_SeC: Dice between warped class maps and the other image's, summed over the directions (BRBS Eq. 6)."""
     assert pair.classes is not None
-    moving, fixed = pair.classes()
+    moving, fixed = pair.classes
     if pair.directions == 2:
         moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
     if pair.chosen is not None:
