@@ -85,6 +85,8 @@ def evaluate(
     target = config.workspace / method.name / "scores"
     if not force and (done := find_finished(target, identity)):
         return Scores.open(done)
+    if not any(_classes(config, scan).any() for scan in scans.values()):
+        raise LrlsError(f"no label map of data.{part} holds any of the structures; correct their values in structures.")
     for artifact in inputs.values():
         if artifact:
             verify(artifact.folder)
@@ -111,7 +113,7 @@ def evaluate(
         table.to_csv(draft.folder / "scores.csv", index=False, float_format="%.6f")
         if len(fields):
             fields.to_csv(draft.folder / "registration.csv", index=False, float_format="%.6f")
-        summary = summarize_scores(table, fields, outputs, config)
+        summary = summarize_scores(table, fields, outputs, config, len(cases))
         summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
         atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
         _pictures(draft.folder, table, outputs, recipe, cohort, held_out, config, device, scans)
@@ -184,9 +186,13 @@ def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort,
     sitk.WriteImage(image, str(folder / f"{case}.nii.gz"), useCompression=True)
 
 
-def _score(output: str, case: str, scan: intake.Scan, classes: np.ndarray, config: Config) -> list[dict[str, Any]]:
+def _classes(config: Config, scan: intake.Scan) -> np.ndarray:
     assert scan.label is not None
-    truth = intake.class_indices(sitk.GetArrayFromImage(scan.label), config, case)
+    return intake.class_indices(sitk.GetArrayViewFromImage(scan.label), config, scan.case)
+
+
+def _score(output: str, case: str, scan: intake.Scan, classes: np.ndarray, config: Config) -> list[dict[str, Any]]:
+    truth = _classes(config, scan)
     names = list(config.structures)
     found = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=scan.image.GetSpacing()[::-1])
     return [
@@ -196,9 +202,11 @@ def _score(output: str, case: str, scan: intake.Scan, classes: np.ndarray, confi
     ]  # fmt: skip
 
 
-def summarize_scores(table: pd.DataFrame, fields: pd.DataFrame, outputs: list[str], config: Config) -> dict[str, Any]:
+def summarize_scores(
+    table: pd.DataFrame, fields: pd.DataFrame, outputs: list[str], config: Config, num_scans: int
+) -> dict[str, Any]:
     """A scan's score is the mean of its structures, a method's the mean of its scans."""
-    summary: dict[str, Any] = {"part": config.eval.part, "scans": int(table["case"].nunique()), "outputs": {}}
+    summary: dict[str, Any] = {"part": config.eval.part, "scans": num_scans, "outputs": {}}
     for output in outputs:
         rows = table[table["output"] == output]
         by_scan = rows.groupby("case", sort=False)[["dsc", "hd95_mm", "assd_mm"]].mean()
@@ -212,7 +220,7 @@ def summarize_scores(table: pd.DataFrame, fields: pd.DataFrame, outputs: list[st
             **{column: summarize(by_scan[column].tolist()) for column in by_scan},
             "worst_scan": str(by_scan["dsc"].idxmin()),
             "missed": int(rows["missed"].sum()),
-            "absent_in_both": len(config.structures) * len(by_scan) - len(rows),
+            "absent_in_both": len(config.structures) * num_scans - len(rows),
             "structures": per_structure,
         }
     if len(fields):

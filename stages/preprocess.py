@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +28,7 @@ from stages.artifacts.store import (
 )
 from stages.config import Config, IntensitySettings, PreprocessSettings
 from stages.errors import LrlsError
-from stages.parts.classical import use_one_thread
+from stages.parts.classical import begin_process
 from stages.progress import Progress
 
 Part = Literal["train", "supervised", "dev", "test"]
@@ -151,7 +149,7 @@ def in_processes(
     if not arguments:
         return
     workers = min(workers or len(os.sched_getaffinity(0)), len(arguments))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_process) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_process) as pool:
         futures = [pool.submit(function, *each) for each in arguments]
         try:
             for future in as_completed(futures):
@@ -159,20 +157,6 @@ def in_processes(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _begin_process() -> None:
-    """One ITK thread, and no life after the parent: a run that is stopped or killed leaves no process behind."""
-    use_one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _align_case(config: Config, case: str, geometry: tuple, is_reference: bool) -> tuple[str, dict[str, Any]]:
@@ -286,9 +270,9 @@ def derive_grid(config: Config, reference: sitk.Image, atlases: list[str], trans
     settings = config.preprocess
     low, high = _box(config, reference, atlases, transforms)
     low, high = low - settings.margin_mm, high + settings.margin_mm
+    own = sitk.DICOMOrient(intake.read_scan(config, atlases[0], label=False).image, "LPS")
     if settings.spacing_mm is None:
-        own = intake.read_scan(config, atlases[0], label=False).image.GetSpacing()
-        spacing = np.full(3, min(own))
+        spacing = np.full(3, min(own.GetSpacing()))
     else:
         spacing = np.broadcast_to(np.atleast_1d(settings.spacing_mm)[::-1], 3).astype(float)
     if settings.shape is None:
@@ -302,6 +286,10 @@ def derive_grid(config: Config, reference: sitk.Image, atlases: list[str], trans
     direction = np.array(reference.GetDirection()).reshape(3, 3)
     centre = direction @ ((low + high) / 2)  # the box lives on the reference's axes
     origin = centre - direction @ ((size - 1) / 2 * spacing)
+    # On voxels of the atlas: half a voxel beside them, every voxel at a structure's surface would be a tie between
+    # structure and background, and thin structures would lose a fifth of their volume.
+    steps = direction.T @ (origin - np.array(own.GetOrigin())) / own.GetSpacing()
+    origin = np.array(own.GetOrigin()) + direction @ (np.round(steps) * own.GetSpacing())
     d, h, w = (int(n) for n in size[::-1])
     return Grid((d, h, w), tuple(spacing[::-1].tolist()), tuple(origin.tolist()), reference.GetDirection())
 
@@ -379,7 +367,13 @@ def _write(config: Config, folder: Path, reference: sitk.Image, grid: Grid, jobs
                 scan = intake.read_scan(config, case, label=role in TRAINED_ON)
                 record = json.loads((folder / "transforms" / f"{case}.json").read_text())
                 normalised, _, _ = normalise(scan.image, config.preprocess)
-                images[case] = to_grid(normalised, record, grid).astype(np.float16)
+                voxels = to_grid(normalised, record, grid)
+                if voxels.min() == voxels.max():
+                    raise LrlsError(
+                        f"case {case}: its image does not reach the grid, which lies round the first atlas; "
+                        "set preprocess.align to rigid or affine, or correct the header's origin."
+                    )
+                images[case] = voxels.astype(np.float16)
                 if scan.label is not None:
                     classes = intake.class_indices(sitk.GetArrayFromImage(scan.label), config, case)
                     labels[case] = label_to_grid(scan.label, classes, num_classes, record, grid)

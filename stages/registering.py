@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stages.device import Device
-from stages.methods.recipe import Classical, Recipe
+from stages.methods.recipe import Recipe
+from stages.parts.classical import displacement_of
 from stages.parts.losses import lncc
 from stages.parts.warps import one_hot, warp, warp_probabilities
 from stages.preprocess import in_processes
@@ -23,7 +24,7 @@ def displacements(
     """(place of the pair, displacement (3, D, H, W) in voxels), as they come."""
     if recipe.classical is not None:
         arguments = [(recipe.classical, i, *pair, spacing_mm, seed) for i, pair in enumerate(pairs)]
-        yield from in_processes(_classical, arguments)
+        yield from in_processes(displacement_of, arguments)
         return
     assert recipe.registration is not None
     recipe.registration.to(device.torch).eval()
@@ -31,12 +32,6 @@ def displacements(
         with torch.inference_mode(), device.autocast():
             field = recipe.registration(as_image(moving, device), as_image(fixed, device))
         yield i, field[0].float().cpu().numpy()
-
-
-def _classical(
-    method: Classical, place: int, moving: np.ndarray, fixed: np.ndarray, spacing_mm: tuple[float, ...], seed: int
-) -> tuple[int, np.ndarray]:
-    return place, method(moving.astype(np.float32), fixed.astype(np.float32), spacing_mm, seed)  # type: ignore[arg-type]
 
 
 def as_image(array: np.ndarray, device: Device) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from conftest import Done, Project
 
@@ -345,3 +346,36 @@ def test_a_failed_alignment_falls_back_and_is_told_again_with_the_scores(
             assert f"warning: case {case}: its alignment was refused, centres of mass were used" in done.out
     summary = json.loads((project.workspace / "affine" / "scores" / "v0001" / "summary.json").read_text())
     assert summary["alignment_fell_back"] == ["free_1", "test_1"]
+
+
+def test_held_out_scans_without_any_structure_are_not_scored_as_perfect(scans, copied, tmp_path):
+    """One such scan: its structures are absent in both or missed. All of them: there is nothing to score."""
+    folder = tmp_path / "scans"
+    shutil.copytree(scans, folder)
+    for case, expected in (("test_1", 0), ("test_2", 1)):
+        path = str(folder / "labels" / f"{case}.nii.gz")
+        sitk.WriteImage(sitk.ReadImage(path) * 0, path)
+        done = copied.lrls("eval", "--method", "brbs", "--set", f"data.folder={folder}")
+        assert done.code == expected
+    assert fault(done) == "no label map of data.test holds any of the structures; correct their values in structures."
+
+    summary = json.loads((copied.workspace / "brbs" / "scores" / "v0001" / "summary.json").read_text())
+    found = summary["outputs"]["registration"]
+    assert summary["scans"] == 2
+    assert found["absent_in_both"] + found["missed"] == 4
+    assert found["dsc"]["min"] == 0
+
+
+def test_a_scan_that_lies_elsewhere_is_refused(scans, new_project, tmp_path):
+    folder = tmp_path / "scans"
+    shutil.copytree(scans, folder)
+    path = str(folder / "images" / "free_2.nii.gz")
+    image = sitk.ReadImage(path)
+    image.SetOrigin([500.0, 0.0, 0.0])  # mm
+    sitk.WriteImage(image, path)
+    project = new_project(tmp_path, data={"folder": str(folder)})
+    assert fault(project.lrls("preprocess")) == (
+        "case free_2: its image does not reach the grid, which lies round the first atlas; "
+        "set preprocess.align to rigid or affine, or correct the header's origin."
+    )
+    assert project.versions("cohort") == []

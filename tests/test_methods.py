@@ -12,6 +12,7 @@ from stages.device import Device
 from stages.errors import LrlsError
 from stages.methods import METHODS, brbs, find_method, settings_of, training_of
 from stages.methods.recipe import PathBankWriter, PropagatedLabels, Task, WeightedSum
+from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.networks import LightUNet, UNet, VoxelMorphUNet
 from stages.parts.samplers import Always, Beta, Draw, Scans, Triplet
 from stages.registering import displacements
@@ -261,6 +262,7 @@ SWITCHES = [
     ("segmentation_network", "light", set(), SEMANTIC | HELPER),
     ("helper_is_final", True, set(), set()),  # these three change phases and players, see below
     ("warm_up", 0.25, set(), set()),
+    ("augment_pairs", False, set(), set()),  # this one changes what the sampler brings
     ("helper_learning_rate", 0.5, set(), set()),
     ("smoothness_weight", 2.0, set(), {"registration/total"}),
     ("inverse_weight", 0.2, set(), {"registration/total"}),
@@ -341,6 +343,15 @@ def test_warm_up_gives_the_helper_its_share_of_the_steps_on_atlases_alone():
     assert set(player.loss(player.forward(batch))[1]) == {"overlap"}
     (only,) = recipe_of("brbs").train_registration
     assert only.share == 1
+
+
+def test_pairs_stay_unaugmented_where_the_setting_says_so():
+    turned = Draw(1, AUGMENTATIONS["paper"][0], None, generator())
+    for moves in (True, False):
+        (phase,) = recipe_of("brbs", augment_pairs=moves).train_registration
+        batch = phase.batches(scans(), turned)
+        assert (batch.around is None) == moves
+        assert torch.equal(batch.atlas, scans().image(scans().atlases)) != moves
 
 
 def test_helper_may_learn_faster_than_the_registration():

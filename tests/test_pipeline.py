@@ -207,7 +207,8 @@ def test_check_finds_no_fault_in_a_sound_cohort_and_writes_nothing(project):
 
 
 def test_check_lists_every_fault_and_ends_with_1(tmp_path, new_project):
-    done = new_project(tmp_path, data={"unlabeled": ["free_1", "lost"]}).lrls("check", "--set", "structures={core: 205}")
+    project = new_project(tmp_path, data={"unlabeled": ["free_1", "lost"]})
+    done = project.lrls("check", "--set", "structures={core: 205}")
     assert done.code == 1
     assert "case lost: no image file; add" in done.out
     assert "case atlas_1: label values 3, 17, 1000 not named in structures; name them there" in done.out

@@ -149,6 +149,16 @@ def test_the_scans_of_a_batch_share_one_displacement_per_sample(sampler):
     assert (images[0][0] - image).abs().max() > 0.05
 
 
+def test_a_triplet_that_stays_brings_its_augmentation_along():
+    moved = atlas_and_two_unlabeled(cohort(), drawing(space=TURNED))
+    still = atlas_and_two_unlabeled(cohort(), drawing(space=TURNED), move=False)
+    assert moved.around is None and still.around is not None
+    assert moved.scans == still.scans
+    for name in ("atlas", "first", "second"):
+        expected = warp(getattr(still, name), still.around, padding="zeros")
+        torch.testing.assert_close(getattr(moved, name), expected)
+
+
 def test_the_triplets_label_moves_with_its_atlas():
     label = (textured(*SHAPE) > 0.5).short()
     data = cohort(images=label.half().expand(6, 1, *SHAPE), labels={0: label, 1: label})

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 from pydantic import Field
 
 from stages.config import MethodSettings
 from stages.methods.recipe import Method, PropagatedLabels, Recipe, Task
-from stages.parts.classical import syn_displacement
+from stages.parts.classical import no_displacement, syn_displacement
 
 
 class AffineSettings(MethodSettings):
@@ -27,13 +26,8 @@ class SynSettings(MethodSettings):
     )
 
 
-def stay(moving: np.ndarray, fixed: np.ndarray, spacing_mm: tuple[float, float, float], seed: int) -> np.ndarray:
-    """The zero displacement."""
-    return np.zeros((3, *fixed.shape), np.float32)
-
-
 def build_affine(task: Task, settings: AffineSettings) -> Recipe:
-    return Recipe(classical=stay, generate=PropagatedLabels())
+    return Recipe(classical=no_displacement, generate=PropagatedLabels())
 
 
 def build_syn(task: Task, settings: SynSettings) -> Recipe:

@@ -11,6 +11,7 @@ MMR mixes aligned pairs; segmentation goes on after registration with the finish
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -84,6 +85,9 @@ class Settings(MethodSettings):
     mix_any_pair: bool = Field(False, description="Mix any two training images instead of aligned ones.")
     helper_is_final: bool = Field(False, description="The S that was trained beside R is the result.")
     segmentation_loss: Literal["dice", "dice-ce"] = Field("dice", description="L_seg: Dice, or with cross-entropy.")
+    augment_pairs: bool = Field(
+        True, description="The augmentation moves what R sees, too; off: only what S sees (R learns sooner)."
+    )
     warm_up: float = Field(
         0.0,
         ge=0,
@@ -131,7 +135,7 @@ def build(task: Task, settings: Settings) -> Recipe:
             *([warm_up] if settings.warm_up else []),
             Phase(
                 "kcc",
-                batches=atlas_and_two_unlabeled,
+                batches=partial(atlas_and_two_unlabeled, move=settings.augment_pairs),
                 share=1 - settings.warm_up,
                 players=[
                     Player(

@@ -1,21 +1,51 @@
-"""ANTs registration of arrays.
+"""Registration of arrays without learning, in processes of its own, which need not wait for torch.
 
-ANTs repeats itself only with a seed and one thread: call these in processes that began with `use_one_thread`.
+ANTs repeats itself only with a seed and one thread: call these in processes that began with `begin_process`.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
+from collections.abc import Callable
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
 
 
-def use_one_thread() -> None:
-    """Process initialiser; must run before `ants` or SimpleITK is imported."""
+def begin_process() -> None:
+    """Process initialiser: one ITK thread, and no life after the parent.
+
+    Must run before `ants` or SimpleITK is imported.
+    """
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def displacement_of(
+    method: Callable[..., np.ndarray], place: int, moving: np.ndarray, fixed: np.ndarray, *arguments: object
+) -> tuple[int, np.ndarray]:
+    """The place of an image pair among others, and its displacement by a method of this module."""
+    return place, method(moving.astype(np.float32), fixed.astype(np.float32), *arguments)
+
+
+def no_displacement(
+    moving: np.ndarray, fixed: np.ndarray, spacing_mm: tuple[float, float, float], seed: int
+) -> np.ndarray:
+    """The zero displacement (3, D, H, W)."""
+    return np.zeros((3, *fixed.shape), np.float32)
 
 
 def syn_displacement(

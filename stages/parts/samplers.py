@@ -152,21 +152,26 @@ class Triplet:
     second: Tensor  # U2
     num_classes: int
     draw: Draw  # the players draw pairs, alpha, beta and gamma from it
+    around: Tensor | None = None  # an augmentation that the images have not undergone: for what S sees
 
 
-def atlas_and_two_unlabeled(data: Scans, draw: Draw) -> Triplet:
-    """(A, y), U1 and U2 under one random displacement that they share (BRBS, section IV)."""
+def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True) -> Triplet:
+    """(A, y), U1 and U2 under one random displacement that they share (BRBS, section IV).
+
+    Without `move` they stay as they are, and the displacement comes along for the couples that are made of them.
+    """
     n = draw.batch_size
     atlases = pick(data.atlases, n, draw.generator)
     scans = pick(data.unlabeled, 2 * n, draw.generator)
     images, label = data.image([*atlases, *scans]), data.label(atlases)
     displacement = draw.displacement(data)
-    if displacement is not None:
+    if displacement is not None and move:
         images = warp(images, displacement.repeat(3, 1, 1, 1, 1), padding="zeros")
         label = warp_label(label, displacement)
     atlas, first, second = images.chunk(3)
     names = [data.names[p] for p in (*atlases, *scans)]
-    return Triplet(names, atlas, label, first, second, data.num_classes, draw)
+    around = None if move else displacement
+    return Triplet(names, atlas, label, first, second, data.num_classes, draw, around)
 
 
 @dataclass

@@ -62,6 +62,7 @@ class GenerateAndSegment:
                 path=path,
                 psi=psi,
                 scan=batch.second,
+                around=batch.around,
                 others=others,
             )
         return Segment(self.network)(couples)
