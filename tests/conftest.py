@@ -160,3 +160,28 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("stages.preprocess.in_processes", serial)
     monkeypatch.setattr("stages.registering.in_processes", serial)
+
+
+PICTURES = ("couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes")
+
+
+def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Files without a picture in place of pictures, which take longer than everything else on a tiny cohort."""
+
+    def picture(_: object, path: Path, **__: object) -> None:
+        path.write_bytes(b"picture")
+
+    for name in PICTURES:
+        patch.setattr(f"stages.pictures.{name}", picture)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_no_pictures(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def no_pictures_in_module() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        draw_no_pictures(patch)
+        yield

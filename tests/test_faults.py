@@ -18,9 +18,11 @@ import SimpleITK as sitk
 import torch
 from conftest import Done, Project
 
+pytestmark = pytest.mark.usefixtures("no_pictures_in_module")
+
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, new_project) -> Project:
+def trained(tmp_path_factory, new_project, no_pictures_in_module) -> Project:
     """`brbs` up to its segmentation; tests copy it."""
     project = new_project(tmp_path_factory.mktemp("trained"))
     project.made("run", "--method", "brbs", "--until", "train-seg")

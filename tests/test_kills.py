@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project
+from conftest import Project, draw_no_pictures
 
 from stages.artifacts.store import MANIFEST, history, verify, versions
 
@@ -37,7 +37,7 @@ STAGES = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, new_project) -> Project:
+def finished(tmp_path_factory, new_project, no_pictures_in_module) -> Project:
     """A workspace with everything that any of the stages reads."""
     training = {"steps": 4, "checkpoint_steps": 2, "ema": 0.5}
     settings = {"train_reg": training, "train_seg": training, "generate": {"samples": 3}}
@@ -157,19 +157,13 @@ def import_everything() -> None:
     import monai.metrics  # noqa: F401
     import torch
 
-    import stages.pictures
     import stages.preprocess
     import stages.workflow
 
     torch.set_num_threads(1)  # a process that has used several does not fork well
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # imports more
 
-    def picture(_: object, path: Path, **__: object) -> None:
-        path.write_bytes(b"picture")
-
-    for name in ("couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes"):
-        assert hasattr(stages.pictures, name)
-        setattr(stages.pictures, name, picture)
+    draw_no_pictures(pytest.MonkeyPatch())
     stages.preprocess.in_processes = lambda function, arguments, **_: (function(*each) for each in arguments)
 
 

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from conftest import CASES
 
 HELD_OUT = ("dev_1", "test_1", "test_2")
+pytestmark = pytest.mark.usefixtures("no_pictures", "in_this_process")
 
 
 @pytest.fixture(scope="module")

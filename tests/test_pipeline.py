@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import Project
+from conftest import Project, draw_no_pictures
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import verify
@@ -88,7 +88,7 @@ def test_the_same_command_again_makes_nothing(shared):
     assert {path: path.stat().st_mtime_ns for path in shared.workspace.rglob("*") if path.is_file()} == stamps
 
 
-def test_another_seed_makes_new_versions_of_everything(project):
+def test_another_seed_makes_new_versions_of_everything(project, no_pictures):
     project.made("run", "--method", "unet")
     project.made("run", "--method", "unet", "--set", "seed=1")
 
@@ -99,8 +99,9 @@ def test_another_seed_makes_new_versions_of_everything(project):
     assert digests["unet/segmentation/v0001"] != digests["unet/segmentation/v0002"]
 
 
-def test_single_commands_make_what_run_makes_and_force_makes_it_once_more(shared, project):
+def test_single_commands_make_what_run_makes_and_force_makes_it_once_more(shared, project, monkeypatch):
     shared.made("run", "--method", "brbs")
+    draw_no_pictures(monkeypatch)
     expected = {name: digest for name, digest in shared.digests().items() if name.startswith(("cohort/", "brbs/"))}
 
     project.made("preprocess")
@@ -134,7 +135,7 @@ def test_ants_repeats_itself_whatever_the_number_of_processes(tmp_path, new_proj
     assert not np.allclose(cohort.transform("free_1")["matrix"], np.eye(4), atol=0.01)
 
 
-def test_two_atlases_are_both_learned_from_and_vote(tmp_path, new_project, in_this_process):
+def test_two_atlases_are_both_learned_from_and_vote(tmp_path, new_project, in_this_process, no_pictures):
     project = new_project(tmp_path, data={"atlases": ["atlas_1", "atlas_2"], "supervised": []})
     for method in ("brbs", "affine"):
         project.made("run", "--method", method)
@@ -180,7 +181,7 @@ def test_finished_couples_are_written_when_asked_for(shared):
         assert len(set(file["samples"]["seed"])) == 3
 
 
-def test_run_stops_after_the_stage_that_is_named(project):
+def test_run_stops_after_the_stage_that_is_named(project, no_pictures):
     project.made("run", "--method", "brbs", "--until", "train-reg")
     assert set(project.digests()) == {"cohort/v0001", "brbs/registration/v0001"}
 
