@@ -55,7 +55,7 @@ def told(finished, tmp_path_factory) -> Path:
         pytest.skip("needs fork")
     scratch = tmp_path_factory.mktemp("kills")
     driver = [sys.executable, __file__, str(finished.folder), str(scratch)]
-    done = subprocess.run(driver, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(driver, capture_output=True, encoding="utf-8", timeout=600, check=False)
     (scratch / "errors.txt").write_text(done.stderr)
     return scratch
 
@@ -72,7 +72,7 @@ def test_a_stage_killed_at_any_moment_is_finished_by_the_same_command(stage, tol
 
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from stages.preprocess import in_processes
 
@@ -82,6 +82,7 @@ def work(file):
     time.sleep(600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background begins without
     try:
         list(in_processes(work, [(sys.argv[1],)]))
     except KeyboardInterrupt:
@@ -95,7 +96,7 @@ def test_a_run_that_is_stopped_leaves_no_process_behind(how, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     file = tmp_path / "pid"
     command = [sys.executable, str(tmp_path / "program.py"), str(file)]
-    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    program = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True)
     wait_until(file.exists)
     worker = int(file.read_text())
     try:

@@ -217,7 +217,7 @@ def test_check_lists_every_fault_and_ends_with_1(tmp_path, new_project):
 
 def test_methods_lists_them_all():
     lists = [sys.executable, "-m", "lrls_cli.main", "methods"]
-    done = subprocess.run(lists, capture_output=True, text=True, check=True)
+    done = subprocess.run(lists, capture_output=True, encoding="utf-8", check=True)
     for method in METHODS:
         assert f" {method} " in done.stdout
 
@@ -231,6 +231,6 @@ def test_help_loads_no_heavy_library():
         "heavy = {'torch', 'numpy', 'SimpleITK', 'h5py', 'monai', 'ants', 'pandas'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage:") >= 12
