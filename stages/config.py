@@ -195,7 +195,7 @@ class Config(Section):
                 )
             path = self.data.folder / self.data.split
             try:
-                lists = json.loads(path.read_text())
+                lists = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 reason = "not found" if isinstance(error, FileNotFoundError) else "not readable as JSON"
                 raise LrlsError(f"data.split: {self.data.split} is {reason} in data.folder; correct either.") from None
@@ -239,7 +239,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         LrlsError: file missing, not YAML, unknown key (the nearest known one is named) or bad value.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LrlsError(f"{path}: no such configuration file; `lrls init FOLDER` writes one.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -124,7 +124,7 @@ def write_config(description: Description, output: Path, *, force: bool = False)
     draft = output.with_name(f".{output.name}.draft")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(config_text(description, output))
+        draft.write_text(config_text(description, output), encoding="utf-8")
         load_config(draft)
         os.replace(draft, output)
     finally:
@@ -199,7 +199,7 @@ preprocess:
 
 def _read_dataset(path: Path) -> dict[str, Any]:
     try:
-        dataset = json.loads(path.read_text())
+        dataset = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise LrlsError("dataset.json is not readable as JSON; correct or remove it.") from None
     channels = dataset.get("channel_names", dataset.get("modality", {})) if isinstance(dataset, dict) else {}

@@ -109,7 +109,7 @@ def write_phantoms(folder: Path, *, scans: int = 14, seed: int = 0, force: bool 
         structures="".join(f"  {name}: {value}\n" for name, value in STRUCTURES.items()),
         **{part: ", ".join(members) for part, members in parts.items()},
     )
-    config.write_text(text)
+    config.write_text(text, encoding="utf-8")
     return config
 
 
