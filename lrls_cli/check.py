@@ -23,8 +23,11 @@ def check(
 
     from stages.config import PARTS, load_config
     from stages.intake import cohort_faults
+    from stages.methods import find_method, settings_of
 
     settled = load_config(config, settings)
+    for method in settled.methods:
+        settings_of(find_method(method), settled)
     only_supervised = settled.part("supervised") and not settled.part("atlases") and not settled.part("unlabeled")
     parts = [part for part in PARTS if not (only_supervised and part in ("atlases", "unlabeled"))]
     cases = {case for part in parts for case in settled.part(part)}

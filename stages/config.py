@@ -90,7 +90,7 @@ class PreprocessSettings(Section):
     )
     intensity: IntensitySettings = IntensitySettings()
     n4: bool = Field(False, description="N4 bias field correction before anything else (MR).")
-    workers: int | None = Field(None, ge=1, description="Processes for alignment; default: one per core.")
+    workers: int | None = Field(None, ge=1, description="Processes that run ANTs; default: one per core.")
 
 
 class TrainSettings(Section):

@@ -16,7 +16,15 @@ from torch import Tensor
 from stages import intake
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import FORMAT_VERSIONS, Identity, atomic_write_text, find_finished, new_artifact, verify
+from stages.artifacts.store import (
+    FORMAT_VERSIONS,
+    Draft,
+    Identity,
+    atomic_write_text,
+    find_finished,
+    new_artifact,
+    verify,
+)
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
 from stages.device import Device, choose_device
@@ -104,6 +112,8 @@ def evaluate(
                 for output, classes in found["classes"].items():
                     _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
                     rows += _score(output, case, scans[case], classes, config)
+                if found["field"] is not None:  # for the pictures of the best, median and worst scan
+                    np.save(draft.resume / f"{case}.npy", found["field"].astype(np.float16))
                 result = {"scores": rows, "registration": found["registration"]}
                 atomic_write_text(draft.resume / f"{case}.json", json.dumps(result))
                 progress.advance()
@@ -116,7 +126,7 @@ def evaluate(
         summary = summarize_scores(table, fields, outputs, config, len(cases))
         summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
         atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
-        _pictures(draft.folder, table, outputs, recipe, cohort, held_out, config, device, scans)
+        _pictures(draft, table, outputs, cohort, held_out, config, scans)
     return Scores.open(draft.result)
 
 
@@ -139,7 +149,7 @@ def _predict(
     config: Config,
     device: Device,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(case, {"classes": {output: label map in own space}, "registration": measures}) in the order of `cases`."""
+    """(case, {"classes": {output: label map in own space}, "registration": measures, "field": of the first atlas})."""
     atlas_cases = cohort.parts.get("atlases", [])
     atlases = [(cohort.image(case), cohort.label(case)) for case in atlas_cases]
     if "segmentation" in outputs:
@@ -148,7 +158,8 @@ def _predict(
     stream: Iterator[tuple[int, np.ndarray]] = iter(())
     if "registration" in outputs:
         pairs = [(image, held_out.image(case)) for case in cases for image, _ in atlases]
-        stream = displacements(recipe, pairs, spacing_mm=cohort.grid.spacing_mm, device=device, seed=config.seed)
+        names = [case for case in cases for _ in atlases]
+        stream = displacements(recipe, pairs, names, spacing_mm=cohort.grid.spacing_mm, device=device, config=config)
     fields: dict[int, np.ndarray] = {}
     for turn, case in enumerate(cases):
         record, scan = held_out.transform(case), held_out.image(case)
@@ -170,7 +181,7 @@ def _predict(
                 values = (folding_fraction(jacobian), jacobian_std(jacobian), sd_log_jacobian(jacobian))
                 measured = {name: float(value[0]) for name, value in zip(MEASURES, values, strict=True)}
                 measures.append({"case": case, "atlas": atlas} | measured)
-        yield case, {"classes": classes, "registration": measures}
+        yield case, {"classes": classes, "registration": measures, "field": here[0] if measures else None}
 
 
 def segment(network: torch.nn.Module, scan: np.ndarray, device: Device) -> Tensor:
@@ -229,11 +240,12 @@ def summarize_scores(
 
 
 def _pictures(
-    folder: Path, table: pd.DataFrame, outputs: list[str], recipe: Recipe, cohort: Cohort, held_out: Cohort,
-    config: Config, device: Device, scans: dict[str, intake.Scan],
+    draft: Draft, table: pd.DataFrame, outputs: list[str], cohort: Cohort, held_out: Cohort, config: Config,
+    scans: dict[str, intake.Scan],
 ) -> None:  # fmt: skip
     from stages.pictures import best_median_worst, predictions_page, registration_overlay, score_boxes
 
+    folder = draft.folder
     main = table[table["output"] == outputs[0]]
     score_boxes(
         {name: main[main["structure"] == name]["dsc"].tolist() for name in config.structures}, folder / "dsc.png"
@@ -261,14 +273,8 @@ def _pictures(
     if "registration" in outputs:
         atlas = cohort.parts["atlases"][0]
         moving = (cohort.image(atlas), cohort.label(atlas))
-        cases = list(chosen.values())
-        pairs = [(moving[0], held_out.image(case)) for case in cases]
-        overlay = {
-            place: overlay_row(cases[place], moving, pairs[place][1], field, cohort)
-            for place, field in displacements(
-                recipe, pairs, spacing_mm=cohort.grid.spacing_mm, device=device, seed=config.seed
-            )
-        }
-        registration_overlay(
-            [overlay[place] for place in sorted(overlay)], folder / "registration.png", structures=cohort.structures
-        )
+        overlay = []
+        for case in chosen.values():
+            field = np.load(draft.resume / f"{case}.npy").astype(np.float32)
+            overlay.append(overlay_row(case, moving, held_out.image(case), field, cohort))
+        registration_overlay(overlay, folder / "registration.png", structures=cohort.structures)

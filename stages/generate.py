@@ -142,9 +142,10 @@ def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config
             both = displacements(
                 recipe,
                 [(atlas, scan), (scan, atlas)],
+                [couples[i][1]] * 2,
                 spacing_mm=cohort.grid.spacing_mm,
                 device=device,
-                seed=config.seed,
+                config=config,
             )
             fields = dict(both)
             path, back = (torch.from_numpy(fields[k])[None] for k in (0, 1))
@@ -225,7 +226,8 @@ def _write_propagated(
     pairs = [(image, cohort.image(scans[i])) for i in missing for image, _ in atlases]
     fields: dict[int, np.ndarray] = {}
     with Progress("propagate labels", len(scans), start=len(scans) - len(missing)) as progress:
-        found = displacements(recipe, pairs, spacing_mm=cohort.grid.spacing_mm, device=device, seed=config.seed)
+        cases = [scans[i] for i in missing for _ in atlases]
+        found = displacements(recipe, pairs, cases, spacing_mm=cohort.grid.spacing_mm, device=device, config=config)
         for place, field in found:
             fields[place] = field
             turn = place // len(atlases)

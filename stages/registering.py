@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.config import Config
 from stages.device import Device
 from stages.methods.recipe import Recipe
 from stages.parts.classical import displacement_of
@@ -19,12 +20,25 @@ ImagePair = tuple[np.ndarray, np.ndarray]  # moving, fixed: (D, H, W) in [0, 1]
 
 
 def displacements(
-    recipe: Recipe, pairs: Sequence[ImagePair], *, spacing_mm: tuple[float, float, float], device: Device, seed: int
+    recipe: Recipe,
+    pairs: Sequence[ImagePair],
+    cases: Sequence[str],
+    *,
+    spacing_mm: tuple[float, float, float],
+    device: Device,
+    config: Config,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place of the pair, displacement (3, D, H, W) in voxels), as they come."""
+    """(place of the pair, displacement (3, D, H, W) in voxels), as they come.
+
+    Args:
+        cases: the scan that each pair is about, for messages.
+
+    Raises:
+        LrlsError: ANTs gives a pair up.
+    """
     if recipe.classical is not None:
-        arguments = [(recipe.classical, i, *pair, spacing_mm, seed) for i, pair in enumerate(pairs)]
-        yield from in_processes(displacement_of, arguments)
+        arguments = [(recipe.classical, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
+        yield from in_processes(displacement_of, arguments, workers=config.preprocess.workers)
         return
     assert recipe.registration is not None
     recipe.registration.to(device.torch).eval()

@@ -12,7 +12,7 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import FORMAT_VERSIONS, Draft, Identity, find_finished, new_artifact, save_weights, verify
 from stages.artifacts.weights import Registration
 from stages.config import Config
-from stages.device import choose_device
+from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Recipe, Task
@@ -75,7 +75,7 @@ def train_registration(cohort: Cohort, config: Config, method_name: str, *, forc
         )
         log = train(run)
         save_weights(recipe.registration_networks, draft.folder / "weights.safetensors", {"method": method.name})
-        _pictures(draft, cohort, recipe, log, run)
+        _pictures(draft, cohort, recipe, log, device, config)
     return Registration.open(draft.result)
 
 
@@ -83,7 +83,9 @@ def next_stage(recipe: Recipe) -> str:
     return "train-seg" if recipe.train_segmentation and recipe.generate is None else "eval"
 
 
-def _pictures(draft: Draft, cohort: Cohort, recipe: Recipe, log: list[dict[str, Any]], run: Run) -> None:
+def _pictures(
+    draft: Draft, cohort: Cohort, recipe: Recipe, log: list[dict[str, Any]], device: Device, config: Config
+) -> None:
     from stages.pictures import loss_curves, registration_overlay
 
     loss_curves(log, draft.folder / "losses.png")
@@ -93,7 +95,7 @@ def _pictures(draft: Draft, cohort: Cohort, recipe: Recipe, log: list[dict[str, 
     pairs = [(image, cohort.image(case)) for case in cases]
     rows = []
     for place, field in displacements(
-        recipe, pairs, spacing_mm=cohort.grid.spacing_mm, device=run.device, seed=run.seed
+        recipe, pairs, cases, spacing_mm=cohort.grid.spacing_mm, device=device, config=config
     ):
         rows.append(overlay_row(cases[place], (image, label), pairs[place][1], field, cohort))
     registration_overlay(rows, Path(draft.folder / "registration.png"), structures=cohort.structures)

@@ -104,28 +104,32 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
 def run_stage(
     config: Config, method_name: str, stage: Stage, *, force: bool = False
 ) -> Registration | Generated | Segmentation | Scores:
-    """One stage on the newest artifacts of the stages before it."""
+    """One stage on the newest cohort and the newest artifacts that were made from it."""
     method = find_method(method_name)
     cohort = opened_cohort(config, method.cohort)
     recipe = make_recipe(method, cohort, config)
     folder = config.workspace / method.name
     if stage == "train-reg":
         return train_registration(cohort, config, method_name, force=force)
+    made_from = {"cohort": cohort.manifest}
     registration = None
     if recipe.train_registration:
-        registration = Registration.open(latest(folder / "registration", kind=Registration.KIND))
+        found = latest(folder / "registration", kind=Registration.KIND, made_from=made_from)
+        registration = Registration.open(found)
+        made_from["registration"] = registration.manifest
     if stage == "generate":
         return generate(cohort, config, method_name, registration=registration, force=force)
     if stage == "train-seg":
         generated = None
         if recipe.generate and recipe.train_segmentation:
-            generated = Generated.open(latest(folder / "generated", kind=Generated.KIND))
+            generated = Generated.open(latest(folder / "generated", kind=Generated.KIND, made_from=made_from))
         return train_segmentation(
             cohort, config, method_name, registration=registration, generated=generated, force=force
         )
     segmentation = None
     if recipe.segmentation:
-        segmentation = Segmentation.open(latest(folder / "segmentation", kind=Segmentation.KIND))
+        found = latest(folder / "segmentation", kind=Segmentation.KIND, made_from=made_from)
+        segmentation = Segmentation.open(found)
     held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)
     return evaluate(
         cohort, held_out, config, method_name, registration=registration, segmentation=segmentation, force=force

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import Done, Project
+
+from stages.errors import LrlsError
+from stages.preprocess import in_processes
 
 pytestmark = pytest.mark.usefixtures("no_pictures_in_module")
 
@@ -381,3 +385,27 @@ def test_a_scan_that_lies_elsewhere_is_refused(scans, new_project, tmp_path):
         "set preprocess.align to rigid or affine, or correct the header's origin."
     )
     assert project.versions("cohort") == []
+
+
+def test_artifacts_of_an_older_cohort_are_passed_over(copied):
+    copied.made("preprocess", "--set", "preprocess.margin_mm=3")
+    assert fault(copied.lrls("generate", "--method", "brbs")).endswith(
+        "brbs/registration: no version was made from the newest cohort; make one with `lrls train-reg`."
+    )
+
+
+def test_check_looks_at_the_settings_of_every_method(project):
+    done = project.lrls("check", "--set", "methods.brbs.semantic_wieght=1")
+    assert (done.code, done.err) == (
+        1,
+        "lrls: methods.brbs: unknown setting semantic_wieght; did you mean semantic_weight?\n",
+    )
+
+
+def _killed(case: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_told_in_one_line():
+    with pytest.raises(LrlsError, match=r"^one of 1 worker processes was killed, most likely for lack of memory"):
+        list(in_processes(_killed, [("a",)], workers=1))

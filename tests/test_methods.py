@@ -99,12 +99,19 @@ def test_every_training_number_is_set_by_the_recipe(name):
             assert None not in training_of(METHODS[name], config(), stage).model_dump().values()
 
 
+def register(method, moving, fixed, spacing_mm=(1.0, 1.0, 1.0)):
+    device = Device(torch.device("cpu"), torch.float32)
+    found = displacements(
+        recipe_of(method), [(moving, fixed)], ["b"], spacing_mm=spacing_mm, device=device, config=config()
+    )
+    return dict(found)[0]
+
+
 def test_affine_registers_by_staying_where_it_is():
     image = np.ones(SHAPE, np.float32)
-    device = Device(torch.device("cpu"), torch.float32)
-    fields = dict(displacements(recipe_of("affine"), [(image, image)], spacing_mm=(1, 1, 1), device=device, seed=0))
-    assert fields[0].shape == (3, *SHAPE)
-    assert not fields[0].any()
+    field = register("affine", image, image)
+    assert field.shape == (3, *SHAPE)
+    assert not field.any()
 
 
 def test_syn_finds_a_shift_and_its_displacement_pulls():
@@ -113,9 +120,14 @@ def test_syn_finds_a_shift_and_its_displacement_pulls():
     moving[8:11, 9:12, 9:12] = 0.4
     moving = gaussian_filter(moving, 1.0)
     fixed = np.roll(moving, (2, -1, 1), (0, 1, 2))  # fixed(x) = moving(x - (2, -1, 1))
-    device = Device(torch.device("cpu"), torch.float32)
-    fields = dict(displacements(recipe_of("syn"), [(moving, fixed)], spacing_mm=(2, 1, 1.5), device=device, seed=0))
-    assert fields[0][:, fixed > 0.3].mean(1) == pytest.approx([-2, 1, -1], abs=0.4)
+    field = register("syn", moving, fixed, spacing_mm=(2, 1, 1.5))
+    assert field[:, fixed > 0.3].mean(1) == pytest.approx([-2, 1, -1], abs=0.4)
+
+
+def test_scan_that_ants_gives_up_is_named():
+    image = textured(1, 1, *SHAPE)[0, 0].numpy()
+    with pytest.raises(LrlsError, match=r"^case b: ANTs could not register it"):
+        register("syn", image, np.zeros_like(image))
 
 
 # Settings

@@ -235,8 +235,11 @@ def versions(target: Path) -> list[Path]:
     return sorted((path for path in target.iterdir() if _number(path) and (path / MANIFEST).is_file()), key=_number)
 
 
-def latest(target: Path, *, kind: str) -> Path:
+def latest(target: Path, *, kind: str, made_from: Mapping[str, Manifest] | None = None) -> Path:
     """The newest finished version.
+
+    Args:
+        made_from: only versions with these inputs count, by role: weights of an older cohort do not fit a newer one.
 
     Raises:
         LrlsError: there is none, or it is not of that kind.
@@ -244,8 +247,15 @@ def latest(target: Path, *, kind: str) -> Path:
     finished = versions(target)
     if not finished:
         raise LrlsError(f"{_shown(target)} holds no finished {kind} artifact; make it with `{MADE_WITH[kind]}`.")
-    read_manifest(finished[-1], kind=kind)
-    return finished[-1]
+    wanted = {role: manifest.digest for role, manifest in (made_from or {}).items()}
+    for folder in reversed(finished):
+        inputs = read_manifest(folder, kind=kind).identity.inputs
+        if all(inputs.get(role) == digest for role, digest in wanted.items()):
+            return folder
+    raise LrlsError(
+        f"{_shown(target)}: no version was made from the newest {' and '.join(wanted)}; "
+        f"make one with `{MADE_WITH[kind]}`."
+    )
 
 
 def find_finished(target: Path, identity: Identity) -> Path | None:

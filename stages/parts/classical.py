@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.errors import LrlsError
+
 
 def begin_process() -> None:
     """Process initialiser: one ITK thread, and no life after the parent.
@@ -35,10 +37,20 @@ def _end_with_parent() -> None:
 
 
 def displacement_of(
-    method: Callable[..., np.ndarray], place: int, moving: np.ndarray, fixed: np.ndarray, *arguments: object
+    method: Callable[..., np.ndarray], place: int, case: str, moving: np.ndarray, fixed: np.ndarray, *arguments: object
 ) -> tuple[int, np.ndarray]:
-    """The place of an image pair among others, and its displacement by a method of this module."""
-    return place, method(moving.astype(np.float32), fixed.astype(np.float32), *arguments)
+    """The place of an image pair among others, and its displacement by a method of this module.
+
+    Raises:
+        LrlsError: ANTs gives the pair up; the message names the case.
+    """
+    try:
+        return place, method(moving.astype(np.float32), fixed.astype(np.float32), *arguments)
+    except RuntimeError:  # "Registration failed", and pages of ANTs's own words
+        raise LrlsError(
+            f"case {case}: ANTs could not register it; look at it on the grid (qc/ of its cohort), "
+            "and take it out of the split if it is not what it should be."
+        ) from None
 
 
 def no_displacement(
