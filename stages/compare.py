@@ -1,39 +1,36 @@
-"""One table over methods: their newest scores on the same scans, with intervals and paired tests."""
+"""Methods side by side on the same scans, with intervals, paired tests, time and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from stages.artifacts.comparison import Comparison
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import versions
+from stages.artifacts.store import (
+    FORMAT_VERSIONS,
+    Identity,
+    Manifest,
+    atomic_write_text,
+    find_finished,
+    history,
+    new_artifact,
+    verify,
+    versions,
+)
 from stages.config import Config
 from stages.errors import LrlsError
 from stages.methods import find_method
 from stages.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
 
-
-@dataclass(frozen=True)
-class Row:
-    """A method's output; differences are of DSC to the first row, paired over scans."""
-
-    method: str
-    output: str
-    dsc: dict[str, float]
-    hd95_mm: float
-    assd_mm: float
-    missed: int
-    folding_percent: float | None
-    jacobian_std: float | None
-    difference: float | None
-    difference_interval: tuple[float, float] | None
-    p_value: float | None  # Wilcoxon, Holm-corrected over the rows
+METRICS = ["dsc", "hd95_mm", "assd_mm"]
+Key = tuple[str, str]  # method, output
 
 
-def newest_scores(config: Config, method_name: str) -> Scores:
-    """The newest scores of a method on the part that `eval.part` names.
+def newest_scores(config: Config, method_name: str, seed: int) -> Scores:
+    """The newest scores of a method with a seed, on the part that `eval.part` names.
 
     Raises:
         LrlsError: there are none.
@@ -41,57 +38,184 @@ def newest_scores(config: Config, method_name: str) -> Scores:
     method = find_method(method_name)
     for folder in reversed(versions(config.workspace / method.name / "scores")):
         scores = Scores.open(folder)
-        if scores.manifest.identity.config["part"] == config.eval.part:
+        identity = scores.manifest.identity
+        if identity.config["part"] == config.eval.part and identity.seed == seed:
             return scores
-    raise LrlsError(f"{method.name} has no scores on {config.eval.part}; run `lrls run --method {method.name}` first.")
+    raise LrlsError(
+        f"{method.name} has no scores on {config.eval.part} with seed {seed}; "
+        f"run `lrls run --method {method.name} --set seed={seed}` first."
+    )
 
 
-def compare(config: Config, methods: Sequence[str]) -> list[Row]:
-    """Rows for every output of every method, in the order given.
+def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *, force: bool = False) -> Comparison:
+    """Compare the newest scores of methods; differences are of DSC to the first one, paired over scans.
+
+    Args:
+        methods: names; the first is the reference.
+        seeds: a scan's score is its mean over the runs with these seeds; none: the configuration's.
 
     Raises:
         LrlsError: a method has no scores, or two were scored on different scans.
     """
-    by_scan: dict[tuple[str, str], pd.DataFrame] = {}
-    missed: dict[tuple[str, str], int] = {}
-    fields: dict[str, dict[str, float]] = {}
-    for method in methods:
-        scores = newest_scores(config, method)
-        table = pd.read_csv(scores.folder / "scores.csv", dtype={"case": str})
-        fields[method] = {k: v["mean"] for k, v in scores.summary.get("registration", {}).items()}
-        for output, rows in table.groupby("output", sort=False):
-            by_scan[method, str(output)] = rows.groupby("case")[["dsc", "hd95_mm", "assd_mm"]].mean()
-            missed[method, str(output)] = int(rows["missed"].sum())
+    methods, seeds = list(dict.fromkeys(methods)), sorted(set(seeds)) or [config.seed]
+    runs = {method: [newest_scores(config, method, seed) for seed in seeds] for method in methods}
+    identity = Identity(
+        kind=Comparison.KIND,
+        format_version=FORMAT_VERSIONS[Comparison.KIND],
+        made_by="compare",
+        config={"part": config.eval.part, "methods": methods, "seeds": seeds},
+        seed=config.seed,
+        inputs={f"{m}/{seed}": run.manifest.digest for m in methods for seed, run in zip(seeds, runs[m], strict=True)},
+    )
+    target = config.workspace / "compare"
+    if not force and (done := find_finished(target, identity)):
+        return Comparison.open(done)
+    for run in (run for method in methods for run in runs[method]):
+        verify(run.folder)
+    scores = {method: _scores_of(runs[method]) for method in methods}
+    made = {manifest.digest: manifest for _, manifest in history(config.workspace)}
+    costs = {method: [_cost(run.manifest, made) for run in runs[method]] for method in methods}
+    table = _table(scores, {method: _fields_of(runs[method]) for method in methods}, costs)
+    structures = pd.concat(
+        rows.groupby(["output", "structure"], sort=False)[[*METRICS, "missed"]]
+        .agg(dict.fromkeys(METRICS, "mean") | {"missed": "sum"})
+        .reset_index()
+        .assign(method=method)
+        for method, rows in scores.items()
+    )
+    with new_artifact(target, identity, device="cpu") as draft:
+        table.to_csv(draft.folder / "compare.csv", index=False, float_format="%.6g")
+        order = ["method", "output", "structure", *METRICS, "missed"]
+        structures[order].to_csv(draft.folder / "structures.csv", index=False, float_format="%.6f")
+        atomic_write_text(draft.folder / "compare.md", markdown(table, title(config.eval.part, table)))
+        from stages.pictures import structures_by_method
+
+        by_method: dict[str, dict[str, list[float]]] = {}
+        for method, rows in scores.items():
+            for output, own in rows.groupby("output", sort=False):
+                name = method if rows["output"].nunique() == 1 else f"{method}, {output}"
+                by_method[name] = {s: own[own["structure"] == s]["dsc"].tolist() for s in config.structures}
+        structures_by_method(by_method, draft.folder / "structures.png")
+    return Comparison.open(draft.result)
+
+
+def _scores_of(runs: list[Scores]) -> pd.DataFrame:
+    """scores.csv of every run, one below the other, numbered in "run"."""
+    tables = [pd.read_csv(run.folder / "scores.csv", dtype={"case": str}) for run in runs]
+    return pd.concat([table.assign(run=number) for number, table in enumerate(tables)])
+
+
+def _fields_of(runs: list[Scores]) -> dict[str, float]:
+    """Means of the measures of displacements; empty for methods without."""
+    found = [run.summary.get("registration", {}) for run in runs]
+    return {name: sum(each[name]["mean"] for each in found) / len(found) for name in found[0]}
+
+
+def _cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float, float | None]:
+    """Wall time in s and peak memory in MB of all that was made on the way to the last weights; `eval` does not count.
+
+    Held-out cohorts belong to `eval`.
+    """
+    seen: dict[str, Manifest] = {}
+    roles = ("cohort", "registration", "generated", "segmentation")
+    waiting = [scores]
+    while waiting:
+        inputs = waiting.pop().identity.inputs
+        for digest in (inputs[role] for role in roles if role in inputs):
+            if digest in made and digest not in seen:
+                seen[digest] = made[digest]
+                waiting.append(made[digest])
+    peaks = [manifest.peak_memory_mb for manifest in seen.values() if manifest.peak_memory_mb is not None]
+    return sum(manifest.wall_time_s for manifest in seen.values()), max(peaks, default=None)
+
+
+def _table(
+    scores: dict[str, pd.DataFrame],
+    fields: dict[str, dict[str, float]],
+    costs: dict[str, list[tuple[float, float | None]]],
+) -> pd.DataFrame:
+    by_scan: dict[Key, pd.DataFrame] = {}
+    missed: dict[Key, float] = {}
+    for method, table in scores.items():
+        runs = table["run"].nunique()
+        for output, own in table.groupby("output", sort=False):
+            # A scan is the mean of its structures, then of its runs, as in every other table.
+            of_run = own.groupby(["run", "case"])[METRICS].mean()
+            by_scan[method, str(output)] = of_run.groupby("case").mean()
+            missed[method, str(output)] = own["missed"].sum() / runs
     first = next(iter(by_scan))
     others = [key for key in by_scan if key != first]
-    for method, output in others:
-        if list(by_scan[method, output].index) != list(by_scan[first].index):
-            raise LrlsError(f"{first[0]} and {method} were scored on different scans; run `lrls eval` for both again.")
-    tests = dict(
-        zip(
-            others,
-            holm([paired_wilcoxon(by_scan[key]["dsc"].tolist(), by_scan[first]["dsc"].tolist()) for key in others]),
-            strict=True,
-        )
-    )
-    rows = []
+    for key in others:
+        if list(by_scan[key].index) != list(by_scan[first].index):
+            raise LrlsError(f"{first[0]} and {key[0]} were scored on different scans; run `lrls eval` for both again.")
+    p_values = holm([paired_wilcoxon(by_scan[key]["dsc"].tolist(), by_scan[first]["dsc"].tolist()) for key in others])
+    p_value = dict(zip(others, p_values, strict=True))
+    rows: list[dict[str, Any]] = []
     for key, scans in by_scan.items():
         method, output = key
-        field = fields[method] if output == "registration" else {}
+        dsc = summarize(scans["dsc"].tolist())
         gain = (scans["dsc"] - by_scan[first]["dsc"]).tolist()
+        low, high = bootstrap_interval(gain)
+        field = fields[method] if output == "registration" else {}
+        peaks = [peak for _, peak in costs[method] if peak is not None]
         rows.append(
-            Row(
-                method=method,
-                output=output,
-                dsc=summarize(scans["dsc"].tolist()),
-                hd95_mm=float(scans["hd95_mm"].mean()),
-                assd_mm=float(scans["assd_mm"].mean()),
-                missed=missed[key],
-                folding_percent=100 * field["folding_fraction"] if field else None,
-                jacobian_std=field["jacobian_std"] if field else None,
-                difference=sum(gain) / len(gain) if key != first else None,
-                difference_interval=bootstrap_interval(gain) if key != first else None,
-                p_value=tests.get(key),
-            )
+            {
+                "method": method,
+                "output": output,
+                "runs": len(costs[method]),
+                "scans": int(dsc["n"]),
+                "dsc": dsc["mean"],
+                "dsc_low": dsc["low"],
+                "dsc_high": dsc["high"],
+                "dsc_worst": dsc["min"],
+                "hd95_mm": scans["hd95_mm"].mean(),
+                "assd_mm": scans["assd_mm"].mean(),
+                "missed": missed[key],
+                "folded_percent": 100 * field["folding_fraction"] if field else None,
+                "jacobian_std": field.get("jacobian_std"),
+                "sd_log_jacobian": field.get("sd_log_jacobian"),
+                "wall_time_s": sum(time for time, _ in costs[method]) / len(costs[method]),
+                "peak_memory_mb": max(peaks, default=None),
+                "difference": None if key == first else sum(gain) / len(gain),
+                "difference_low": None if key == first else low,
+                "difference_high": None if key == first else high,
+                "p_value": p_value.get(key),
+            }
         )
-    return rows
+    return pd.DataFrame(rows)
+
+
+HEADINGS = (
+    "method", "output", "DSC", "95 %", "worst", "HD95 mm", "ASSD mm", "missed", "folded %", "std J", "min", "GB",
+    "diff.", "95 %", "p",
+)  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of `Comparison.table`, rounded, under `HEADINGS`; what there is not stays empty."""
+
+    def text(name: str, form: str, scale: float = 1.0) -> str:
+        return "" if row[name] is None or pd.isna(row[name]) else format(row[name] * scale, form)
+
+    between = f"{text('difference_low', '+.3f')} {text('difference_high', '+.3f')}".strip()
+    return (
+        row["method"], row["output"], text("dsc", ".4f"), f"{row['dsc_low']:.3f}-{row['dsc_high']:.3f}",
+        text("dsc_worst", ".3f"), text("hd95_mm", ".2f"), text("assd_mm", ".2f"), text("missed", ".3g"),
+        text("folded_percent", ".3f"), text("jacobian_std", ".2f"), text("wall_time_s", ".1f", 1 / 60),
+        text("peak_memory_mb", ".1f", 1e-3), text("difference", "+.4f"), between, text("p_value", ".2g"),
+    )  # fmt: skip
+
+
+def title(part: str, table: pd.DataFrame) -> str:
+    """What the table is about, in one line."""
+    runs = int(table["runs"].max())
+    return (
+        f"{part}, {int(table['scans'].max())} scans{f', mean of {runs} runs' if runs > 1 else ''}; "
+        f"differences of DSC to {table['method'][0]}, paired, Wilcoxon with Holm's correction"
+    )
+
+
+def markdown(table: pd.DataFrame, title: str) -> str:
+    """The table as Markdown."""
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(cells(row) for row in table.to_dict("records"))]
+    return f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)

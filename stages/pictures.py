@@ -233,6 +233,49 @@ def score_boxes(table: Mapping[str, Sequence[float]], path: Path) -> None:
     _save(figure, path)
 
 
+def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """DSC per structure, a line of dots per method: the mean over scans, a bar between its quartiles.
+
+    Args:
+        table: method -> structure -> DSC of every scan; nan is left out.
+        path: PNG file to write.
+    """
+    methods = list(table)
+    scores = {
+        name: {method: np.asarray(table[method].get(name, ()), dtype=float) for method in methods}
+        for name in next(iter(table.values()))
+    }
+    scores = {
+        name: {method: values[np.isfinite(values)] for method, values in row.items()} for name, row in scores.items()
+    }
+    names = [name for name, row in scores.items() if any(values.size for values in row.values())]
+    if not names:
+        _write_note("no scores", path)
+        return
+    height = max(0.22, 0.09 * (len(methods) + 1))
+    figure = _new_figure(7.5, 1.3 + height * max(len(names), 3))
+    axes = figure.add_subplot()
+    for number, method in enumerate(methods):
+        color = LINE_COLORS[number % len(LINE_COLORS)]
+        rows = [row for row, name in enumerate(names) if scores[name][method].size]
+        offset = 0.7 * ((number + 0.5) / len(methods) - 0.5)
+        values = [scores[names[row]][method] for row in rows]
+        low, high = (([np.quantile(each, q) for each in values]) for q in (0.25, 0.75))
+        places = [row + offset for row in rows]
+        axes.hlines(places, low, high, color=color, linewidth=1.2, alpha=0.5)
+        mean = np.mean([each.mean() for each in values]) if values else float("nan")
+        axes.plot(
+            [each.mean() for each in values], places, "o", color=color, markersize=3.5,
+            label=_plain(f"{method}  {mean:.3f}"),
+        )  # fmt: skip
+    _style_plot(axes, "DSC by structure: means and quartiles over scans")
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.legend(fontsize=8, frameon=False, loc="lower left", title="mean of structures", title_fontsize=8)
+    _save(figure, path)
+
+
 # Figures
 
 

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,13 +40,14 @@ if TYPE_CHECKING:
     import torch
 
 # The newest format of each kind that this code reads and the only one that it writes.
-FORMAT_VERSIONS = {"cohort": 1, "registration": 1, "generated": 1, "segmentation": 1, "scores": 1}
+FORMAT_VERSIONS = {"cohort": 1, "registration": 1, "generated": 1, "segmentation": 1, "scores": 1, "comparison": 1}
 MADE_WITH = {
     "cohort": "lrls preprocess",
     "registration": "lrls train-reg",
     "generated": "lrls generate",
     "segmentation": "lrls train-seg",
     "scores": "lrls eval",
+    "comparison": "lrls compare",
 }
 MANIFEST = "artifact.json"
 VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder
@@ -85,6 +87,7 @@ class Manifest:
     wall_time_s: float  # over all sessions of a resumed stage
     created: str  # UTC, ISO 8601
     volatile: tuple[str, ...] = ()  # files that stay out of the content digest
+    peak_memory_mb: float | None = None  # resident, of the process that finished it, up to then
 
 
 @dataclass
@@ -176,8 +179,18 @@ def _complete(draft: Draft, identity: Identity, device: str, volatile: tuple[str
         wall_time_s=round(draft.elapsed_s(), 3),
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         volatile=tuple(left_out),
+        peak_memory_mb=_peak_memory_mb(),
     )
     atomic_write_text(draft.folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+
+
+def _peak_memory_mb() -> float | None:
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def _publish(draft: Path) -> Path:

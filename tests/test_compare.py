@@ -1,0 +1,116 @@
+"""`lrls compare` on scores that are written here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Project
+
+from stages.artifacts.store import FORMAT_VERSIONS, Identity, new_artifact
+from stages.compare import newest_scores
+from stages.phantoms import STRUCTURES
+
+CASES = [f"test_{i}" for i in range(1, 9)]
+FIRST, SECOND = list(STRUCTURES)[:2]
+
+
+def write_scores(
+    project: Project, method: str, gain: float, *, seed: int = 0, cases: list[str] = CASES, field: bool = False
+) -> None:
+    """Scores of a method: DSC 0.5 + 0.01 i + gain on scan i, both structures, one of them 0.1 above the other."""
+    rows = [
+        {"output": output, "case": case, "structure": name, "dsc": 0.45 + 0.1 * (name == FIRST) + 0.01 * i + gain,
+         "hd95_mm": 2.0, "assd_mm": 1.0, "missed": 0}
+        for output in ("segmentation", "registration")[: 1 + field]
+        for i, case in enumerate(cases)
+        for name in (FIRST, SECOND)
+    ]  # fmt: skip
+    identity = Identity(
+        kind="scores",
+        format_version=FORMAT_VERSIONS["scores"],
+        made_by="eval",
+        config={"part": "test", "gain": gain},
+        seed=seed,
+    )
+    summary = {"outputs": {}} | (
+        {"registration": {n: {"mean": 0.01} for n in ("folding_fraction", "jacobian_std", "sd_log_jacobian")}}
+        if field
+        else {}
+    )
+    with new_artifact(project.workspace / method / "scores", identity, device="cpu") as draft:
+        pd.DataFrame(rows).to_csv(draft.folder / "scores.csv", index=False)
+        (draft.folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def scored(tmp_path, new_project) -> Project:
+    project = new_project(tmp_path)
+    write_scores(project, "unet", 0.0)
+    write_scores(project, "brbs", 0.1, field=True)
+    return project
+
+
+def compared(project: Project, *arguments: str) -> Path:
+    done = project.made("compare", "--method", "unet", "--method", "brbs", *arguments)
+    return Path(done.out.splitlines()[-1])
+
+
+def test_table_has_means_differences_and_a_paired_test(scored):
+    table = pd.read_csv(compared(scored) / "compare.csv").set_index(["method", "output"])
+    assert list(table.index) == [("unet", "segmentation"), ("brbs", "segmentation"), ("brbs", "registration")]
+    assert table["dsc"].tolist() == pytest.approx([0.535, 0.635, 0.635])
+    assert table.loc[("unet", "segmentation"), "dsc_worst"] == pytest.approx(0.5)
+    better = table.loc[("brbs", "segmentation")]
+    assert better[["difference", "difference_low", "difference_high"]].tolist() == pytest.approx([0.1] * 3)
+    assert better["p_value"] == pytest.approx(2 * 2 / 2**8)  # all 8 differences positive, and Holm's factor 2
+    assert pd.isna(table.loc[("unet", "segmentation"), "difference"])
+    assert table["folded_percent"].tolist()[2] == pytest.approx(1.0)
+    assert table["folded_percent"].isna().tolist() == [True, True, False]
+
+
+def test_files_hold_the_same_table_and_every_structure(scored):
+    folder = compared(scored)
+    lines = (folder / "compare.md").read_text().splitlines()
+    assert lines[0].startswith("test, 8 scans; differences of DSC to unet")
+    assert [line.split(" | ")[2] for line in lines[4:]] == ["0.5350", "0.6350", "0.6350"]
+    structures = pd.read_csv(folder / "structures.csv")
+    own = structures[(structures["method"] == "brbs") & (structures["output"] == "segmentation")]
+    assert dict(zip(own["structure"], own["dsc"], strict=True)) == pytest.approx({FIRST: 0.685, SECOND: 0.585})
+    assert (folder / "structures.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_seeds_are_averaged_scan_by_scan(scored):
+    write_scores(scored, "unet", 0.02, seed=1)
+    write_scores(scored, "brbs", 0.08, seed=1, field=True)
+    table = pd.read_csv(compared(scored, "--seed", "0", "--seed", "1") / "compare.csv")
+    assert table["runs"].tolist() == [2, 2, 2]
+    assert table["dsc"].tolist() == pytest.approx([0.545, 0.625, 0.625])
+    assert table["difference"].tolist()[1] == pytest.approx(0.08)
+
+
+def test_the_newest_scores_count_and_an_equal_comparison_is_not_made_again(scored):
+    first = compared(scored)
+    assert compared(scored) == first
+    write_scores(scored, "unet", 0.05)
+    second = compared(scored)
+    assert second != first
+    assert pd.read_csv(second / "compare.csv")["dsc"][0] == pytest.approx(0.585)
+    assert newest_scores(scored.config, "unet", 0).folder.name == "v0002"
+
+
+def test_scores_of_different_scans_are_not_compared(scored):
+    write_scores(scored, "brbs", 0.1, cases=CASES[1:])
+    done = scored.lrls("compare", "--method", "unet", "--method", "brbs")
+    assert done.code == 1
+    assert done.err == "lrls: unet and brbs were scored on different scans; run `lrls eval` for both again.\n"
+
+
+def test_a_method_without_scores_names_the_command(scored):
+    done = scored.lrls("compare", "--method", "unet", "--method", "syn")
+    assert done.code == 1
+    assert done.err == (
+        "lrls: syn has no scores on test with seed 0; run `lrls run --method syn --set seed=0` first.\n"
+    )
