@@ -270,9 +270,9 @@ def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], pat
         )  # fmt: skip
     _style_plot(axes, "DSC by structure: means and quartiles over scans")
     axes.set_yticks(range(len(names)), [_plain(name) for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.legend(fontsize=8, frameon=False, loc="lower left", title="mean of structures", title_fontsize=8)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4)  # with the mean of structures
     _save(figure, path)
 
 
