@@ -23,18 +23,26 @@ def run(
     method: MethodName,
     settings: Settings = [],  # noqa: B006
     until: Annotated[Until, typer.Option(help="The last stage to run.")] = Until.eval,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time to the last weights: 90s, 10m, 2h (or 2000steps); sets how long the stages train."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Run all stages of a method; what is up to date is not made again.
 
-    Example: lrls run lrls.yaml --method brbs
+    Example: lrls run lrls.yaml --method brbs --budget 30m
     """
     # Imported here so that `lrls --help` does not wait for torch.
     from lrls_cli.tables import print_scores
+    from stages.budget import Budget
     from stages.config import load_config
     from stages.workflow import run as run_all
 
-    made = run_all(load_config(config, settings), method, until=until.value, force=force, tell=typer.echo)  # type: ignore[arg-type]
+    made = run_all(
+        load_config(config, settings), method, until=until.value,  # type: ignore[arg-type]
+        budget=Budget.parse(budget) if budget else None, force=force, tell=typer.echo,
+    )  # fmt: skip
     if made.scores:
         print_scores(method, made.scores)
         typer.echo(made.scores.folder)

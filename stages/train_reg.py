@@ -49,7 +49,6 @@ def train_registration(cohort: Cohort, config: Config, method_name: str, *, forc
     recipe = make_recipe(method, cohort, config)
     if not recipe.train_registration:
         raise LrlsError(f"{method.name} learns no registration; go on with `lrls {next_stage(recipe)}`.")
-    settings = training_of(method, config, "train_reg")
     identity = Identity(
         kind=Registration.KIND,
         format_version=FORMAT_VERSIONS[Registration.KIND],
@@ -64,19 +63,25 @@ def train_registration(cohort: Cohort, config: Config, method_name: str, *, forc
     verify(cohort.folder)
     device = choose_device(config)
     with new_artifact(target, identity, device=str(device)) as draft:
-        run = Run(
-            phases=recipe.train_registration,
-            networks=recipe.registration_networks,
-            data=cohort.scans(device.torch),
-            settings=settings,
-            device=device,
-            seed=config.seed,
-            draft=draft,
-        )
-        log = train(run)
+        log = train(registration_run(cohort, config, method, recipe, device, draft))
         save_weights(recipe.registration_networks, draft.folder / "weights.safetensors", {"method": method.name})
         _pictures(draft, cohort, recipe, log, device, config)
     return Registration.open(draft.result)
+
+
+def registration_run(
+    cohort: Cohort, config: Config, method: Method, recipe: Recipe, device: Device, draft: Draft
+) -> Run:
+    """What `train-reg` trains."""
+    return Run(
+        phases=recipe.train_registration,
+        networks=recipe.registration_networks,
+        data=cohort.scans(device.torch),
+        settings=training_of(method, config, "train_reg"),
+        device=device,
+        seed=config.seed,
+        draft=draft,
+    )
 
 
 def next_stage(recipe: Recipe) -> str:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import FORMAT_VERSIONS, Identity, find_finished, new_artifact, save_weights, verify
+from stages.artifacts.store import FORMAT_VERSIONS, Draft, Identity, find_finished, new_artifact, save_weights, verify
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
-from stages.device import choose_device
+from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, training_of
+from stages.methods.recipe import Method, Recipe
 from stages.train_reg import make_recipe, stage_config
 from stages.training import Run, train
 
@@ -60,21 +61,33 @@ def train_segmentation(
         if registration and recipe.helpers.keys() & recipe.segmentation_networks.keys():
             registration.load(recipe.segmentation_networks)
         if has_phases:
-            data = cohort.scans(device.torch)
-            if generated:
-                data = replace(data, bank=generated.bank(data.names), samples=generated.samples())
-            run = Run(
-                phases=recipe.train_segmentation,
-                networks=recipe.segmentation_networks,
-                data=data,
-                settings=training_of(method, config, "train_seg"),
-                device=device,
-                seed=config.seed + 1,  # not the draws of train-reg once more
-                draft=draft,
-            )
-            log = train(run)
+            log = train(segmentation_run(cohort, config, method, recipe, device, draft, generated))
             from stages.pictures import loss_curves
 
             loss_curves(log, draft.folder / "losses.png")
         save_weights(recipe.segmentation_networks, draft.folder / "weights.safetensors", {"method": method.name})
     return Segmentation.open(draft.result)
+
+
+def segmentation_run(
+    cohort: Cohort,
+    config: Config,
+    method: Method,
+    recipe: Recipe,
+    device: Device,
+    draft: Draft,
+    generated: Generated | None,
+) -> Run:
+    """What `train-seg` trains."""
+    data = cohort.scans(device.torch)
+    if generated:
+        data = replace(data, bank=generated.bank(data.names), samples=generated.samples())
+    return Run(
+        phases=recipe.train_segmentation,
+        networks=recipe.segmentation_networks,
+        data=data,
+        settings=training_of(method, config, "train_seg"),
+        device=device,
+        seed=config.seed + 1,  # not the draws of train-reg once more
+        draft=draft,
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,10 +70,9 @@ def train(run: Run) -> list[dict[str, Any]]:
 
 def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] | None) -> None:
     phase, settings = run.phases[index], run.settings
-    assert settings.steps is not None and settings.augmentation is not None and settings.batch_size is not None
+    assert settings.steps is not None
     steps = round(settings.steps * phase.share)
-    space, intensity = AUGMENTATIONS[settings.augmentation]
-    draw = Draw(settings.batch_size, space, intensity, run.generator)
+    draw = _draw(run)
     optimizers = [_optimizer(player, settings) for player in phase.players]
     averages = [_Average(player.trains, settings.ema or 0.0) for player in phase.players]
     step = 0
@@ -108,6 +109,44 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             if saves:
                 run.draft.save_elapsed()
                 _save(run, checkpoint, index, step, steps, optimizers, averages)
+
+
+def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 10.0) -> float:
+    """Seconds that a step of this run takes here and now, its phases weighed by their shares.
+
+    Takes a few steps in every phase and leaves the networks changed: hand it a run of its own.
+
+    Args:
+        warm: steps of a phase that do not count.
+        most: steps of a phase that do, their median.
+        patience_s: a phase is left after this time, with one step at least.
+    """
+    total = 0.0
+    for phase in run.phases:
+        draw = _draw(run)
+        optimizers = [_optimizer(player, run.settings) for player in phase.players]
+        averages = [_Average(player.trains, run.settings.ema or 0.0) for player in phase.players]
+        began, times = time.monotonic(), []
+        for step in range(warm + most):
+            if step > warm and time.monotonic() - began > patience_s:
+                break
+            started = time.monotonic()
+            batch = phase.batches(run.data, draw)
+            for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.0
+                _move(player, optimizer, phase, batch, run.device)
+                average.update()
+            if run.device.torch.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.monotonic() - started)
+        total += phase.share * statistics.median(times[warm:])
+    return total
+
+
+def _draw(run: Run) -> Draw:
+    assert run.settings.augmentation is not None and run.settings.batch_size is not None
+    return Draw(run.settings.batch_size, *AUGMENTATIONS[run.settings.augmentation], run.generator)
 
 
 def _move(

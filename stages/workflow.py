@@ -11,11 +11,12 @@ from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import latest, versions
 from stages.artifacts.weights import Registration, Segmentation
+from stages.budget import Budget, with_steps
 from stages.config import Config
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
 from stages.generate import generate
-from stages.methods import find_method, settings_of
+from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Task
 from stages.preprocess import Part, cohort_folder, preprocess
 from stages.train_reg import make_recipe, train_registration
@@ -48,6 +49,7 @@ def run(
     method_name: str,
     *,
     until: Stage = "eval",
+    budget: Budget | None = None,
     force: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Made:
@@ -55,6 +57,7 @@ def run(
 
     Args:
         until: the last stage.
+        budget: how long training may take; none: the steps that the configuration says.
         force: make everything of the method again, but not the cohort.
         tell: receives a line per stage.
     """
@@ -69,12 +72,25 @@ def run(
     wanted = STAGES[: STAGES.index(until) + 1]
     registration, generated, segmentation, scores = None, None, None, None
     if "train-reg" in wanted and recipe.train_registration:
-        registration = told(train_registration(cohort, config, method_name, force=force))
+        settled = config
+        if budget:
+            settled = with_steps(budget, "train_reg", config, method_name, cohort, force=force)
+            tell(f"train-reg: {training_of(method, settled, 'train_reg').steps} steps")
+        registration = told(train_registration(cohort, settled, method_name, force=force))
     if "generate" in wanted and recipe.generate and recipe.train_segmentation:
         generated = told(generate(cohort, config, method_name, registration=registration, force=force))
     if "train-seg" in wanted and recipe.segmentation:
+        settled = config
+        if budget and recipe.train_segmentation:
+            settled = with_steps(
+                budget, "train_seg", config, method_name, cohort,
+                registration=registration, generated=generated, force=force,
+            )  # fmt: skip
+            tell(f"train-seg: {training_of(method, settled, 'train_seg').steps} steps")
         segmentation = told(
-            train_segmentation(cohort, config, method_name, registration=registration, generated=generated, force=force)
+            train_segmentation(
+                cohort, settled, method_name, registration=registration, generated=generated, force=force
+            )
         )
     if "eval" in wanted and not config.part(config.eval.part):
         tell(f"nothing to score: data.{config.eval.part} lists no scan")

@@ -40,7 +40,15 @@ if TYPE_CHECKING:
     import torch
 
 # The newest format of each kind that this code reads and the only one that it writes.
-FORMAT_VERSIONS = {"cohort": 1, "registration": 1, "generated": 1, "segmentation": 1, "scores": 1, "comparison": 1}
+FORMAT_VERSIONS = {
+    "cohort": 1,
+    "registration": 1,
+    "generated": 1,
+    "segmentation": 1,
+    "scores": 1,
+    "comparison": 1,
+    "plan": 1,
+}
 MADE_WITH = {
     "cohort": "lrls preprocess",
     "registration": "lrls train-reg",
@@ -48,6 +56,7 @@ MADE_WITH = {
     "segmentation": "lrls train-seg",
     "scores": "lrls eval",
     "comparison": "lrls compare",
+    "plan": "lrls run --budget",
 }
 MANIFEST = "artifact.json"
 VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder

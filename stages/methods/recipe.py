@@ -141,6 +141,7 @@ class Method:
         train_reg, train_seg: the recipe's own numbers, given the settings; the configuration's come on top.
         recipe: builds it; networks are initialised from torch's global generator.
         cohort: the part that it learns from: "train" (atlases and unlabelled scans) or "supervised".
+        registration_share: part of a time budget that goes to `train-reg`, where both stages train.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Method:
     train_reg: Callable[[Any], TrainSettings] | None = None
     train_seg: Callable[[Any], TrainSettings] | None = None
     cohort: Literal["train", "supervised"] = "train"
+    registration_share: float = 0.5
 
 
 NetworkName = Literal["published", "light"]

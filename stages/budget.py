@@ -1,0 +1,160 @@
+"""Budgets: as many steps as fit into the time that is given on this machine, measured before a stage trains.
+
+Time counts from the start of `lrls run` to the last weights, preprocessing included, `eval` not; what was made before
+counts with the time that it took. A plan is an artifact, so that the same command again finds the same steps, and with
+them the finished stages or the checkpoint to go on from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
+from stages.artifacts.store import (
+    FORMAT_VERSIONS,
+    Draft,
+    Identity,
+    Manifest,
+    atomic_write_text,
+    find_finished,
+    new_artifact,
+    read_manifest,
+    verify,
+    versions,
+)
+from stages.artifacts.weights import Registration
+from stages.config import Config
+from stages.device import choose_device
+from stages.errors import LrlsError
+from stages.methods import find_method, training_of
+from stages.methods.recipe import Recipe
+from stages.train_reg import make_recipe, registration_run, stage_config
+from stages.train_seg import segmentation_run
+from stages.training import step_seconds
+
+MARGIN = 0.04  # of the whole budget: for checkpoints, pictures and a machine that slows down
+LEAST_STEPS = 20
+TrainStage = Literal["train_reg", "train_seg"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Time in s, or optimiser steps; one of them."""
+
+    seconds: float | None = None
+    steps: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """ "90s", "10m", "2h" or "2000steps".
+
+        Raises:
+            LrlsError: it is none of these.
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|steps)", text.strip())
+        if not match or not float(match[1]):
+            raise LrlsError(f"--budget {text}: expected a time like 90s, 10m or 2h, or steps like 2000steps.")
+        if match[2] == "steps":
+            return cls(steps=round(float(match[1])))
+        return cls(seconds=float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]])
+
+
+def with_steps(
+    budget: Budget,
+    stage: TrainStage,
+    config: Config,
+    method_name: str,
+    cohort: Cohort,
+    *,
+    registration: Registration | None = None,
+    generated: Generated | None = None,
+    force: bool = False,
+) -> Config:
+    """The configuration with the steps of a stage that the budget allows.
+
+    Args:
+        cohort, registration, generated: what the stage will read; the time that they took is spent.
+        force: measure again though there is a plan.
+
+    Raises:
+        LrlsError: the time left is too short for `LEAST_STEPS`.
+    """
+    method = find_method(method_name)
+    recipe = make_recipe(method, cohort, config)
+    stages = trained_stages(recipe)
+    if budget.steps is not None:
+        own = {stage: training_of(method, config, stage).steps or 0 for stage in stages}
+        return _set_steps(config, method_name, stage, round(budget.steps * own[stage] / max(1, sum(own.values()))))
+    assert budget.seconds is not None
+    inputs = {"cohort": cohort, "registration": registration, "generated": generated}
+    made_from = {role: each.manifest for role, each in inputs.items() if each}
+    device = choose_device(config)
+    settings = stage_config(method, config, stage)
+    settings[stage] = {key: value for key, value in settings[stage].items() if key != "steps"}
+    identity = Identity(
+        kind="plan",
+        format_version=FORMAT_VERSIONS["plan"],
+        made_by="budget",
+        config=settings | {"stage": stage, "budget_s": budget.seconds, "device": str(device)},
+        seed=config.seed,
+        inputs={role: manifest.digest for role, manifest in made_from.items()},
+    )
+    target = config.workspace / method.name / "plan"
+    done = None if force else find_finished(target, identity)
+    if done is None:
+        spent = sum(manifest.wall_time_s for manifest in [*made_from.values(), *_earlier_plans(target, identity)])
+        left = budget.seconds * (1 - MARGIN) - spent
+        if stage == "train_reg" and "train_seg" in stages:
+            left *= method.registration_share
+        with new_artifact(target, identity, device=str(device)) as draft:
+            with tempfile.TemporaryDirectory() as folder:
+                nowhere = Draft(Path(folder))
+                run = (
+                    registration_run(cohort, config, method, recipe, device, nowhere)
+                    if stage == "train_reg"
+                    else segmentation_run(cohort, config, method, recipe, device, nowhere, generated)
+                )
+                step_s = step_seconds(run)
+            steps = int((left - draft.elapsed_s()) / step_s)
+            plan: dict[str, Any] = {"steps": steps, "step_s": step_s, "spent_s": spent, "left_s": left}
+            atomic_write_text(draft.folder / "plan.json", json.dumps(plan, indent=1))
+            if steps < LEAST_STEPS:
+                raise LrlsError(
+                    f"--budget: {max(left, 0):.0f} s are left for {stage.replace('_', '-')}, whose steps take "
+                    f"{step_s:.1f} s: room for {max(steps, 0)}, expected at least {LEAST_STEPS}; give it more time."
+                )
+        done = draft.result
+    verify(done)
+    return _set_steps(config, method_name, stage, json.loads((done / "plan.json").read_text())["steps"])
+
+
+def _earlier_plans(target: Path, identity: Identity) -> list[Manifest]:
+    """The newest plan for train-reg within the same budget, where this is one for train-seg: measuring took time."""
+    if identity.config["stage"] == "train_reg":
+        return []
+    plans = [read_manifest(folder) for folder in versions(target)]
+    return [
+        plan
+        for plan in plans
+        if plan.identity.inputs == {"cohort": identity.inputs["cohort"]}
+        and plan.identity.config["stage"] == "train_reg"
+        and plan.identity.config["budget_s"] == identity.config["budget_s"]
+    ][-1:]
+
+
+def trained_stages(recipe: Recipe) -> list[TrainStage]:
+    """The stages of a method that train."""
+    phases: dict[TrainStage, Any] = {"train_reg": recipe.train_registration, "train_seg": recipe.train_segmentation}
+    return [stage for stage, trained in phases.items() if trained]
+
+
+def _set_steps(config: Config, method_name: str, stage: TrainStage, steps: int) -> Config:
+    own = config.methods.get(method_name, {})
+    changed = own | {stage: {**own.get(stage, {}), "steps": steps}}
+    return config.model_copy(update={"methods": config.methods | {method_name: changed}})

@@ -1,0 +1,128 @@
+"""Budgets: steps that fit into the time given."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import Project
+
+from stages import budget as budgets
+from stages.artifacts.store import Draft
+from stages.budget import Budget
+from stages.errors import LrlsError
+from stages.methods import METHODS, training_of
+from stages.train_reg import make_recipe, registration_run
+from stages.training import step_seconds
+from stages.workflow import opened_cohort
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture
+def half_a_second(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A step takes half a second, whatever runs; the runs that were measured."""
+    runs: list[object] = []
+
+    def step(run: object) -> float:
+        runs.append(run)
+        return 0.5
+
+    monkeypatch.setattr(budgets, "step_seconds", step)
+    return runs
+
+
+def steps_of(project: Project, target: str, stage: str) -> list[int]:
+    return [project.manifest(target, version).identity.config[stage]["steps"] for version in project.versions(target)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", Budget(seconds=90)), ("10m", Budget(seconds=600)), ("1.5h", Budget(seconds=5400)),
+     ("2000steps", Budget(steps=2000))],
+)  # fmt: skip
+def test_times_and_steps_are_read(text, expected):
+    assert Budget.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["10", "m", "0m", "10 minutes", "-5m", "h2"])
+def test_anything_else_is_answered_with_the_forms(text):
+    with pytest.raises(LrlsError, match=r"^--budget .*: expected a time like 90s, 10m or 2h, or steps like 2000steps"):
+        Budget.parse(text)
+
+
+def plan_of(project: Project, method: str, version: str = "v0001") -> dict[str, float]:
+    return json.loads((project.workspace / method / "plan" / version / "plan.json").read_text())
+
+
+def took(project: Project, *targets: str) -> float:
+    return sum(project.manifest(target).wall_time_s for target in targets)
+
+
+def test_one_stage_gets_all_the_time(project, half_a_second):
+    project.made("run", "--method", "unet", "--until", "train-seg", "--budget", "10m")
+    plan = plan_of(project, "unet")
+    assert plan["spent_s"] == pytest.approx(took(project, "cohort"))
+    assert plan["left_s"] == pytest.approx(600 * (1 - budgets.MARGIN) - plan["spent_s"])
+    measuring = took(project, "unet/plan")
+    assert (plan["left_s"] - measuring) / 0.5 - 1 <= plan["steps"] <= plan["left_s"] / 0.5
+    assert half_a_second[0].settings.steps == 4  # as the configuration has it: measuring is no training
+
+
+def test_two_stages_share_the_time_and_the_second_gets_what_is_left(project, half_a_second, monkeypatch):
+    monkeypatch.setattr(budgets, "step_seconds", lambda _: 60.0)
+    project.made("run", "--method", "brbs", "--until", "train-seg", "--budget", "2h")
+    first, second = plan_of(project, "brbs"), plan_of(project, "brbs", "v0002")
+    assert first["left_s"] == pytest.approx((7200 * (1 - budgets.MARGIN) - took(project, "cohort")) / 2)
+    assert steps_of(project, "brbs/registration", "train_reg") == [first["steps"]]
+    spent = took(project, "cohort", "brbs/registration", "brbs/generated", "brbs/plan")
+    assert second["spent_s"] == pytest.approx(spent)
+    assert second["left_s"] == pytest.approx(7200 * (1 - budgets.MARGIN) - spent)
+    assert steps_of(project, "brbs/segmentation", "train_seg") == [second["steps"]]
+
+
+def test_the_same_command_again_keeps_the_steps_and_force_measures_anew(project, half_a_second, monkeypatch):
+    monkeypatch.setattr(budgets, "step_seconds", lambda run: half_a_second.append(run) or 60.0)
+    command = ("run", "--method", "unet", "--until", "train-seg", "--budget", "0.5h")
+    project.made(*command)
+    project.made(*command)
+    assert len(half_a_second) == 1
+    assert project.versions("unet/segmentation") == ["v0001"]
+    project.made(*command, "--force")
+    assert len(half_a_second) == 2
+    assert project.versions("unet/plan") == ["v0001", "v0002"]
+
+
+def test_too_short_a_budget_says_how_short(project, half_a_second):
+    done = project.lrls("run", "--method", "unet", "--until", "train-seg", "--budget", "5s")
+    assert done.code == 1
+    assert "s are left for train-seg, whose steps take 0.5 s: room for " in done.err
+    assert done.err.endswith("expected at least 20; give it more time.\n")
+    assert project.versions("unet/plan") == []
+
+
+def test_steps_are_divided_as_the_configuration_does(project):
+    project.made(
+        "run", "--method", "brbs", "--until", "train-seg", "--budget", "6steps",
+        "--set", "train_reg.steps=10", "--set", "train_seg.steps=20",
+    )  # fmt: skip
+    assert steps_of(project, "brbs/registration", "train_reg") == [2]
+    assert steps_of(project, "brbs/segmentation", "train_seg") == [4]
+
+
+def test_measured_steps_are_real_ones_and_phases_count_by_their_share(project, tmp_path, monkeypatch):
+    project.made("preprocess")
+    config = project.config
+    config = config.model_copy(update={"methods": config.methods | {"brbs": config.methods["brbs"] | {"warm_up": 0.5}}})
+    method, cohort = METHODS["brbs"], opened_cohort(config, "train")
+    recipe = make_recipe(method, cohort, config)
+    device = budgets.choose_device(config)
+    run = registration_run(cohort, config, method, recipe, device, Draft(tmp_path))
+    clock = iter(range(10_000))
+    monkeypatch.setattr("stages.training.time.monotonic", lambda: float(next(clock)))
+    before = {name: tensor.clone() for name, tensor in recipe.registration.state_dict().items()}
+    # Every look at this clock takes a second: a step is two looks, of either phase.
+    assert step_seconds(run, patience_s=1e9) == pytest.approx(0.5 * 1 + 0.5 * 1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in recipe.registration.state_dict().items())
+    assert training_of(method, config, "train_reg").steps == 4
