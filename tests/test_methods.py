@@ -15,6 +15,7 @@ from stages.methods.recipe import PathBankWriter, PropagatedLabels, Task, Weight
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.networks import LightUNet, UNet, VoxelMorphUNet
 from stages.parts.samplers import Always, Beta, Draw, Scans, Triplet
+from stages.parts.warps import warp
 from stages.registering import displacements
 
 SHAPE = (10, 12, 12)
@@ -345,14 +346,26 @@ def test_default_goes_on_with_the_helper_on_the_path_bank():
     assert set(player.loss(player.forward(batch))[1]) == {"overlap", "mixing"}
 
 
-def test_warm_up_gives_the_helper_its_share_of_the_steps_on_atlases_alone():
-    warm_up, main = recipe_of("brbs", warm_up=0.25).train_registration
+@pytest.mark.parametrize("moves", [True, False])
+def test_in_the_warm_up_r_learns_without_the_helper_and_the_helper_from_atlases(moves):
+    recipe = recipe_of("brbs", warm_up=0.25, augment_pairs=moves)
+    warm_up, main = recipe.train_registration
     assert (warm_up.share, main.share) == (0.25, 0.75)
-    (player,) = warm_up.players
-    assert player.trains is main.players[1].trains
-    batch = warm_up.batches(scans(), Draw(1, None, None, generator()))
-    assert batch.scans == ["a"]
-    assert set(player.loss(player.forward(batch))[1]) == {"overlap"}
+    assert [player.trains for player in warm_up.players] == [player.trains for player in main.players]
+    batch = warm_up.batches(scans(), Draw(1, AUGMENTATIONS["paper"][0], None, generator()))
+    registration, helper = warm_up.players
+    kept = {"similarity", "smoothness", "inverse_consistency"}
+    assert set(registration.loss(registration.forward(batch))[1]) == kept
+    assert set(main.players[0].loss.terms) == {*kept, "semantic_consistency"}
+    seen = []
+    handle = recipe.helpers["segmentation"].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    assert set(helper.loss(helper.forward(batch))[1]) == {"overlap"}
+    handle.remove()
+    atlas = scans().image(scans().atlases)
+    around = batch.around
+    assert (around is None) == moves
+    torch.testing.assert_close(seen[0], batch.atlas if moves else warp(atlas, around, padding="zeros"))
+    assert not torch.equal(seen[0], atlas)
     (only,) = recipe_of("brbs").train_registration
     assert only.share == 1
 

@@ -27,7 +27,7 @@ from stages.parts.networks import (
     pad_to_multiple,
     space_to_depth,
 )
-from stages.parts.warps import integrate, voxel_grid
+from stages.parts.warps import compose, integrate, voxel_grid
 from stages.preprocess import coarsened, derive_grid, normalise
 
 ROOT = Path(__file__).parent.parent
@@ -213,7 +213,7 @@ def test_smooth_head_interpolates_and_keeps_positions():
     net = LightUNet(1, 1, (12, 12, 16), smooth=True)
     net.head = Says(2 * torch.arange(8.0).expand(1, 1, 6, 6, 8) + 0.5)
     output = net(torch.rand(1, 1, 12, 12, 16))
-    assert output[0, 0, 3, 4, 1:-1].tolist() == pytest.approx(list(range(1, 15)), abs=1e-4)
+    assert (output[0, 0, 3, 4, 1:-1] / net.UNIT).tolist() == pytest.approx(list(range(1, 15)), abs=1e-4)
     assert output.shape == (1, 1, 12, 12, 16)
 
 
@@ -241,6 +241,36 @@ def test_linear_velocity_scales_by_its_exponential_on_even_and_odd_grids():
         offset = voxel_grid(shape, torch.zeros(1)) - (torch.tensor(shape).view(1, 3, 1, 1, 1) - 1) / 2
         displacement = RegistrationNetwork(Says(-0.5 * offset), diffeomorphic=True)(*torch.zeros(2, 1, 1, *shape))
         torch.testing.assert_close(displacement, (math.exp(-0.5) - 1) * offset, atol=5e-3, rtol=0)
+
+
+class Mean(nn.Module):
+    """A body that says smooth waves by the fixed image's mean, and a shift that is the same for every pair."""
+
+    def forward(self, x):
+        return waves(8.0, tuple(x.shape[2:])) * x[:, :1].mean((1, 2, 3, 4), keepdim=True) + 3.0
+
+
+@pytest.mark.parametrize("diffeomorphic", [False, True])
+def test_antisymmetric_output_forgets_what_is_the_same_for_both_roles(diffeomorphic):
+    network = RegistrationNetwork(Mean(), diffeomorphic=diffeomorphic, antisymmetric=True)
+    moving, fixed = torch.zeros(1, 1, 17, 20, 24), torch.ones(1, 1, 17, 20, 24)
+    both = network.both_ways(moving, fixed)
+    torch.testing.assert_close(both, torch.cat([network(moving, fixed), network(fixed, moving)]))
+    if diffeomorphic:  # the inverse, but for integration at half resolution
+        residual = compose(both[:1], both[1:]).norm(dim=1)
+        assert both.norm(dim=1).max() > 2
+        assert residual.mean() < 0.1
+    else:
+        torch.testing.assert_close(both[:1], waves(4.0, (17, 20, 24)))
+        torch.testing.assert_close(both[1:], -both[:1])
+
+
+def test_both_ways_without_antisymmetry_is_the_network_on_either_order():
+    torch.manual_seed(0)
+    network = RegistrationNetwork(nn.Conv3d(2, 3, 1))
+    moving, fixed = torch.rand(2, 1, 1, 4, 5, 6)
+    expected = torch.cat([network(moving, fixed), network(fixed, moving)])
+    torch.testing.assert_close(network.both_ways(moving, fixed), expected)
 
 
 # Precision

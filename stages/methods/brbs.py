@@ -25,6 +25,7 @@ from stages.methods.recipe import (
     Player,
     Recipe,
     Task,
+    Terms,
     WeightedSum,
     light_training,
     published_training,
@@ -39,10 +40,11 @@ from stages.parts.consistency import (
     similarity,
     smoothness,
 )
-from stages.parts.samplers import Always, Beta, Degree, SpaceStyleSampling, atlas_and_two_unlabeled, labelled_scans
+from stages.parts.samplers import Always, Beta, Degree, SpaceStyleSampling, atlas_and_two_unlabeled
 from stages.parts.segmenting import (
     GenerateAndSegment,
     Segment,
+    SegmentAtlas,
     mixing,
     mixing_of_logits,
     overlap,
@@ -92,7 +94,7 @@ class Settings(MethodSettings):
         0.0,
         ge=0,
         lt=1,
-        description="Share of train-reg in which S alone learns, from the augmented atlases (short runs).",
+        description="Share of train-reg in which R learns without SeC, and S from the augmented atlases (short runs).",
     )
     helper_learning_rate: float | None = Field(None, gt=0, description="Of S in train-reg; default: as R's.")
 
@@ -112,65 +114,51 @@ def build(task: Task, settings: Settings) -> Recipe:
             mixing if settings.mix_on == "probabilities" else mixing_of_logits,
         ),
     )
-    # A short run has no steps to lose on aligning by what an untrained S says; the papers' runs have.
+    bidirectional: Terms = {
+        "similarity": (1.0, similarity),  # L_sim
+        "smoothness": (settings.smoothness_weight, smoothness),  # lambda_0 L_smooth
+        "inverse_consistency": (  # lambda_1 L_I
+            settings.inverse_weight * settings.bic,
+            inverse_consistency if settings.inverse == "composed" else self_warped_inverse,
+        ),
+    }
+    register = partial(RegisterTriplet, R, both_ways=settings.bic, atlas_label=settings.atlas_label)
+    helper = partial(Player, "helper", trains=S, learning_rate=settings.helper_learning_rate)
+    batches = partial(atlas_and_two_unlabeled, move=settings.augment_pairs)
+    # In a short run, what an untrained S says drowns what the images say; the papers' runs have the time.
     warm_up = Phase(
         "warm-up",
-        batches=labelled_scans,
+        batches=batches,
+        share=settings.warm_up,
+        players=[
+            Player("registration", trains=R, forward=register(None), loss=WeightedSum(**bidirectional)),
+            helper(forward=SegmentAtlas(S), loss=WeightedSum(overlap=segmentation_loss.terms["overlap"])),
+        ],
+    )
+    kcc = Phase(
+        "kcc",
+        batches=batches,
+        share=1 - settings.warm_up,
         players=[
             Player(
-                "helper",
-                trains=S,
-                forward=Segment(S),
-                loss=WeightedSum(overlap=segmentation_loss.terms["overlap"]),
-                learning_rate=settings.helper_learning_rate,
-            )
+                "registration",
+                trains=R,
+                forward=register(
+                    S if settings.sec and settings.semantic_weight else None, num_chosen=settings.semantic_classes
+                ),
+                loss=WeightedSum(
+                    **bidirectional,
+                    semantic_consistency=(settings.semantic_weight * settings.sec, semantic_consistency),  # lambda_2
+                ),
+            ),
+            helper(forward=GenerateAndSegment(R, s3p, S), loss=segmentation_loss),
         ],
-        share=settings.warm_up,
     )
     return Recipe(
         registration=R,
         helpers={"segmentation": S},
         segmentation=S,
-        train_registration=[
-            *([warm_up] if settings.warm_up else []),
-            Phase(
-                "kcc",
-                batches=partial(atlas_and_two_unlabeled, move=settings.augment_pairs),
-                share=1 - settings.warm_up,
-                players=[
-                    Player(
-                        "registration",
-                        trains=R,
-                        forward=RegisterTriplet(
-                            R,
-                            S if settings.sec and settings.semantic_weight else None,
-                            both_ways=settings.bic,
-                            atlas_label=settings.atlas_label,
-                            num_chosen=settings.semantic_classes,
-                        ),
-                        loss=WeightedSum(
-                            similarity=(1.0, similarity),  # L_sim
-                            smoothness=(settings.smoothness_weight, smoothness),  # lambda_0 L_smooth
-                            inverse_consistency=(  # lambda_1 L_I
-                                settings.inverse_weight * settings.bic,
-                                inverse_consistency if settings.inverse == "composed" else self_warped_inverse,
-                            ),
-                            semantic_consistency=(  # lambda_2 L_SeC
-                                settings.semantic_weight * settings.sec,
-                                semantic_consistency,
-                            ),
-                        ),
-                    ),
-                    Player(
-                        "helper",
-                        trains=S,
-                        forward=GenerateAndSegment(R, s3p, S),
-                        loss=segmentation_loss,
-                        learning_rate=settings.helper_learning_rate,
-                    ),
-                ],
-            ),
-        ],
+        train_registration=[warm_up, kcc] if settings.warm_up else [kcc],
         generate=PathBankWriter(space=alpha, style=beta),
         train_segmentation=[]
         if settings.helper_is_final

@@ -29,6 +29,9 @@ class Task:
     num_atlases: int
 
 
+Terms = dict[str, tuple[float, Callable[[Any], Tensor]]]  # name -> (weight, part of the loss)
+
+
 class WeightedSum:
     """Named terms with weights; the names become log keys. A weight of 0 switches a term off: it is not computed."""
 
@@ -166,10 +169,10 @@ def segmentation_network(name: str, task: Task) -> nn.Module:
 def registration_network(name: str, task: Task, *, diffeomorphic: bool) -> RegistrationNetwork:
     """A registration network by its name in the configuration: [fixed, moving] -> displacement."""
     if name == "light":
-        body: nn.Module = LightUNet(2, 3, task.shape, smooth=True)
-        small_head(body.head)  # type: ignore[arg-type]
-    else:
-        body = {"published": UNet, "voxelmorph": VoxelMorphUNet}[name](2, 3, task.shape)
+        light = LightUNet(2, 3, task.shape, smooth=True)
+        small_head(light.head)
+        return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
+    body = {"published": UNet, "voxelmorph": VoxelMorphUNet}[name](2, 3, task.shape)
     return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
 
 

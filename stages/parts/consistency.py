@@ -32,9 +32,10 @@ class Registered:
 
 def register(network: RegistrationNetwork, moving: Tensor, fixed: Tensor, *, both_ways: bool) -> Registered:
     """Register pairs (N, 1, D, H, W); both directions go through the network as one batch."""
-    if both_ways:
-        moving, fixed = torch.cat([moving, fixed]), torch.cat([fixed, moving])
-    return Registered(moving, fixed, network(moving, fixed), directions=1 + both_ways)
+    if not both_ways:
+        return Registered(moving, fixed, network(moving, fixed), directions=1)
+    displacement = network.both_ways(moving, fixed)
+    return Registered(torch.cat([moving, fixed]), torch.cat([fixed, moving]), displacement, directions=2)
 
 
 @dataclass

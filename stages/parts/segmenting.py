@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stages.parts import losses
 from stages.parts.networks import RegistrationNetwork
 from stages.parts.samplers import Labelled, Mixed, SpaceStyleSampling, Triplet
-from stages.parts.warps import one_hot, warp
+from stages.parts.warps import one_hot, warp, warp_probabilities
 
 
 @dataclass
@@ -38,6 +38,20 @@ class Segment:
         logits = self.network(torch.cat([batch.image, batch.first, batch.second, between]))
         image, first, second, mixed = logits.chunk(4)
         return Segmented(batch.target, image, first, second, mixed, batch.gamma)
+
+
+@dataclass
+class SegmentAtlas:
+    """Forward pass of BRBS's helper S before there is an R to generate with: the atlas under augmentation."""
+
+    network: nn.Module
+
+    def __call__(self, batch: Triplet) -> Segmented:
+        image, target = batch.atlas, one_hot(batch.label, batch.num_classes)
+        if batch.around is not None:
+            image = warp(image, batch.around, padding="zeros")
+            target = warp_probabilities(target, batch.around)
+        return Segmented(target, self.network(batch.draw.recolour(image)))
 
 
 @dataclass
