@@ -324,6 +324,21 @@ def test_networks_are_those_that_are_named(name, body, diffeomorphic):
     assert recipe.registration.diffeomorphic == diffeomorphic
 
 
+def test_full_network_is_the_published_one_with_instance_norm_and_the_short_schedule():
+    full, published = (recipe_of("unet", segmentation_network=name).segmentation for name in ("full", "published"))
+    assert {name: p.shape for name, p in full.named_parameters()} == {
+        name: p.shape for name, p in published.named_parameters()
+    }
+    groups = [
+        {m.num_groups / m.num_channels for m in network.modules() if isinstance(m, torch.nn.GroupNorm)}
+        for network in (full, published)
+    ]
+    assert groups == [{1}, {1 / 4}]
+    for method in ("unet", "brbs"):
+        training = training_of(METHODS[method], config(**{method: {"segmentation_network": "full"}}), "train_seg")
+        assert (training.learning_rate, training.schedule) == (2e-3, "one-cycle")
+
+
 def test_light_registration_starts_at_the_identity():
     for name in ("brbs", "voxelmorph"):
         field = recipe_of(name, registration_network="light").registration(*textured(2, 1, 1, *SHAPE))

@@ -18,19 +18,21 @@ from pydantic import Field
 
 from stages.config import MethodSettings, TrainSettings
 from stages.methods.recipe import (
+    SEGMENTATION_NAMES,
     Method,
-    NetworkName,
     PathBankWriter,
     Phase,
     Player,
     Recipe,
+    RegistrationName,
+    SegmentationName,
     Task,
     Terms,
     WeightedSum,
-    light_training,
     published_training,
     registration_network,
     segmentation_network,
+    short_training,
 )
 from stages.parts.consistency import (
     RegisterTriplet,
@@ -66,8 +68,8 @@ class Settings(MethodSettings):
     }
 
     preset: Literal["default", "paper", "official"] = "default"
-    registration_network: NetworkName = Field("published", description="R: published, or the light one.")
-    segmentation_network: NetworkName = Field("published", description="S: published, or the light one.")
+    registration_network: RegistrationName = Field("published", description="R: published, or the light one.")
+    segmentation_network: SegmentationName = Field("published", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
     bic: bool = Field(True, description="Bidirectional consistency: both directions and L_I.")
     sec: bool = Field(True, description="Semantic consistency: warped class maps agree.")
@@ -173,15 +175,15 @@ def build(task: Task, settings: Settings) -> Recipe:
 
 
 def train_reg(settings: Settings) -> TrainSettings:
-    if settings.registration_network == settings.segmentation_network == "light":
-        return light_training(1000, learning_rate=1e-3)
+    if "published" not in (settings.registration_network, settings.segmentation_network):
+        return short_training(1000, learning_rate=1e-3)
     return published_training(40_000, augmentation="paper")  # 200 epochs of 200
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    if settings.segmentation_network == "light":
-        return light_training(1000)
-    return published_training(10_000, augmentation="paper")
+    if settings.segmentation_network == "published":
+        return published_training(10_000, augmentation="paper")
+    return short_training(1000, learning_rate=3e-3 if settings.segmentation_network == "light" else 2e-3)
 
 
 METHOD = Method(

@@ -158,12 +158,16 @@ class Method:
     registration_share: float = 0.5
 
 
-NetworkName = Literal["published", "light"]
+RegistrationName = Literal["published", "light"]
+SegmentationName = Literal["published", "full", "light"]
+SEGMENTATION_NAMES = "published (BRBS's U-Net), full (the same with InstanceNorm), or light (half resolution)."
 
 
 def segmentation_network(name: str, task: Task) -> nn.Module:
     """A segmentation network by its name in the configuration: one image channel -> logits."""
-    return {"published": UNet, "light": LightUNet}[name](1, task.num_classes, task.shape)
+    if name == "light":
+        return LightUNet(1, task.num_classes, task.shape)
+    return UNet(1, task.num_classes, task.shape, per_group={"published": 4, "full": 1}[name])
 
 
 def registration_network(name: str, task: Task, *, diffeomorphic: bool) -> RegistrationNetwork:
@@ -186,8 +190,8 @@ def published_training(
     )  # fmt: skip
 
 
-def light_training(steps: int, *, batch_size: int = 1, learning_rate: float = 3e-3) -> TrainSettings:
-    """The light networks' schedule: AdamW, one cycle."""
+def short_training(steps: int, *, batch_size: int = 1, learning_rate: float = 3e-3) -> TrainSettings:
+    """A schedule of minutes, for the light and the full networks: AdamW, one cycle."""
     return TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule="one-cycle", optimizer="adamw",
         ema=0.0, augmentation="strong",

@@ -11,16 +11,17 @@ from pydantic import Field
 
 from stages.config import MethodSettings, TrainSettings
 from stages.methods.recipe import (
+    SEGMENTATION_NAMES,
     Method,
-    NetworkName,
     Phase,
     Player,
     Recipe,
+    SegmentationName,
     Task,
     WeightedSum,
-    light_training,
     published_training,
     segmentation_network,
+    short_training,
 )
 from stages.parts.samplers import labelled_scans
 from stages.parts.segmenting import Segment, overlap, overlap_and_cross_entropy
@@ -29,7 +30,7 @@ from stages.parts.segmenting import Segment, overlap, overlap_and_cross_entropy
 class Settings(MethodSettings):
     """Settings of `unet` and `supervised`."""
 
-    segmentation_network: NetworkName = Field("light", description="published (BRBS's U-Net), or the light one.")
+    segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
     segmentation_loss: Literal["dice", "dice-ce"] = Field("dice-ce", description="Dice, or with cross-entropy.")
 
 
@@ -49,9 +50,9 @@ def build(task: Task, settings: Settings) -> Recipe:
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    if settings.segmentation_network == "light":
-        return light_training(800, batch_size=2)
-    return published_training(10_000, batch_size=2, augmentation="strong")
+    if settings.segmentation_network == "published":
+        return published_training(10_000, batch_size=2, augmentation="strong")
+    return short_training(800, batch_size=2, learning_rate=3e-3 if settings.segmentation_network == "light" else 2e-3)
 
 
 UNET = Method(

@@ -18,9 +18,9 @@ from stages.methods.recipe import (
     Recipe,
     Task,
     WeightedSum,
-    light_training,
     published_training,
     registration_network,
+    short_training,
 )
 from stages.parts.consistency import RegisterPair, similarity, smoothness
 from stages.parts.samplers import atlas_and_scan
@@ -63,7 +63,7 @@ def build(task: Task, settings: Settings) -> Recipe:
 
 def train_reg(settings: Settings) -> TrainSettings:
     if settings.registration_network == "light":
-        return light_training(1000, learning_rate=1e-3)
+        return short_training(1000, learning_rate=1e-3)
     return published_training(30_000, augmentation="none")
 
 
