@@ -35,6 +35,8 @@ def check(
     with console.status(f"reading {len(cases)} scans"):
         faults = cohort_faults(settled, parts)
     if not faults:
+        if not settled.part("test") and not settled.part("dev"):
+            typer.echo("Nothing can be scored: data.test and data.dev list no scan; hold back a few labelled ones there.")
         typer.echo(f"{len(cases)} scans, no faults.")
         return
     if console.is_terminal:

@@ -31,10 +31,11 @@ def print_scores(method: str, scores: Scores) -> None:
             str(found["missed"]), style="bold",
         )  # fmt: skip
         Console().print(table)
-        print(
-            f"DSC {dsc['mean']:.4f} +- {dsc['std']:.4f}, 95 % interval {dsc['low']:.4f} to {dsc['high']:.4f}, "
-            f"worst {dsc['min']:.4f} (case {found['worst_scan']})"
-        )
+        if dsc["n"] > 1:
+            print(
+                f"DSC {dsc['mean']:.4f} +- {dsc['std']:.4f}, 95 % interval {dsc['low']:.4f} to {dsc['high']:.4f}, "
+                f"worst {dsc['min']:.4f} (case {found['worst_scan']})"
+            )
         if found["absent_in_both"]:
             print(f"{found['absent_in_both']} structures are absent in truth and prediction and were not scored")
     if "registration" in summary:

@@ -52,17 +52,19 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """ "90s", "10m", "2h" or "2000steps".
+        """Read a time like "90s", "10m" (or "10min"), "2h" or "1h30m", or a number of steps like "2000steps".
 
         Raises:
             LrlsError: it is none of these.
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|steps)", text.strip())
-        if not match or not float(match[1]):
+        if (steps := re.fullmatch(r"(\d+) ?steps", text.strip())) and int(steps[1]):
+            return cls(steps=int(steps[1]))
+        number = r"(?:(\d+(?:\.\d+)?) ?{} ?)?"
+        time = re.fullmatch(number.format("h") + number.format("m(?:in)?") + number.format("s"), text.strip())
+        seconds = sum(float(n or 0) * unit for n, unit in zip(time.groups(), (3600, 60, 1), strict=True)) if time else 0
+        if not seconds:
             raise LrlsError(f"--budget {text}: expected a time like 90s, 10m or 2h, or steps like 2000steps.")
-        if match[2] == "steps":
-            return cls(steps=round(float(match[1])))
-        return cls(seconds=float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]])
+        return cls(seconds=seconds)
 
 
 def with_steps(
@@ -121,13 +123,17 @@ def with_steps(
                     else segmentation_run(cohort, config, method, recipe, device, nowhere, generated)
                 )
                 step_s = step_seconds(run)
-            steps = int((left - draft.elapsed_s()) / step_s)
+            measuring = draft.elapsed_s()
+            steps = int((left - measuring) / step_s)
             plan: dict[str, Any] = {"steps": steps, "step_s": step_s, "spent_s": spent, "left_s": left}
             atomic_write_text(draft.folder / "plan.json", json.dumps(plan, indent=1))
             if steps < LEAST_STEPS:
+                share = method.registration_share if stage == "train_reg" and "train_seg" in stages else 1.0
+                enough = (spent + (LEAST_STEPS * step_s + measuring) / share) / (1 - MARGIN)
                 raise LrlsError(
-                    f"--budget: {max(left, 0):.0f} s are left for {stage.replace('_', '-')}, whose steps take "
-                    f"{step_s:.1f} s: room for {max(steps, 0)}, expected at least {LEAST_STEPS}; give it more time."
+                    f"--budget: {max(left - measuring, 0):.0f} s are left for {stage.replace('_', '-')}, "
+                    f"whose steps take {step_s:.1f} s: room for {max(steps, 0)}, expected at least {LEAST_STEPS}; "
+                    f"give it {-(-enough // 60):.0f}m or more."
                 )
         done = draft.result
     verify(done)

@@ -57,6 +57,8 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *
     Raises:
         LrlsError: a method has no scores, or two were scored on different scans.
     """
+    if not config.part(config.eval.part):
+        raise LrlsError(f"data.{config.eval.part} lists no scan; list labelled scans there, or set eval.part.")
     methods, seeds = list(dict.fromkeys(methods)), sorted(set(seeds)) or [config.seed]
     runs = {method: [newest_scores(config, method, seed) for seed in seeds] for method in methods}
     identity = Identity(
@@ -156,6 +158,7 @@ def _table(
         dsc = summarize(scans["dsc"].tolist())
         gain = (scans["dsc"] - by_scan[first]["dsc"]).tolist()
         low, high = bootstrap_interval(gain)
+        several = len(scans) > 1  # one scan has no spread, and no test
         field = fields[method] if output == "registration" else {}
         peaks = [peak for _, peak in costs[method] if peak is not None]
         rows.append(
@@ -165,8 +168,8 @@ def _table(
                 "runs": len(costs[method]),
                 "scans": int(dsc["n"]),
                 "dsc": dsc["mean"],
-                "dsc_low": dsc["low"],
-                "dsc_high": dsc["high"],
+                "dsc_low": dsc["low"] if several else None,
+                "dsc_high": dsc["high"] if several else None,
                 "dsc_worst": dsc["min"],
                 "hd95_mm": scans["hd95_mm"].mean(),
                 "assd_mm": scans["assd_mm"].mean(),
@@ -177,17 +180,17 @@ def _table(
                 "wall_time_s": sum(time for time, _ in costs[method]) / len(costs[method]),
                 "peak_memory_mb": max(peaks, default=None),
                 "difference": None if key == first else sum(gain) / len(gain),
-                "difference_low": None if key == first else low,
-                "difference_high": None if key == first else high,
-                "p_value": p_value.get(key),
+                "difference_low": low if several and key != first else None,
+                "difference_high": high if several and key != first else None,
+                "p_value": p_value.get(key) if several else None,
             }
         )
     return pd.DataFrame(rows)
 
 
 HEADINGS = (
-    "method", "output", "DSC", "95 %", "worst", "HD95 mm", "ASSD mm", "missed", "folded %", "std J", "min", "GB",
-    "diff.", "95 %", "p",
+    "method", "output", "DSC", "95 %", "worst", "HD95 mm", "ASSD mm", "missed", "folded %", "std J", "time min",
+    "peak GB", "diff.", "diff. 95 %", "p",
 )  # fmt: skip
 
 
@@ -197,9 +200,10 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     def text(name: str, form: str, scale: float = 1.0) -> str:
         return "" if row[name] is None or pd.isna(row[name]) else format(row[name] * scale, form)
 
+    interval = f"{text('dsc_low', '.3f')}-{text('dsc_high', '.3f')}".strip("-")
     between = f"{text('difference_low', '+.3f')} {text('difference_high', '+.3f')}".strip()
     return (
-        row["method"], row["output"], text("dsc", ".4f"), f"{row['dsc_low']:.3f}-{row['dsc_high']:.3f}",
+        row["method"], row["output"], text("dsc", ".4f"), interval,
         text("dsc_worst", ".3f"), text("hd95_mm", ".2f"), text("assd_mm", ".2f"), text("missed", ".3g"),
         text("folded_percent", ".3f"), text("jacobian_std", ".2f"), text("wall_time_s", ".1f", 1 / 60),
         text("peak_memory_mb", ".1f", 1e-3), text("difference", "+.4f"), between, text("p_value", ".2g"),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -66,6 +67,10 @@ class IntensitySettings(Section):
         return self
 
 
+Length = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
 class PreprocessSettings(Section):
     """Alignment, crop, resampling, intensities."""
 
@@ -79,10 +84,10 @@ class PreprocessSettings(Section):
         "labels", description="The grid covers the atlases' labels, the reference's foreground, or its whole image."
     )
     margin_mm: float = Field(12.0, ge=0, description="Margin round the cropped box (mm).")
-    spacing_mm: float | tuple[float, float, float] | None = Field(
+    spacing_mm: Length | tuple[Length, Length, Length] | None = Field(
         None, description="Voxel size (mm), one number or (D, H, W); default: the atlases' finest, isotropic."
     )
-    shape: tuple[int, int, int] | None = Field(
+    shape: tuple[Count, Count, Count] | None = Field(
         None, description="Voxels (D, H, W), centred on the box; default: derived."
     )
     max_voxels: int = Field(
@@ -242,6 +247,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LrlsError(f"{path}: no such configuration file; `lrls init FOLDER` writes one.") from None
+    except IsADirectoryError:
+        raise LrlsError(f"{path} is a folder; give the YAML file in it.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
@@ -262,6 +269,10 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
             node[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise LrlsError(f"--set {override}: the value is not readable as YAML.") from None
+        if sections in (["train_reg"], ["train_seg"]):  # what is typed counts, not what the file says of a method
+            for method in (values.get("methods") or {}).values():
+                if isinstance(method, dict) and isinstance(method.get(sections[0]), dict):
+                    method[sections[0]].pop(last, None)
     try:
         config = Config.model_validate(values)
         for method, settings in config.methods.items():
@@ -292,12 +303,16 @@ def validate(model: type[SectionType], values: Any, where: str) -> SectionType:
 def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault of a failed check, in one line; a misspelt key is answered with the nearest known one."""
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         section: Any = model
         for part in fault["loc"][:-1]:
             section = section.model_fields[part].annotation
-        return unknown_setting(where, section.model_fields)
+        known = {*section.model_fields, *(("train_reg", "train_seg") if issubclass(section, MethodSettings) else ())}
+        return unknown_setting(".".join(str(part) for part in fault["loc"]), known)
+    # Behind the name of a setting that takes several types, the type that was tried last is listed, too.
+    where = ".".join(
+        str(part) for part in fault["loc"] if not re.match(r"(int|float|str|constrained-|list\[|tuple\[)", str(part))
+    )
     if fault["type"] == "missing":
         return f"setting {where} is missing; add it."
     message = fault["msg"].removeprefix("Value error, ")

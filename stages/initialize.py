@@ -82,9 +82,11 @@ def describe_folder(folder: Path) -> Description:
     else:
         test = rest
     if not atlases:
-        notes.append("No scan has labels yet: `lrls suggest-atlas` says which one to label first.")
+        notes.append("No scan has labels yet: label a typical one, and put its label map beside the others' images.")
     elif not unlabeled:
         notes.append("Every scan is an atlas: add scans without labels to learn from.")
+    if atlases and not test:
+        notes.append("No labelled scan is left to score on: move one or more atlases to data.test.")
 
     label_folders, image_folders = [folder / name for name in labels], [folder / name for name in images]
     label_maps = {

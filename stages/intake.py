@@ -179,10 +179,12 @@ def cohort_faults(
         labels: whether label maps are read at all.
         beside: parts that are only compared with the others; their scans may be faulty or missing.
     """
+    if not config.data.folder.is_dir():
+        return [Fault("", f"data.folder: {config.data.folder} is no folder", "correct it")]
     members = {part: config.part(part) for part in (*parts, *beside)}
     faults = []
     if not members.get("atlases", ["given"]):
-        remedy = "label one scan and list it (`lrls suggest-atlas` says which)"
+        remedy = "label a typical scan and list it"
         faults.append(Fault("", "data.atlases lists no case, at least 1 is needed", remedy))
     if not members.get("unlabeled", ["given"]):
         faults.append(Fault("", "data.unlabeled lists no case, at least 1 is needed", "list scans without labels"))

@@ -53,10 +53,12 @@ def loss_curves(log: Sequence[Row], path: Path) -> None:
     several_phases = len({phase for phase, _ in panels}) > 1
     for place, ((phase, player), terms) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
+        if len(terms) > 1 and any(points == terms.get("total") for name, points in terms.items() if name != "total"):
+            del terms["total"]  # of one term of weight 1
         for number, (term, points) in enumerate(terms.items()):
             steps, values = np.array(sorted(points, key=lambda point: point[0]), dtype=float).T
             color = LINE_COLORS[number % len(LINE_COLORS)]
-            axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
+            axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35, marker="." if len(steps) < 10 else "")
             axes.plot(steps, _smooth(values), color=color, linewidth=1.6, label=_plain(term))
         every = np.concatenate([[value for _, value in points] for points in terms.values()])
         every = every[np.isfinite(every)]
@@ -84,7 +86,7 @@ def registration_overlay(rows: Sequence[Row], path: Path, *, structures: Sequenc
     if not rows:
         _write_note("no registrations", path)
         return
-    headings = ("atlas", "scan", "warped atlas", "scan | warped, checkerboard", "scan, grid x + u(x)")
+    headings = ("atlas", "scan, propagated label", "warped atlas", "scan | warped, checkerboard", "scan, grid x + u(x)")
     shapes = [_plane_size(row["scan"].shape, 0, row.get("spacing_mm")) for row in rows]
     figure, grid = _image_grid(shapes, len(headings), width=2.5, left=0.3, titles=0.2, structures=structures)
     for number, (row, axes) in enumerate(zip(rows, grid, strict=True)):
@@ -113,7 +115,7 @@ def couples_page(
 
     Args:
         couples: `image` (D, H, W), intensities in [0, 1]; `label` (D, H, W); `alpha`, `beta` (share of the way to
-            the space and the style scan); case ids `atlas`, `space`, `style`. The last five may be None.
+            the space and the style scan); case ids `atlas`, `scan`, `space`, `style`. All but the image may be None.
         path: PNG file to write.
         structures: names for the legend.
         spacing_mm: of all couples; isotropic by default.
@@ -140,9 +142,11 @@ def couples_page(
 
 
 def best_median_worst(dice: Mapping[str, float]) -> dict[str, str]:
-    """The scans to show: `best`, `median` and `worst` to case id; ties stand in alphabetical order."""
+    """The scans to show: `best`, `median` and `worst` to case id, none twice; ties stand in alphabetical order."""
     ranked = sorted(dice, key=lambda case: (-dice[case], case))
-    return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]} if ranked else {}
+    if len(ranked) < 3:
+        return dict(zip(("best", "worst"), ranked, strict=False))
+    return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
 
 
 def predictions_page(rows: Sequence[Row], path: Path, *, structures: Sequence[str] = ()) -> None:
@@ -445,7 +449,7 @@ def _name_row(axes: Axes, text: str) -> None:
 
 def _provenance(couple: Row) -> str:
     lines = []
-    for scan, share, sign in (("atlas", "", ""), ("space", "alpha", "α"), ("style", "beta", "β")):
+    for scan, share, sign in (("atlas", "", ""), ("scan", "", ""), ("space", "alpha", "α"), ("style", "beta", "β")):
         if couple.get(scan) is not None:
             amount = "" if couple.get(share) is None else f"  {sign} {couple[share]:.2f}"
             lines.append(_plain(f"{scan} {couple[scan]}") + amount)

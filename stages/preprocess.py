@@ -69,6 +69,8 @@ def preprocess(
         LrlsError: the first fault of the scans, with the number of further ones.
     """
     members = {role: config.part(role) for role in MEMBERS[part]}
+    if part != "train" and not members[part]:
+        raise LrlsError(f"data.{part} lists no scan; list labelled scans there.")
     if part != "train" and base is None:
         base = preprocess(config, "train", needs_unlabeled=False)
     faults = find_faults(config, part, needs_unlabeled=needs_unlabeled)
@@ -84,12 +86,7 @@ def preprocess(
         kind=Cohort.KIND,
         format_version=FORMAT_VERSIONS[Cohort.KIND],
         made_by="preprocess",
-        config={
-            "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers"}),
-            "structures": config.structure_values(),
-            "others": config.others,
-            "members": members,
-        },
+        config=cohort_settings(config, part),
         seed=config.seed,
         inputs=scans | ({"cohort": base.manifest.digest} if base else {}),
     )
@@ -111,9 +108,19 @@ def preprocess(
         _write(config, draft.folder, reference, grid, jobs)
         about = {"grid": asdict(grid), "structures": list(config.structures), "parts": members}
         atomic_write_text(draft.folder / "cohort.json", json.dumps(about, indent=1))
-        _pictures(config, draft.folder, jobs)
+        _pictures(draft.folder, jobs, config, base)
         draft.save_elapsed()
     return Cohort.open(draft.result)
+
+
+def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
+    """What a cohort depends on besides the scans and the seed."""
+    return {
+        "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers"}),
+        "structures": config.structure_values(),
+        "others": config.others,
+        "members": {role: config.part(role) for role in MEMBERS[part]},
+    }
 
 
 def find_faults(config: Config, part: Part, *, needs_unlabeled: bool = True) -> list[intake.Fault]:
@@ -386,13 +393,19 @@ def _write(config: Config, folder: Path, reference: sitk.Image, grid: Grid, jobs
                 progress.advance()
 
 
-def _pictures(config: Config, folder: Path, jobs: list[tuple[str, str]]) -> None:
+def _pictures(folder: Path, jobs: list[tuple[str, str]], config: Config, base: Cohort | None) -> None:
+    """The same slice of every scan under the first atlas's contours: a scan that is not aligned is seen."""
     from stages.pictures import couples_page
 
     (folder / "qc").mkdir(exist_ok=True)
     with h5py.File(folder / "cohort.h5") as file:
+        labels = file["labels"]
+        first = next((case for _, case in jobs if case in labels), None)
+        outline = labels[first][()] if first else None
+        if base and base.parts["atlases"]:
+            outline = base.label(base.parts["atlases"][0])
         rows = []
-        for _, case in jobs[:24]:
-            label = file["labels"][case][()] if case in file["labels"] else None
-            rows.append({"image": file["images"][case][()].astype(np.float32), "label": label, "space": case})
+        for role, case in jobs[:24]:
+            name = "atlas" if role == "atlases" else "scan"
+            rows.append({"image": file["images"][case][()].astype(np.float32), "label": outline, name: case})
         couples_page(rows, folder / "qc" / "cohort.png", structures=list(config.structures))

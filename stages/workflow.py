@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from stages import intake
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
@@ -13,12 +14,13 @@ from stages.artifacts.store import latest, versions
 from stages.artifacts.weights import Registration, Segmentation
 from stages.budget import Budget, with_steps
 from stages.config import Config
+from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
 from stages.generate import generate
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Task
-from stages.preprocess import Part, cohort_folder, preprocess
+from stages.preprocess import Part, cohort_folder, cohort_settings, preprocess
 from stages.train_reg import make_recipe, train_registration
 from stages.train_seg import train_segmentation
 
@@ -67,6 +69,10 @@ def run(
         tell(f"{artifact.KIND}: {artifact.folder.relative_to(config.workspace)}")
         return artifact
 
+    if until == "eval" and config.part(config.eval.part):
+        _check_labels(config)
+    if method.train_reg or method.train_seg:
+        choose_device(config)  # what it refuses is refused before hours of alignment
     cohort = told(preprocess(config, method.cohort, needs_unlabeled=needs_unlabeled(method, config)))
     recipe = make_recipe(method, cohort, config)
     wanted = STAGES[: STAGES.index(until) + 1]
@@ -110,17 +116,38 @@ def run(
     return Made(cohort, registration, generated, segmentation, scores)
 
 
+def _check_labels(config: Config) -> None:
+    """A label map that cannot be found is told before hours of training, not after."""
+    folders = intake.sub_folders(config, config.data.labels)
+    for case in config.part(config.eval.part):
+        intake.find_file(folders, case, "label map")
+
+
 def opened_cohort(config: Config, part: Part) -> Cohort:
+    """The newest cohort of a part that was made with the configuration's settings.
+
+    Raises:
+        LrlsError: there is none.
+    """
     folder = cohort_folder(config, part)
     if part != "train" and not versions(folder):
         raise LrlsError(f"{folder.name} holds no finished cohort; make it with `lrls preprocess --part {part}`.")
-    return Cohort.open(latest(folder, kind=Cohort.KIND))
+    latest(folder, kind=Cohort.KIND)
+    wanted = cohort_settings(config, part)
+    for version in reversed(versions(folder)):
+        cohort = Cohort.open(version)
+        if cohort.manifest.identity.config == wanted and cohort.manifest.identity.seed == config.seed:
+            return cohort
+    raise LrlsError(
+        f"no version of {folder.name} was made with these preprocess, structures, data and seed settings; "
+        f"make one with `lrls preprocess{'' if part == 'train' else f' --part {part}'}`."
+    )
 
 
 def run_stage(
     config: Config, method_name: str, stage: Stage, *, force: bool = False
 ) -> Registration | Generated | Segmentation | Scores:
-    """One stage on the newest cohort and the newest artifacts that were made from it."""
+    """One stage on the newest cohort of these settings and the newest artifacts that were made from it."""
     method = find_method(method_name)
     cohort = opened_cohort(config, method.cohort)
     recipe = make_recipe(method, cohort, config)

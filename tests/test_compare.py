@@ -114,3 +114,11 @@ def test_a_method_without_scores_names_the_command(scored):
     assert done.err == (
         "lrls: syn has no scores on test with seed 0; run `lrls run --method syn --set seed=0` first.\n"
     )
+
+
+def test_one_scan_has_no_interval_and_no_test(scored):
+    for method, gain in (("unet", 0.0), ("brbs", 0.1)):
+        write_scores(scored, method, gain, cases=CASES[:1])
+    table = pd.read_csv(compared(scored) / "compare.csv")
+    assert table["difference"].tolist()[1] == pytest.approx(0.1)
+    assert table[["dsc_low", "dsc_high", "difference_low", "difference_high", "p_value"]].isna().all(axis=None)

@@ -389,9 +389,54 @@ def test_a_scan_that_lies_elsewhere_is_refused(scans, new_project, tmp_path):
 
 def test_artifacts_of_an_older_cohort_are_passed_over(copied):
     copied.made("preprocess", "--set", "preprocess.margin_mm=3")
-    assert fault(copied.lrls("generate", "--method", "brbs")).endswith(
+    other = ("--method", "brbs", "--set", "preprocess.margin_mm=3")
+    assert fault(copied.lrls("generate", *other)).endswith(
         "brbs/registration: no version was made from the newest cohort; make one with `lrls train-reg`."
     )
+    copied.made("generate", "--method", "brbs")  # with the settings of the older cohort, that one is read
+    assert copied.manifest("brbs/generated", copied.versions("brbs/generated")[-1]).identity.inputs["cohort"] == (
+        copied.manifest("cohort", "v0001").digest
+    )
+
+
+def test_a_stage_does_not_run_on_a_cohort_of_other_settings(copied):
+    assert fault(copied.lrls("train-reg", "--method", "brbs", "--set", "preprocess.margin_mm=4")) == (
+        "no version of cohort was made with these preprocess, structures, data and seed settings; "
+        "make one with `lrls preprocess`."
+    )
+
+
+def test_a_label_map_to_score_on_is_missed_before_training(tmp_path, new_project):
+    project = new_project(tmp_path, data={"test": ["free_1", "nobody"]})
+    assert fault(project.lrls("run", "--method", "unet")).startswith("case nobody: no label map")
+    assert not project.workspace.exists()
+
+
+def test_training_settings_that_are_typed_come_before_those_of_a_method_in_the_file(tmp_path, new_project):
+    project = new_project(tmp_path, methods={"unet": {"train_seg": {"steps": 9, "batch_size": 1}}})
+    project.made("run", "--method", "unet", "--until", "train-seg", "--set", "train_seg.steps=2")
+    settings = project.manifest("unet/segmentation").identity.config["train_seg"]
+    assert (settings["steps"], settings["batch_size"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("preprocess.spacing_mm=0", "setting preprocess.spacing_mm: input should be greater than 0 (found 0)"),
+        ("preprocess.shape=[0,10,10]", "setting preprocess.shape.0: input should be greater than 0 (found 0)"),
+    ],
+)
+def test_a_grid_without_extent_is_refused(setting, expected, project):
+    assert expected in fault(project.lrls("check", "--set", setting))
+
+
+@pytest.mark.parametrize("part", ["dev", "supervised"])
+def test_a_part_without_scans_is_no_cohort(part, tmp_path, new_project):
+    project = new_project(tmp_path, data={part: []})
+    line = f"data.{part} lists no scan; list labelled scans there."
+    assert fault(project.lrls("preprocess", "--part", part)) == line
+    if part == "supervised":
+        assert fault(project.lrls("run", "--method", "supervised")) == line
 
 
 def test_check_looks_at_the_settings_of_every_method(project):

@@ -136,7 +136,7 @@ def test_a_flat_folder_of_ct_scans_has_no_labels_yet(tmp_path):
 
     assert (config.part("atlases"), config.part("unlabeled")) == ([], ["a", "b", "c"])
     assert config.preprocess.intensity.method == "window"
-    assert "suggest-atlas" in (tmp_path / "lrls.yaml").read_text()
+    assert "No scan has labels yet: label a typical one" in (tmp_path / "lrls.yaml").read_text()
 
 
 def test_the_window_covers_the_labelled_values_with_a_margin(tmp_path):

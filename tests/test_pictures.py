@@ -108,7 +108,8 @@ def test_the_slice_with_the_most_label_is_shown():
 def test_best_median_and_worst_scan():
     dice = {"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.9, "e": 0.1}
     assert pictures.best_median_worst(dice) == {"best": "b", "median": "c", "worst": "e"}
-    assert pictures.best_median_worst({"a": 0.5}) == {"best": "a", "median": "a", "worst": "a"}
+    assert pictures.best_median_worst({"a": 0.5, "b": 0.6}) == {"best": "b", "worst": "a"}
+    assert pictures.best_median_worst({"a": 0.5}) == {"best": "a"}
     assert pictures.best_median_worst({}) == {}
 
 
