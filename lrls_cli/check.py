@@ -36,7 +36,7 @@ def check(
         faults = cohort_faults(settled, parts)
     if not faults:
         if not settled.part("test") and not settled.part("dev"):
-            typer.echo("Nothing can be scored: data.test and data.dev list no scan; hold back a few labelled ones there.")
+            typer.echo("Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.")
         typer.echo(f"{len(cases)} scans, no faults.")
         return
     if console.is_terminal:
