@@ -51,7 +51,9 @@ methods:
     registration_network: light
     segmentation_network: light
     segmentation_loss: dice-ce
-    train_reg: {{augmentation: none}}
+    augment_pairs: false
+    warm_up: 0.5
+    helper_learning_rate: 3.0e-3
 """
 
 
