@@ -73,9 +73,10 @@ def evaluate(
     cases = held_out.parts[part]
     if not cases:
         raise LrlsError(f"data.{part} lists no case; list labelled scans there, or set eval.part.")
-    outputs = [
-        name for name, there in (("segmentation", segmentation), ("registration", registers(recipe, cohort))) if there
-    ]
+    there = {"segmentation": segmentation is not None, "registration": registers(recipe, cohort)}
+    outputs = [name for name, is_there in there.items() if is_there]
+    if recipe.fuse and all(there.values()):
+        outputs.append("network")  # what S says alone
     if not outputs:
         raise LrlsError(f"{method.name} has nothing to score yet; run `lrls train-seg` first.")
     scans = {case: intake.read_scan(config, case, label=True) for case in cases}
@@ -109,7 +110,8 @@ def evaluate(
         with Progress(f"score {part}", len(cases), start=len(done_cases)) as progress:
             for case, found in _predict(missing, outputs, recipe, cohort, held_out, config, device):
                 rows = []
-                for output, classes in found["classes"].items():
+                for output in outputs:
+                    classes = found["classes"][output]
                     _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
                     rows += _score(output, case, scans[case], classes, config)
                 if found["field"] is not None:  # for the pictures of the best, median and worst scan
@@ -167,7 +169,6 @@ def _predict(
         measures = []
         if "segmentation" in outputs:
             probabilities = segment(recipe.segmentation, scan, device)  # type: ignore[arg-type]
-            classes["segmentation"] = classes_in_own_space(probabilities, record, cohort.grid)
         if "registration" in outputs:
             mine = [turn * len(atlases) + k for k in range(len(atlases))]
             while not all(k in fields for k in mine):
@@ -181,6 +182,11 @@ def _predict(
                 values = (folding_fraction(jacobian), jacobian_std(jacobian), sd_log_jacobian(jacobian))
                 measured = {name: float(value[0]) for name, value in zip(MEASURES, values, strict=True)}
                 measures.append({"case": case, "atlas": atlas} | measured)
+        if "network" in outputs:
+            classes["network"] = classes_in_own_space(probabilities, record, cohort.grid)
+            probabilities = (probabilities + votes.to(probabilities.device)) / 2
+        if "segmentation" in outputs:
+            classes["segmentation"] = classes_in_own_space(probabilities, record, cohort.grid)
         yield case, {"classes": classes, "registration": measures, "field": here[0] if measures else None}
 
 

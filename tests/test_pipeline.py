@@ -24,6 +24,7 @@ KINDS = {
     "syn": ["scores"],
     "voxelmorph": ["registration", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
+    "best": ["registration", "generated", "segmentation", "scores"],
 }
 PICTURES = {
     "segmentation": ["losses.png"],
@@ -67,6 +68,24 @@ def test_run_takes_a_method_from_scans_to_scores(method, shared, scans):
         for geometry in ("GetSpacing", "GetOrigin", "GetDirection"):
             assert getattr(label, geometry)() == pytest.approx(getattr(image, geometry)(), abs=1e-4)
         assert set(np.unique(sitk.GetArrayViewFromImage(label))) <= {0, *STRUCTURES.values()}
+
+
+def test_a_fused_answer_is_scored_beside_its_two_halves(shared):
+    shared.made("run", "--method", "best")
+    scores = shared.workspace / "best" / "scores" / "v0001"
+    table = pd.read_csv(scores / "scores.csv")
+    assert list(table["output"].unique()) == ["segmentation", "registration", "network"]
+    halves = {
+        name: sitk.GetArrayFromImage(sitk.ReadImage(str(scores / name / "test_1.nii.gz")))
+        for name in ("labels", "labels-registration", "labels-network")
+    }
+    agreed = halves["labels-registration"] == halves["labels-network"]
+    assert 0 < agreed.mean() < 1
+    # Where both halves say background with more than half each, so does their mean; somewhere it sides with either.
+    assert (halves["labels"][~agreed] == halves["labels-registration"][~agreed]).any()
+    alone = shared.made("run", "--method", "best", "--set", "methods.best.fuse=false")
+    newest = pd.read_csv(alone.out.splitlines()[-1] + "/scores.csv")
+    assert list(newest["output"].unique()) == ["segmentation", "registration"]
 
 
 def test_label_propagation_finds_the_structures(shared):

@@ -107,6 +107,7 @@ class Recipe:
         helpers: further networks that `train-reg` trains.
         classical: registers without learning.
         segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
+        fuse: the answer is the mean of the network's probabilities and the propagated ones.
         train_registration, train_segmentation: phases of the two stages.
         generate: what `lrls generate` writes.
     """
@@ -115,6 +116,7 @@ class Recipe:
     helpers: dict[str, nn.Module] = field(default_factory=dict)
     classical: Classical | None = None
     segmentation: nn.Module | None = None
+    fuse: bool = False
     train_registration: Sequence[Phase] = ()
     train_segmentation: Sequence[Phase] = ()
     generate: PathBankWriter | PropagatedLabels | None = None

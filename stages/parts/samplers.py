@@ -248,6 +248,11 @@ class SpaceStyleSampling:
     mixing: Degree | None
     any_pair: bool = False
 
+    @property
+    def needs_style(self) -> bool:
+        """Whether style maps are looked at, for couples or for mixing."""
+        return self.style != Always(0.0) or self.mixing is not None
+
     def from_bank(self, data: Scans, draw: Draw) -> Labelled:
         """A batch for `train-seg`; the augmentation is composed with the path, so images are interpolated once."""
         bank, n = data.bank, draw.batch_size
@@ -260,7 +265,7 @@ class SpaceStyleSampling:
         scans = [bank.couples[c][1] for c in spaces]
         device = data.images.device
         path = torch.stack([bank.displacement(c) for c in spaces]).to(device).float()
-        psi = torch.stack([bank.style(c) for c in styles]).to(device).float()
+        psi = torch.stack([bank.style(c) for c in styles]).to(device).float() if self.needs_style else None
         around = draw.displacement(data)
         others = None
         if self.mixing and self.any_pair:
@@ -285,7 +290,7 @@ class SpaceStyleSampling:
         atlas: Tensor,
         label: Tensor,
         path: Tensor,
-        psi: Tensor,
+        psi: Tensor | None,
         scan: Tensor,
         around: Tensor | None = None,
         others: Tensor | None = None,
@@ -297,7 +302,7 @@ class SpaceStyleSampling:
             atlas: (N, 1, D, H, W).
             label: one-hot, (N, C, D, H, W).
             path: phi, atlas to scan, (N, 3, D, H, W), voxels.
-            psi: style of another scan on the atlas's grid, (N, 1, D, H, W).
+            psi: style of another scan on the atlas's grid, (N, 1, D, H, W); None where `needs_style` is not.
             scan: the image that the path leads to, (N, 1, D, H, W).
             around: displacement of the augmentation, (N, 3, D, H, W); None: no augmentation.
             others: (2N, 1, D, H, W), the two images of each mixed pair where any may be mixed.
@@ -310,11 +315,12 @@ class SpaceStyleSampling:
         else:
             path, padding = warp(path, around), "zeros"
         way = around + alpha * path
-        image = warp(atlas + beta * psi, way, padding=padding)
+        image = warp(atlas if psi is None else atlas + beta * psi, way, padding=padding)
         target = warp_probabilities(label, way)
         if self.mixing is None:
             return Labelled([], draw.recolour(image), target)
         if others is None:
+            assert psi is not None
             first = warp(atlas + psi, around + path, padding=padding)
             second = warp(scan, around, padding=padding) if around.any() else scan
         else:

@@ -65,9 +65,13 @@ class GenerateAndSegment:
     def __call__(self, batch: Triplet) -> Segmented:
         n = len(batch.atlas)
         with torch.no_grad():  # phi1: U1 to A; phi2: A to U2
-            moving, fixed = torch.cat([batch.first, batch.atlas]), torch.cat([batch.atlas, batch.second])
-            to_atlas, path = self.registration(moving, fixed).split(n)
-            psi = warp(batch.first, to_atlas) - batch.atlas
+            psi = None
+            if self.sampling.needs_style:
+                moving, fixed = torch.cat([batch.first, batch.atlas]), torch.cat([batch.atlas, batch.second])
+                to_atlas, path = self.registration(moving, fixed).split(n)
+                psi = warp(batch.first, to_atlas) - batch.atlas
+            else:
+                path = self.registration(batch.atlas, batch.second)
             others = torch.cat([batch.first, batch.second]) if self.sampling.any_pair else None
             couples = self.sampling(
                 batch.draw,
