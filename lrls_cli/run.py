@@ -41,7 +41,7 @@ def run(
 
     made = run_all(
         load_config(config, settings), method, until=until.value,  # type: ignore[arg-type]
-        budget=Budget.parse(budget) if budget else None, force=force, tell=typer.echo,
+        budget=Budget.parse(budget) if budget is not None else None, force=force, tell=typer.echo,
     )  # fmt: skip
     if made.scores:
         print_scores(method, made.scores)

@@ -1,8 +1,8 @@
 """Budgets: as many steps as fit into the time that is given on this machine, measured before a stage trains.
 
 Time counts from the start of `lrls run` to the last weights, preprocessing included, `eval` not; what was made before
-counts with the time that it took. A plan is an artifact, so that the same command again finds the same steps, and with
-them the finished stages or the checkpoint to go on from.
+counts with the time that it took. A plan is an artifact, so that the same command again, on the same device and with as
+many threads, finds the same steps, and with them the finished stages or the checkpoint to go on from.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
@@ -30,10 +33,11 @@ from stages.artifacts.store import (
 )
 from stages.artifacts.weights import Registration
 from stages.config import Config
-from stages.device import choose_device
+from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, training_of
-from stages.methods.recipe import Recipe
+from stages.methods.recipe import PathBankWriter, Recipe
+from stages.registering import as_image
 from stages.train_reg import make_recipe, registration_run, stage_config
 from stages.train_seg import segmentation_run
 from stages.training import step_seconds
@@ -60,8 +64,10 @@ class Budget:
         if (steps := re.fullmatch(r"(\d+) ?steps", text.strip())) and int(steps[1]):
             return cls(steps=int(steps[1]))
         number = r"(?:(\d+(?:\.\d+)?) ?{} ?)?"
-        time = re.fullmatch(number.format("h") + number.format("m(?:in)?") + number.format("s"), text.strip())
-        seconds = sum(float(n or 0) * unit for n, unit in zip(time.groups(), (3600, 60, 1), strict=True)) if time else 0
+        given = re.fullmatch(number.format("h") + number.format("m(?:in)?") + number.format("s"), text.strip())
+        seconds = (
+            sum(float(n or 0) * unit for n, unit in zip(given.groups(), (3600, 60, 1), strict=True)) if given else 0
+        )
         if not seconds:
             raise LrlsError(f"--budget {text}: expected a time like 90s, 10m or 2h, or steps like 2000steps.")
         return cls(seconds=seconds)
@@ -91,8 +97,8 @@ def with_steps(
     recipe = make_recipe(method, cohort, config)
     stages = trained_stages(recipe)
     if budget.steps is not None:
-        own = {stage: training_of(method, config, stage).steps or 0 for stage in stages}
-        return _set_steps(config, method_name, stage, round(budget.steps * own[stage] / max(1, sum(own.values()))))
+        own = {stage: training_of(method, config, stage).steps or 1 for stage in stages}
+        return _set_steps(config, method_name, stage, max(1, round(budget.steps * own[stage] / sum(own.values()))))
     assert budget.seconds is not None
     inputs = {"cohort": cohort, "registration": registration, "generated": generated}
     made_from = {role: each.manifest for role, each in inputs.items() if each}
@@ -111,10 +117,8 @@ def with_steps(
     done = None if force else find_finished(target, identity)
     if done is None:
         spent = sum(manifest.wall_time_s for manifest in [*made_from.values(), *_earlier_plans(target, identity)])
-        left = budget.seconds * (1 - MARGIN) - spent
-        if stage == "train_reg" and "train_seg" in stages:
-            left *= method.registration_share
         with new_artifact(target, identity, device=str(device)) as draft:
+            began = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
                 nowhere = Draft(Path(folder))
                 run = (
@@ -123,13 +127,17 @@ def with_steps(
                     else segmentation_run(cohort, config, method, recipe, device, nowhere, generated)
                 )
                 step_s = step_seconds(run)
-            measuring = draft.elapsed_s()
+            generate_s = _generate_seconds(recipe, cohort, device) if stage == "train_reg" and len(stages) > 1 else 0.0
+            measuring = time.monotonic() - began
+            share = method.registration_share if stage == "train_reg" and len(stages) > 1 else 1.0
+            left = (budget.seconds * (1 - MARGIN) - spent - generate_s) * share
             steps = int((left - measuring) / step_s)
-            plan: dict[str, Any] = {"steps": steps, "step_s": step_s, "spent_s": spent, "left_s": left}
+            plan = {
+                "steps": steps, "step_s": step_s, "spent_s": spent, "generate_s": generate_s, "left_s": left,
+            }  # fmt: skip
             atomic_write_text(draft.folder / "plan.json", json.dumps(plan, indent=1))
             if steps < LEAST_STEPS:
-                share = method.registration_share if stage == "train_reg" and "train_seg" in stages else 1.0
-                enough = (spent + (LEAST_STEPS * step_s + measuring) / share) / (1 - MARGIN)
+                enough = (spent + generate_s + (LEAST_STEPS * step_s + measuring) / share) / (1 - MARGIN)
                 raise LrlsError(
                     f"--budget: {max(left - measuring, 0):.0f} s are left for {stage.replace('_', '-')}, "
                     f"whose steps take {step_s:.1f} s: room for {max(steps, 0)}, expected at least {LEAST_STEPS}; "
@@ -138,6 +146,21 @@ def with_steps(
         done = draft.result
     verify(done)
     return _set_steps(config, method_name, stage, json.loads((done / "plan.json").read_text())["steps"])
+
+
+def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
+    """What `generate` will take: every couple is registered both ways."""
+    if recipe.registration is None or not isinstance(recipe.generate, PathBankWriter):
+        return 0.0
+    atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
+    pair = [as_image(cohort.image(case), device) for case in (atlases[0], scans[0])]
+    times = []
+    for _ in range(2):  # the first one warms up
+        began = time.monotonic()
+        with torch.inference_mode(), device.autocast():
+            float(recipe.registration.to(device.torch)(*pair).sum())
+        times.append(time.monotonic() - began)
+    return 2 * len(atlases) * len(scans) * times[-1]
 
 
 def _earlier_plans(target: Path, identity: Identity) -> list[Manifest]:

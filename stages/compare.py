@@ -66,21 +66,23 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *
         format_version=FORMAT_VERSIONS[Comparison.KIND],
         made_by="compare",
         config={"part": config.eval.part, "methods": methods, "seeds": seeds},
-        seed=config.seed,
+        seed=seeds[0],
         inputs={f"{m}/{seed}": run.manifest.digest for m in methods for seed, run in zip(seeds, runs[m], strict=True)},
     )
     target = config.workspace / "compare"
     if not force and (done := find_finished(target, identity)):
+        verify(done)
         return Comparison.open(done)
     for run in (run for method in methods for run in runs[method]):
         verify(run.folder)
+    _check_alike(runs)
     scores = {method: _scores_of(runs[method]) for method in methods}
     made = {manifest.digest: manifest for _, manifest in history(config.workspace)}
-    costs = {method: [_cost(run.manifest, made) for run in runs[method]] for method in methods}
+    costs = {method: [cost(run.manifest, made) for run in runs[method]] for method in methods}
     table = _table(scores, {method: _fields_of(runs[method]) for method in methods}, costs)
     structures = pd.concat(
         rows.groupby(["output", "structure"], sort=False)[[*METRICS, "missed"]]
-        .agg(dict.fromkeys(METRICS, "mean") | {"missed": "sum"})
+        .agg(dict.fromkeys(METRICS, "mean") | {"missed": lambda missed: missed.sum() / len(seeds)})
         .reset_index()
         .assign(method=method)
         for method, rows in scores.items()
@@ -113,28 +115,54 @@ def _fields_of(runs: list[Scores]) -> dict[str, float]:
     return {name: sum(each[name]["mean"] for each in found) / len(found) for name in found[0]}
 
 
-def _cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float, float | None]:
-    """Wall time in s and peak memory in MB of all that was made on the way to the last weights; `eval` does not count.
+def _check_alike(runs: dict[str, list[Scores]]) -> None:
+    """Runs of a method differ in nothing but the seed, and all runs were scored on the same label maps."""
 
-    Held-out cohorts belong to `eval`.
+    def truths(scores: Scores) -> dict[str, str]:
+        inputs = scores.manifest.identity.inputs
+        return {role: digest for role, digest in inputs.items() if role.startswith("truth/")}
+
+    first = next(iter(runs))
+    for method, of_method in runs.items():
+        for run in of_method:
+            if truths(run) != truths(runs[first][0]):
+                raise LrlsError(f"{first} and {method} were scored on different scans; run `lrls eval` for both again.")
+            if run.manifest.identity.config != of_method[0].manifest.identity.config:
+                seeds = " and ".join(str(each.manifest.identity.seed) for each in (of_method[0], run))
+                raise LrlsError(f"{method}: seeds {seeds} ran with different settings; run one of them again.")
+
+
+def cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float | None, float | None]:
+    """Wall time in s and peak memory in MB of all that was made on the way to an answer.
+
+    Held-out cohorts and `eval` do not count, but where nothing was trained it is `eval` that registers. None where it
+    is not known any more.
+
+    Args:
+        made: the workspace's artifacts by digest.
     """
-    seen: dict[str, Manifest] = {}
     roles = ("cohort", "registration", "generated", "segmentation")
+    seen: dict[str, Manifest | None] = {}
     waiting = [scores]
     while waiting:
         inputs = waiting.pop().identity.inputs
         for digest in (inputs[role] for role in roles if role in inputs):
-            if digest in made and digest not in seen:
-                seen[digest] = made[digest]
-                waiting.append(made[digest])
-    peaks = [manifest.peak_memory_mb for manifest in seen.values() if manifest.peak_memory_mb is not None]
-    return sum(manifest.wall_time_s for manifest in seen.values()), max(peaks, default=None)
+            if digest not in seen:
+                seen[digest] = made.get(digest)
+                waiting += [made[digest]] if digest in made else []
+    if not {"registration", "segmentation"} & scores.identity.inputs.keys():
+        seen[scores.digest] = scores
+    found = [manifest for manifest in seen.values() if manifest]
+    if len(found) < len(seen):
+        return None, None
+    peaks = [manifest.peak_memory_mb for manifest in found if manifest.peak_memory_mb is not None]
+    return sum(manifest.wall_time_s for manifest in found), max(peaks, default=None)
 
 
 def _table(
     scores: dict[str, pd.DataFrame],
     fields: dict[str, dict[str, float]],
-    costs: dict[str, list[tuple[float, float | None]]],
+    costs: dict[str, list[tuple[float | None, float | None]]],
 ) -> pd.DataFrame:
     by_scan: dict[Key, pd.DataFrame] = {}
     missed: dict[Key, float] = {}
@@ -147,9 +175,6 @@ def _table(
             missed[method, str(output)] = own["missed"].sum() / runs
     first = next(iter(by_scan))
     others = [key for key in by_scan if key != first]
-    for key in others:
-        if list(by_scan[key].index) != list(by_scan[first].index):
-            raise LrlsError(f"{first[0]} and {key[0]} were scored on different scans; run `lrls eval` for both again.")
     p_values = holm([paired_wilcoxon(by_scan[key]["dsc"].tolist(), by_scan[first]["dsc"].tolist()) for key in others])
     p_value = dict(zip(others, p_values, strict=True))
     rows: list[dict[str, Any]] = []
@@ -160,6 +185,7 @@ def _table(
         low, high = bootstrap_interval(gain)
         several = len(scans) > 1  # one scan has no spread, and no test
         field = fields[method] if output == "registration" else {}
+        times = [time for time, _ in costs[method] if time is not None]
         peaks = [peak for _, peak in costs[method] if peak is not None]
         rows.append(
             {
@@ -177,7 +203,7 @@ def _table(
                 "folded_percent": 100 * field["folding_fraction"] if field else None,
                 "jacobian_std": field.get("jacobian_std"),
                 "sd_log_jacobian": field.get("sd_log_jacobian"),
-                "wall_time_s": sum(time for time, _ in costs[method]) / len(costs[method]),
+                "wall_time_s": sum(times) / len(times) if len(times) == len(costs[method]) else None,
                 "peak_memory_mb": max(peaks, default=None),
                 "difference": None if key == first else sum(gain) / len(gain),
                 "difference_low": low if several and key != first else None,
@@ -190,7 +216,7 @@ def _table(
 
 HEADINGS = (
     "method", "output", "DSC", "95 %", "worst", "HD95 mm", "ASSD mm", "missed", "folded %", "std J", "time min",
-    "peak GB", "diff.", "diff. 95 %", "p",
+    "host GB", "diff.", "diff. 95 %", "p",
 )  # fmt: skip
 
 
@@ -204,7 +230,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     between = f"{text('difference_low', '+.3f')} {text('difference_high', '+.3f')}".strip()
     return (
         row["method"], row["output"], text("dsc", ".4f"), interval,
-        text("dsc_worst", ".3f"), text("hd95_mm", ".2f"), text("assd_mm", ".2f"), text("missed", ".3g"),
+        text("dsc_worst", ".3f"), text("hd95_mm", ".2f"), text("assd_mm", ".2f"), text("missed", "g"),
         text("folded_percent", ".3f"), text("jacobian_std", ".2f"), text("wall_time_s", ".1f", 1 / 60),
         text("peak_memory_mb", ".1f", 1e-3), text("difference", "+.4f"), between, text("p_value", ".2g"),
     )  # fmt: skip

@@ -135,6 +135,7 @@ class MethodSettings(Section):
     """Base of a method's own settings: a preset fills in what is not given."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    ANSWERS: ClassVar[tuple[str, ...]] = ()  # settings that only `eval` reads: changing them trains nothing anew
 
     @model_validator(mode="before")
     @classmethod
@@ -269,10 +270,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
             node[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise LrlsError(f"--set {override}: the value is not readable as YAML.") from None
-        if sections in (["train_reg"], ["train_seg"]):  # what is typed counts, not what the file says of a method
-            for method in (values.get("methods") or {}).values():
-                if isinstance(method, dict) and isinstance(method.get(sections[0]), dict):
-                    method[sections[0]].pop(last, None)
+        _outrank(values.get("methods"), [*sections, last], node[last])
     try:
         config = Config.model_validate(values)
         for method, settings in config.methods.items():
@@ -287,6 +285,17 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
             "data": config.data.model_copy(update={"folder": (base / config.data.folder).resolve()}),
         }
     )
+
+
+def _outrank(methods: Any, key: list[str], value: Any) -> None:
+    """What is typed for a training stage counts, not what the file says of single methods."""
+    typed = key[1:] if len(key) == 2 else list(value) if len(key) == 1 and isinstance(value, dict) else []
+    if key[0] not in ("train_reg", "train_seg") or not isinstance(methods, dict):
+        return
+    for method in methods.values():
+        if isinstance(method, dict) and isinstance(method.get(key[0]), dict):
+            for name in typed:
+                method[key[0]].pop(name, None)
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -310,9 +319,8 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
         known = {*section.model_fields, *(("train_reg", "train_seg") if issubclass(section, MethodSettings) else ())}
         return unknown_setting(".".join(str(part) for part in fault["loc"]), known)
     # Behind the name of a setting that takes several types, the type that was tried last is listed, too.
-    where = ".".join(
-        str(part) for part in fault["loc"] if not re.match(r"(int|float|str|constrained-|list\[|tuple\[)", str(part))
-    )
+    a_type = re.compile(r"int|float|str|constrained-.*|list\[.*|tuple\[.*")
+    where = ".".join(str(part) for part in fault["loc"] if not a_type.fullmatch(str(part)))
     if fault["type"] == "missing":
         return f"setting {where} is missing; add it."
     message = fault["msg"].removeprefix("Value error, ")

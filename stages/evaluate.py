@@ -86,7 +86,7 @@ def evaluate(
         kind=Scores.KIND,
         format_version=FORMAT_VERSIONS[Scores.KIND],
         made_by="eval",
-        config=stage_config(method, config) | {"part": part},
+        config=stage_config(method, config, answers=True) | {"part": part},
         seed=config.seed,
         inputs={role: each.manifest.digest for role, each in inputs.items() if each}
         | {f"truth/{case}": digest for case, digest in truths.items()},
@@ -105,7 +105,8 @@ def evaluate(
         segmentation.load(recipe.segmentation_networks)
     device = choose_device(config)
     with new_artifact(target, identity, device=str(device)) as draft:
-        done_cases = {case for case in cases if (draft.resume / f"{case}.json").exists()}
+        files = [".json", ".npy"] if "registration" in outputs else [".json"]
+        done_cases = {case for case in cases if all((draft.resume / f"{case}{end}").exists() for end in files)}
         missing = [case for case in cases if case not in done_cases]
         with Progress(f"score {part}", len(cases), start=len(done_cases)) as progress:
             for case, found in _predict(missing, outputs, recipe, cohort, held_out, config, device):

@@ -117,7 +117,7 @@ def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
     """What a cohort depends on besides the scans and the seed."""
     return {
         "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers"}),
-        "structures": config.structure_values(),
+        "structures": [[name, values] for name, values in config.structure_values().items()],  # in the order of classes
         "others": config.others,
         "members": {role: config.part(role) for role in MEMBERS[part]},
     }

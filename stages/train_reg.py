@@ -30,9 +30,11 @@ def make_recipe(method: Method, cohort: Cohort, config: Config) -> Recipe:
     return method.recipe(task_of(cohort), settings_of(method, config))
 
 
-def stage_config(method: Method, config: Config, stage: str | None = None) -> dict[str, Any]:
-    """What a stage's result depends on, besides its inputs and seed."""
-    settings: dict[str, Any] = {"method": method.name, "settings": settings_of(method, config).model_dump(mode="json")}
+def stage_config(method: Method, config: Config, stage: str | None = None, *, answers: bool = False) -> dict[str, Any]:
+    """What a stage's result depends on, besides its inputs and seed; `answers`: what `eval` alone reads, too."""
+    found = settings_of(method, config)
+    own = found.model_dump(mode="json", exclude=None if answers else set(found.ANSWERS))
+    settings: dict[str, Any] = {"method": method.name, "settings": own}
     settings["precision"] = config.precision
     if stage:
         settings[stage] = training_of(method, config, stage).model_dump(mode="json")

@@ -114,7 +114,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
 def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 10.0) -> float:
     """Seconds that a step of this run takes here and now, its phases weighed by their shares.
 
-    Takes a few steps in every phase and leaves the networks changed: hand it a run of its own.
+    Takes a few steps of learning rate 0 in every phase; the run's random draws go on.
 
     Args:
         warm: steps of a phase that do not count.

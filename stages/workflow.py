@@ -21,7 +21,7 @@ from stages.generate import generate
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Task
 from stages.preprocess import Part, cohort_folder, cohort_settings, preprocess
-from stages.train_reg import make_recipe, train_registration
+from stages.train_reg import make_recipe, stage_config, train_registration
 from stages.train_seg import train_segmentation
 
 Artifact = TypeVar("Artifact", Cohort, Registration, Generated, Segmentation, Scores)
@@ -69,6 +69,8 @@ def run(
         tell(f"{artifact.KIND}: {artifact.folder.relative_to(config.workspace)}")
         return artifact
 
+    if budget and not (method.train_reg or method.train_seg):
+        tell(f"{method.name} trains nothing: --budget has no effect")
     if until == "eval" and config.part(config.eval.part):
         _check_labels(config)
     if method.train_reg or method.train_seg:
@@ -118,6 +120,8 @@ def run(
 
 def _check_labels(config: Config) -> None:
     """A label map that cannot be found is told before hours of training, not after."""
+    if not config.data.folder.is_dir():
+        return  # `preprocess` says so
     folders = intake.sub_folders(config, config.data.labels)
     for case in config.part(config.eval.part):
         intake.find_file(folders, case, "label map")
@@ -155,9 +159,10 @@ def run_stage(
     if stage == "train-reg":
         return train_registration(cohort, config, method_name, force=force)
     made_from = {"cohort": cohort.manifest}
+    settings = stage_config(method, config)
     registration = None
     if recipe.train_registration:
-        found = latest(folder / "registration", kind=Registration.KIND, made_from=made_from)
+        found = latest(folder / "registration", kind=Registration.KIND, made_from=made_from, settings=settings)
         registration = Registration.open(found)
         made_from["registration"] = registration.manifest
     if stage == "generate":
@@ -165,13 +170,15 @@ def run_stage(
     if stage == "train-seg":
         generated = None
         if recipe.generate and recipe.train_segmentation:
-            generated = Generated.open(latest(folder / "generated", kind=Generated.KIND, made_from=made_from))
+            generated = Generated.open(
+                latest(folder / "generated", kind=Generated.KIND, made_from=made_from, settings=settings)
+            )
         return train_segmentation(
             cohort, config, method_name, registration=registration, generated=generated, force=force
         )
     segmentation = None
     if recipe.segmentation:
-        found = latest(folder / "segmentation", kind=Segmentation.KIND, made_from=made_from)
+        found = latest(folder / "segmentation", kind=Segmentation.KIND, made_from=made_from, settings=settings)
         segmentation = Segmentation.open(found)
     held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)
     return evaluate(

@@ -75,7 +75,9 @@ def test_two_stages_share_the_time_and_the_second_gets_what_is_left(project, hal
     monkeypatch.setattr(budgets, "step_seconds", lambda _: 60.0)
     project.made("run", "--method", "brbs", "--until", "train-seg", "--budget", "2h")
     first, second = plan_of(project, "brbs"), plan_of(project, "brbs", "v0002")
-    assert first["left_s"] == pytest.approx((7200 * (1 - budgets.MARGIN) - took(project, "cohort")) / 2)
+    assert first["generate_s"] > 0
+    available = 7200 * (1 - budgets.MARGIN) - took(project, "cohort") - first["generate_s"]
+    assert first["left_s"] == pytest.approx(available / 2)
     assert steps_of(project, "brbs/registration", "train_reg") == [first["steps"]]
     spent = took(project, "cohort", "brbs/registration", "brbs/generated", "brbs/plan")
     assert second["spent_s"] == pytest.approx(spent)
@@ -127,3 +129,14 @@ def test_measured_steps_are_real_ones_and_phases_count_by_their_share(project, t
     assert step_seconds(run, patience_s=1e9) == pytest.approx(0.5 * 1 + 0.5 * 1)
     assert all(torch.equal(before[name], tensor) for name, tensor in recipe.registration.state_dict().items())
     assert training_of(method, config, "train_reg").steps == 4
+
+
+def test_a_method_that_trains_nothing_says_that_a_budget_has_no_effect(project):
+    assert (
+        "affine trains nothing: --budget has no effect"
+        in project.made("run", "--method", "affine", "--budget", "1m").out
+    )
+
+
+def test_an_empty_budget_is_no_budget_forgotten(project):
+    assert project.lrls("run", "--method", "unet", "--budget", "").err.startswith("lrls: --budget : expected a time")

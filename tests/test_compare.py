@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import Project
 
-from stages.artifacts.store import FORMAT_VERSIONS, Identity, new_artifact
-from stages.compare import newest_scores
+from stages.artifacts.store import FORMAT_VERSIONS, Identity, Manifest, new_artifact, read_manifest
+from stages.compare import cost, newest_scores
 from stages.phantoms import STRUCTURES
 
 CASES = [f"test_{i}" for i in range(1, 9)]
@@ -18,7 +19,15 @@ FIRST, SECOND = list(STRUCTURES)[:2]
 
 
 def write_scores(
-    project: Project, method: str, gain: float, *, seed: int = 0, cases: list[str] = CASES, field: bool = False
+    project: Project,
+    method: str,
+    gain: float,
+    *,
+    seed: int = 0,
+    cases: list[str] = CASES,
+    field: bool = False,
+    settings: str = "",
+    inputs: dict[str, str] | None = None,
 ) -> None:
     """Scores of a method: DSC 0.5 + 0.01 i + gain on scan i, both structures, one of them 0.1 above the other."""
     rows = [
@@ -32,8 +41,9 @@ def write_scores(
         kind="scores",
         format_version=FORMAT_VERSIONS["scores"],
         made_by="eval",
-        config={"part": "test", "gain": gain},
+        config={"part": "test", "settings": settings},
         seed=seed,
+        inputs={f"truth/{case}": case for case in cases} | (inputs or {}),
     )
     summary = {"outputs": {}} | (
         {"registration": {n: {"mean": 0.01} for n in ("folding_fraction", "jacobian_std", "sd_log_jacobian")}}
@@ -122,3 +132,39 @@ def test_one_scan_has_no_interval_and_no_test(scored):
     table = pd.read_csv(compared(scored) / "compare.csv")
     assert table["difference"].tolist()[1] == pytest.approx(0.1)
     assert table[["dsc_low", "dsc_high", "difference_low", "difference_high", "p_value"]].isna().all(axis=None)
+
+
+def test_seeds_that_ran_with_different_settings_are_not_averaged(scored):
+    write_scores(scored, "unet", 0.1, seed=1, settings="others")
+    write_scores(scored, "brbs", 0.1, seed=1)
+    done = scored.lrls("compare", "--method", "unet", "--method", "brbs", "--seed", "0", "--seed", "1")
+    assert (done.code, done.err) == (
+        1,
+        "lrls: unet: seeds 0 and 1 ran with different settings; run one of them again.\n",
+    )
+
+
+def made(project: Project, target: str, kind: str, inputs: dict[str, str]) -> Manifest:
+    identity = Identity(kind=kind, format_version=FORMAT_VERSIONS[kind], made_by=kind, config={}, seed=0, inputs=inputs)
+    with new_artifact(project.workspace / target, identity, device="cpu") as draft:
+        (draft.folder / "file").write_text(target)
+    return read_manifest(draft.result)
+
+
+def test_time_and_memory_are_of_everything_up_to_the_weights(tmp_path, new_project):
+    project = new_project(tmp_path)
+    cohort = made(project, "cohort", "cohort", {})
+    held_out = made(project, "cohort-test", "cohort", {})
+    registration = made(project, "brbs/registration", "registration", {"cohort": cohort.digest})
+    both = {"cohort": cohort.digest, "registration": registration.digest}
+    generated = made(project, "brbs/generated", "generated", both)
+    weights = made(project, "brbs/segmentation", "segmentation", both | {"generated": generated.digest})
+    artifacts = (cohort, held_out, registration, generated, weights)
+    took = {m.digest: replace(m, wall_time_s=10.0**i, peak_memory_mb=i) for i, m in enumerate(artifacts)}
+    scores = {"cohort": cohort.digest, "held-out": held_out.digest}
+    trained = made(project, "brbs/scores", "scores", scores | {"segmentation": weights.digest})
+    assert cost(trained, took) == (1 + 100 + 1000 + 10000, 4)
+    propagated = replace(made(project, "syn/scores", "scores", scores), wall_time_s=7.0, peak_memory_mb=9.0)
+    assert cost(propagated, took) == (8.0, 9.0)  # `eval` registered
+    del took[registration.digest]
+    assert cost(trained, took) == (None, None)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import yaml
 from conftest import Done, Project
 
 from stages.errors import LrlsError
@@ -391,12 +392,29 @@ def test_artifacts_of_an_older_cohort_are_passed_over(copied):
     copied.made("preprocess", "--set", "preprocess.margin_mm=3")
     other = ("--method", "brbs", "--set", "preprocess.margin_mm=3")
     assert fault(copied.lrls("generate", *other)).endswith(
-        "brbs/registration: no version was made from the newest cohort; make one with `lrls train-reg`."
+        "brbs/registration: no version was made from the newest cohort with these settings; "
+        "make one with `lrls train-reg`."
     )
     copied.made("generate", "--method", "brbs")  # with the settings of the older cohort, that one is read
     assert copied.manifest("brbs/generated", copied.versions("brbs/generated")[-1]).identity.inputs["cohort"] == (
         copied.manifest("cohort", "v0001").digest
     )
+
+
+def test_weights_of_another_network_with_the_same_shapes_are_not_taken(copied):
+    line = fault(copied.lrls("eval", "--method", "brbs", "--set", "methods.brbs.diffeomorphic=true"))
+    assert line.endswith(
+        "no version was made from the newest cohort with these settings; make one with `lrls train-reg`."
+    )
+
+
+def test_the_order_of_structures_is_part_of_a_cohort(copied):
+    values = yaml.safe_load(copied.config_file.read_text())
+    values["structures"] = dict(reversed(values["structures"].items()))
+    copied.config_file.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert fault(copied.lrls("train-reg", "--method", "brbs")).startswith("no version of cohort was made with these")
+    copied.made("preprocess")
+    assert copied.versions("cohort") == ["v0001", "v0002"]
 
 
 def test_a_stage_does_not_run_on_a_cohort_of_other_settings(copied):
@@ -412,9 +430,20 @@ def test_a_label_map_to_score_on_is_missed_before_training(tmp_path, new_project
     assert not project.workspace.exists()
 
 
-def test_training_settings_that_are_typed_come_before_those_of_a_method_in_the_file(tmp_path, new_project):
+def test_a_wrong_folder_is_one_fault(tmp_path, new_project):
+    project = new_project(tmp_path, data={"folder": str(tmp_path / "nowhere")})
+    for command in (("check",), ("run", "--method", "unet")):
+        done = project.lrls(*command)
+        assert done.code == 1
+        lines = (done.out + done.err).splitlines()
+        assert sum("is no folder; correct it." in line for line in lines) == 1
+        assert not any("no label map" in line for line in lines)
+
+
+@pytest.mark.parametrize("typed", ["train_seg.steps=2", "train_seg={steps: 2}"])
+def test_training_settings_that_are_typed_come_before_those_of_a_method_in_the_file(typed, tmp_path, new_project):
     project = new_project(tmp_path, methods={"unet": {"train_seg": {"steps": 9, "batch_size": 1}}})
-    project.made("run", "--method", "unet", "--until", "train-seg", "--set", "train_seg.steps=2")
+    project.made("run", "--method", "unet", "--until", "train-seg", "--set", typed)
     settings = project.manifest("unet/segmentation").identity.config["train_seg"]
     assert (settings["steps"], settings["batch_size"]) == (2, 1)
 
@@ -423,10 +452,11 @@ def test_training_settings_that_are_typed_come_before_those_of_a_method_in_the_f
     ("setting", "expected"),
     [
         ("preprocess.spacing_mm=0", "setting preprocess.spacing_mm: input should be greater than 0 (found 0)"),
+        ("structures={foo: 0}", "setting structures: foo has value 0, which is the background"),
         ("preprocess.shape=[0,10,10]", "setting preprocess.shape.0: input should be greater than 0 (found 0)"),
     ],
 )
-def test_a_grid_without_extent_is_refused(setting, expected, project):
+def test_a_value_out_of_range_is_refused_by_its_name(setting, expected, project):
     assert expected in fault(project.lrls("check", "--set", setting))
 
 

@@ -3,7 +3,7 @@
     python docs/benchmarks/summarize.py runs/hippocampus
 
 One line per method, part and seed: mean DSC over scans with its bootstrap interval, worst scan, HD95, ASSD, missed
-structures, share of folded voxels, std(|J|), and what the stages took.
+structures, share of folded voxels, std(|J|), and the wall time up to the last weights.
 """
 
 from __future__ import annotations
@@ -13,24 +13,17 @@ from pathlib import Path
 
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import history
+from stages.compare import cost
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", type=Path)
     made = history(parser.parse_args().workspace)
-    took = {manifest.digest: manifest.wall_time_s for _, manifest in made}
-    parents = {manifest.digest: manifest.identity.inputs for _, manifest in made}
-
-    def training_s(digest: str) -> float:
-        """Wall time of everything trained and generated that an artifact stands on, without the cohorts."""
-        inputs = {
-            d for role, d in parents.get(digest, {}).items() if role in ("registration", "generated", "segmentation")
-        }
-        return sum(took.get(d, 0) for d in inputs)
+    by_digest = {manifest.digest: manifest for _, manifest in made}
 
     columns = ["method", "output", "part", "seed", "DSC", "95 %", "worst", "HD95 mm", "ASSD mm", "missed"]
-    columns += ["folded %", "std J", "trained s"]
+    columns += ["folded %", "std J", "minutes"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for folder, manifest in made:
         if manifest.identity.kind != "scores":
@@ -44,7 +37,7 @@ def main() -> None:
                 f"| {folder.parent.parent.name} | {output} | {summary['part']} | {manifest.identity.seed} "
                 f"| {dsc['mean']:.4f} | {dsc['low']:.3f}-{dsc['high']:.3f} | {dsc['min']:.3f} "
                 f"| {found['hd95_mm']['mean']:.2f} | {found['assd_mm']['mean']:.2f} | {found['missed']} "
-                f"| {folded} | {spread} | {training_s(manifest.digest):.0f} |"
+                f"| {folded} | {spread} | {(cost(manifest, by_digest)[0] or float('nan')) / 60:.1f} |"
             )
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # The newest format of each kind that this code reads and the only one that it writes.
 FORMAT_VERSIONS = {
     "cohort": 1,
-    "registration": 1,
+    "registration": 2,
     "generated": 1,
     "segmentation": 1,
     "scores": 1,
@@ -257,11 +257,18 @@ def versions(target: Path) -> list[Path]:
     return sorted((path for path in target.iterdir() if _number(path) and (path / MANIFEST).is_file()), key=_number)
 
 
-def latest(target: Path, *, kind: str, made_from: Mapping[str, Manifest] | None = None) -> Path:
+def latest(
+    target: Path,
+    *,
+    kind: str,
+    made_from: Mapping[str, Manifest] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
     """The newest finished version.
 
     Args:
         made_from: only versions with these inputs count, by role: weights of an older cohort do not fit a newer one.
+        settings: only versions whose configuration has these values count: weights do not say of which network.
 
     Raises:
         LrlsError: there is none, or it is not of that kind.
@@ -271,11 +278,15 @@ def latest(target: Path, *, kind: str, made_from: Mapping[str, Manifest] | None 
         raise LrlsError(f"{_shown(target)} holds no finished {kind} artifact; make it with `{MADE_WITH[kind]}`.")
     wanted = {role: manifest.digest for role, manifest in (made_from or {}).items()}
     for folder in reversed(finished):
-        inputs = read_manifest(folder, kind=kind).identity.inputs
-        if all(inputs.get(role) == digest for role, digest in wanted.items()):
+        identity = read_manifest(folder, kind=kind).identity
+        if (
+            identity.format_version == FORMAT_VERSIONS[kind]
+            and all(identity.inputs.get(role) == digest for role, digest in wanted.items())
+            and all(identity.config.get(key) == value for key, value in (settings or {}).items())
+        ):
             return folder
     raise LrlsError(
-        f"{_shown(target)}: no version was made from the newest {' and '.join(wanted)}; "
+        f"{_shown(target)}: no version was made from the newest {' and '.join(wanted)} with these settings; "
         f"make one with `{MADE_WITH[kind]}`."
     )
 

@@ -11,6 +11,7 @@ After He et al., "Learning Better Registration to Learn Better Few-Shot Medical 
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -51,6 +52,8 @@ from stages.parts.segmenting import GenerateAndSegment, Segment, SegmentAtlas, o
 class Settings(MethodSettings):
     """Settings of `best`."""
 
+    ANSWERS: ClassVar[tuple[str, ...]] = ("fuse",)
+
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(True, description="R predicts a velocity field: no folds, and exact inverses.")
     space: bool = Field(True, description="S learns from atlases in other scans' shapes (S3P); off: from atlases.")
@@ -84,35 +87,36 @@ def build(task: Task, settings: Settings) -> Recipe:
         loss=segmentation_loss,
         learning_rate=settings.segmentation_learning_rate or segmentation_rate(settings),
     )
-    phase = partial(Phase, batches=partial(atlas_and_two_unlabeled, move=False))
+    batches = partial(atlas_and_two_unlabeled, move=False)
+    apart_phase = Phase(
+        "apart",
+        batches=batches,
+        share=settings.warm_up,
+        players=[
+            Player("registration", trains=R, forward=register(None), loss=WeightedSum(**apart)),
+            helper(forward=SegmentAtlas(S)),
+        ],
+    )
+    together_phase = Phase(
+        "together",
+        batches=batches,
+        share=1 - settings.warm_up,
+        players=[
+            Player(
+                "registration",
+                trains=R,
+                forward=register(S if settings.semantic_weight else None),
+                loss=WeightedSum(**together),
+            ),
+            helper(forward=GenerateAndSegment(R, s3p, S) if settings.space else SegmentAtlas(S)),
+        ],
+    )
     return Recipe(
         registration=R,
         helpers={"segmentation": S},
         segmentation=S,
         fuse=settings.fuse,
-        train_registration=[
-            phase(
-                "apart",
-                share=settings.warm_up,
-                players=[
-                    Player("registration", trains=R, forward=register(None), loss=WeightedSum(**apart)),
-                    helper(forward=SegmentAtlas(S)),
-                ],
-            ),
-            phase(
-                "together",
-                share=1 - settings.warm_up,
-                players=[
-                    Player(
-                        "registration",
-                        trains=R,
-                        forward=register(S if settings.semantic_weight else None),
-                        loss=WeightedSum(**together),
-                    ),
-                    helper(forward=GenerateAndSegment(R, s3p, S) if settings.space else SegmentAtlas(S)),
-                ],
-            ),
-        ],
+        train_registration=[apart_phase, together_phase] if settings.warm_up else [together_phase],
         generate=PathBankWriter(space=degree, style=Always(0.0)) if settings.space else None,
         train_segmentation=[
             Phase(
