@@ -89,7 +89,7 @@ def test_a_decathlon_dataset_names_its_structures(tmp_path):
 
     assert (config.part("atlases"), config.part("unlabeled")) == (["h_1"], ["h_2"])
     assert config.structure_values() == {"Anterior": [1], "left posterior": [2]}
-    assert run_check(tmp_path / "lrls.yaml") == (0, "2 scans, no faults.\n")
+    assert checked(tmp_path) == "2 scans, no faults."
 
 
 def test_an_nnunet_dataset_names_its_structures_and_modality(tmp_path):
@@ -109,7 +109,7 @@ def test_an_nnunet_dataset_names_its_structures_and_modality(tmp_path):
     assert config.structure_values() == {"liver": [1], "kidneys": [2, 3]}
     assert config.others == "background"
     assert config.preprocess.intensity.method == "window"
-    assert run_check(tmp_path / "lrls.yaml") == (0, "2 scans, no faults.\n")
+    assert checked(tmp_path) == "2 scans, no faults."
 
 
 def test_overlapping_regions_fall_back_to_the_values(tmp_path):
@@ -184,6 +184,9 @@ def run(command, *arguments):
     return result.exit_code, result.output
 
 
+NOTHING_TO_SCORE = "Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.\n"
+
+
 def run_check(config, *arguments):
     return run(check, config, *arguments)
 
@@ -219,4 +222,5 @@ def test_check_asks_no_atlas_of_the_supervised_upper_bound(tmp_path):
     add_scan(tmp_path / "scans", "images", "a", "labels")
     config = write_config(describe_folder(tmp_path / "scans"), tmp_path / "lrls.yaml")
 
-    assert run_check(config, "--set", "data.atlases=[]", "--set", "data.supervised=[a]") == (0, "1 scans, no faults.\n")
+    code, output = run_check(config, "--set", "data.atlases=[]", "--set", "data.supervised=[a]")
+    assert (code, output) == (0, f"{NOTHING_TO_SCORE}1 scans, no faults.\n")
