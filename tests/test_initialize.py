@@ -89,7 +89,7 @@ def test_a_decathlon_dataset_names_its_structures(tmp_path):
 
     assert (config.part("atlases"), config.part("unlabeled")) == (["h_1"], ["h_2"])
     assert config.structure_values() == {"Anterior": [1], "left posterior": [2]}
-    assert checked(tmp_path) == "2 scans, no faults."
+    assert run_check(tmp_path / "lrls.yaml") == (0, f"{NOTHING_TO_SCORE}2 scans, no faults.\n")
 
 
 def test_an_nnunet_dataset_names_its_structures_and_modality(tmp_path):
@@ -109,7 +109,7 @@ def test_an_nnunet_dataset_names_its_structures_and_modality(tmp_path):
     assert config.structure_values() == {"liver": [1], "kidneys": [2, 3]}
     assert config.others == "background"
     assert config.preprocess.intensity.method == "window"
-    assert checked(tmp_path) == "2 scans, no faults."
+    assert run_check(tmp_path / "lrls.yaml") == (0, f"{NOTHING_TO_SCORE}2 scans, no faults.\n")
 
 
 def test_overlapping_regions_fall_back_to_the_values(tmp_path):
