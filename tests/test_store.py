@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from stages.artifacts.store import (
+    FORMAT_VERSIONS,
     MANIFEST,
     Identity,
     atomic_write_bytes,
@@ -33,7 +34,9 @@ from stages.artifacts.store import (
 )
 from stages.errors import LrlsError
 
-IDENTITY = Identity("registration", 1, "train-reg", {"steps": 5}, seed=0, inputs={"cohort": "c0ffee"})
+IDENTITY = Identity(
+    "registration", FORMAT_VERSIONS["registration"], "train-reg", {"steps": 5}, seed=0, inputs={"cohort": "c0ffee"}
+)
 
 
 def make(target: Path, identity: Identity = IDENTITY, **files: str) -> Path:
@@ -228,7 +231,8 @@ def test_volatile_files_stay_out_of_the_digest(tmp_path):
 
 
 def test_history_lists_every_finished_artifact_so_that_inputs_match_by_digest(tmp_path):
-    cohort = make(tmp_path / "cohort", replace(IDENTITY, kind="cohort", inputs={}))
+    of_cohort = replace(IDENTITY, kind="cohort", format_version=FORMAT_VERSIONS["cohort"], inputs={})
+    cohort = make(tmp_path / "cohort", of_cohort)
     digest = read_manifest(cohort).digest
     registration = make(tmp_path / "brbs" / "registration", replace(IDENTITY, inputs={"cohort": digest}))
     with pytest.raises(RuntimeError), new_artifact(tmp_path / "brbs" / "registration", IDENTITY, device="cpu"):
@@ -326,7 +330,7 @@ def test_newer_format_is_refused_even_if_it_has_unknown_fields(tmp_path):
     values = json.loads((folder / MANIFEST).read_text())
     values["identity"] |= {"format_version": 99, "unknown": 1}
     (folder / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(LrlsError, match=r"registration format 99 is newer than this lrls reads \(1\); upgrade lrls"):
+    with pytest.raises(LrlsError, match=r"registration format 99 is newer than this lrls reads \(2\); upgrade lrls"):
         read_manifest(folder)
 
 
