@@ -1,9 +1,11 @@
-"""What measured best from one label: BRBS's complementary learning of R and S without what costs more than it gives.
+"""BRBS's complementary learning of R and S with the parts that single measurements favour (`docs/benchmarks/`).
+
+As a whole it is not measured on real scans yet.
 
 Left out of BRBS: style maps (the style of a misaligned scan carries its anatomy into images under another label), MMR
 (three more images a step for S) and the published networks. In: an antisymmetric, diffeomorphic R, intensity
 augmentation in place of style, and an answer that is the mean of what S says and of what R propagates, whose errors
-differ. The figures are in `docs/benchmarks/`.
+differ.
 
 After He et al., "Learning Better Registration to Learn Better Few-Shot Medical Image Segmentation", TNNLS 2022.
 """
