@@ -95,7 +95,7 @@ class PreprocessSettings(Section):
     )
     intensity: IntensitySettings = IntensitySettings()
     n4: bool = Field(False, description="N4 bias field correction before anything else (MR).")
-    workers: int | None = Field(None, ge=1, description="Processes that run ANTs; default: one per core.")
+    workers: int | None = Field(None, ge=1, description="Processes that align and register; default: one per core.")
 
 
 class TrainSettings(Section):
@@ -107,8 +107,10 @@ class TrainSettings(Section):
     schedule: Literal["constant", "one-cycle"] | None = Field(None, description="Learning-rate schedule.")
     optimizer: Literal["adam", "adamw"] | None = Field(None, description="Optimiser.")
     ema: float | None = Field(None, ge=0, lt=1, description="Decay of averaged weights, which then count; 0: off.")
-    augmentation: Literal["none", "paper", "strong"] | None = Field(
-        None, description="paper: rotation and scaling; strong: also elastic, gamma, contrast, noise, blur."
+    augmentation: Literal["none", "paper", "mild", "strong"] | None = Field(
+        None,
+        description="paper: rotation and scaling; strong: also elastic, gamma, contrast, noise, blur; mild: the same, "
+        "but turning, scaling and bending a third to a half as far.",
     )
     checkpoint_steps: int = Field(200, ge=1, description="A stopped run resumes from the last multiple of this.")
 

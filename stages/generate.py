@@ -87,12 +87,20 @@ def planned_bytes(cohort: Cohort, recipe: Recipe, config: Config) -> int:
     label = 1 if cohort.num_classes <= 256 else 2
     if isinstance(recipe.generate, PropagatedLabels):
         return len(cohort.parts["unlabeled"]) * voxels * (2 + label)
-    couples = len(cohort.parts["atlases"]) * len(cohort.parts["unlabeled"])
-    return voxels * (couples * 8 + config.generate.samples * (2 + label))
+    assert isinstance(recipe.generate, PathBankWriter)
+    per_couple = 8 if recipe.generate.style else 6
+    return voxels * (len(couples(cohort, recipe.generate)) * per_couple + config.generate.samples * (2 + label))
 
 
-def _couples(cohort: Cohort) -> list[tuple[str, str]]:
-    return [(atlas, scan) for atlas in cohort.parts["atlases"] for scan in cohort.parts["unlabeled"]]
+def couples(cohort: Cohort, writer: PathBankWriter) -> list[tuple[str, str]]:
+    """(atlas, scan) of every path that is written."""
+    atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
+    found = [
+        (atlases[(turn + place) % len(atlases)], scan)
+        for turn in range(len(atlases))
+        for place, scan in enumerate(scans)
+    ]
+    return found[: writer.most]
 
 
 def _table(file: h5py.File, name: str, rows: list[dict[str, Any]], config: Config) -> h5py.Group:
@@ -133,35 +141,43 @@ def _remember(resume: Path, place: int, values: dict[str, Any]) -> None:
 
 
 def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config, device: Device, resume: Path) -> None:
-    couples = _couples(cohort)
+    assert isinstance(recipe.generate, PathBankWriter)
+    pairs = couples(cohort, recipe.generate)
+    with_style = recipe.generate.style is not None
+    missing = [i for i in range(len(pairs)) if not _stored(resume, i).exists()]
+    ways = 2 if with_style else 1  # there, and back for the style map
+
     images = {case: cohort.image(case) for case in cohort.cases}
-    missing = [i for i in range(len(couples)) if not _stored(resume, i).exists()]
-    with Progress("generate paths", len(couples), start=len(couples) - len(missing)) as progress:
-        for i in missing:
-            atlas, scan = (images[case].astype(np.float32) for case in couples[i])
-            both = displacements(
-                recipe,
-                [(atlas, scan), (scan, atlas)],
-                [couples[i][1]] * 2,
-                spacing_mm=cohort.grid.spacing_mm,
-                device=device,
-                config=config,
-            )
-            fields = dict(both)
-            path, back = (torch.from_numpy(fields[k])[None] for k in (0, 1))
-            moving, fixed = (torch.from_numpy(each)[None, None] for each in (atlas, scan))
-            style = warp(fixed, back) - moving
-            quality = measure(moving, fixed, path, back)
-            _remember(resume, i, {"displacement": path[0].half(), "style": style[0].half(), **quality})
+    queue = [(images[a], images[b]) for i in missing for a, b in (pairs[i], pairs[i][::-1])[:ways]]
+    cases = [pairs[i][1] for i in missing for _ in range(ways)]
+    fields: dict[int, torch.Tensor] = {}
+    found = displacements(recipe, queue, cases, spacing_mm=cohort.grid.spacing_mm, device=device, config=config)
+    with Progress("generate paths", len(pairs), start=len(pairs) - len(missing)) as progress:
+        for place, field in found:
+            fields[place] = torch.from_numpy(field)[None]
+            turn = place // ways
+            mine = range(turn * ways, (turn + 1) * ways)
+            if not all(k in fields for k in mine):
+                continue
+            path, *back = (fields.pop(k) for k in mine)
+            moving, fixed = (torch.from_numpy(each.astype(np.float32))[None, None] for each in queue[mine[0]])
+            values: dict[str, Any] = {"displacement": path[0].half()}
+            if back:
+                values["style"] = (warp(fixed, back[0]) - moving)[0].half()
+            quality = measure(moving, fixed, path, back[0] if back else None)
+            _remember(resume, missing[turn], values | quality)
             progress.advance()
     shape = cohort.grid.shape
     group = file.create_group("paths")
-    displacement = group.create_dataset("displacement", (len(couples), 3, *shape), "f2", chunks=(1, 3, *shape))
-    styles = group.create_dataset("style", (len(couples), 1, *shape), "f2", chunks=(1, 1, *shape))
+    displacement = group.create_dataset("displacement", (len(pairs), 3, *shape), "f2", chunks=(1, 3, *shape))
+    if with_style:
+        styles = group.create_dataset("style", (len(pairs), 1, *shape), "f2", chunks=(1, 1, *shape))
     rows = []
-    for i, (atlas_case, scan_case) in enumerate(couples):
+    for i, (atlas_case, scan_case) in enumerate(pairs):
         with np.load(_stored(resume, i)) as stored:
-            displacement[i], styles[i] = stored["displacement"], stored["style"]
+            displacement[i] = stored["displacement"]
+            if with_style:
+                styles[i] = stored["style"]
             rows.append({"atlas": atlas_case, "scan": scan_case} | {name: float(stored[name]) for name in QUALITY})
     _table(file, "paths", rows, config)
     if config.generate.samples:
@@ -198,10 +214,14 @@ def draw_samples(
         space = int(rows[int(torch.randint(len(rows), (1,), generator=generator))])
         of_atlas = [int(row) for row in rows if atlases[row] == atlases[space]]
         style = of_atlas[int(torch.randint(len(of_atlas), (1,), generator=generator))]
-        alpha, beta = (degree(1, generator) for degree in (recipe.generate.space, recipe.generate.style))
+        alpha = recipe.generate.space(1, generator)
         way = alpha * torch.from_numpy(paths["displacement"][space]).float()[None]
         image = torch.from_numpy(cohort.image(atlases[space]).astype(np.float32))[None, None]
-        image = warp(image + beta * torch.from_numpy(paths["style"][style]).float(), way)
+        beta = 0.0
+        if recipe.generate.style:
+            degree = recipe.generate.style(1, generator)
+            image, beta = image + degree * torch.from_numpy(paths["style"][style]).float(), float(degree)
+        image = warp(image, way)
         label = torch.from_numpy(cohort.label(atlases[space]).astype(np.int16))[None]
         classes = warp_probabilities(one_hot(label, cohort.num_classes), way).argmax(1)
         yield {
@@ -209,9 +229,9 @@ def draw_samples(
             "label": classes[0].numpy().astype(np.min_scalar_type(cohort.num_classes - 1)),
             "atlas": atlases[space],
             "space": scans[space],
-            "style": scans[style],
+            "style": scans[style] if recipe.generate.style else atlases[space],
             "alpha": float(alpha),
-            "beta": float(beta),
+            "beta": beta,
             "seed": seed,
             **{name: float(paths[name][space]) for name in QUALITY},
         }

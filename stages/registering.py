@@ -1,8 +1,9 @@
-"""Registering pairs of a cohort's grid and propagating labels, whatever registers: a network or ANTs."""
+"""Registering pairs of a cohort's grid and propagating labels, by a network, by ANTs or by gradient descent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from stages.config import Config
 from stages.device import Device
 from stages.methods.recipe import Recipe
 from stages.parts.classical import displacement_of
+from stages.parts.instance import on_arrays
 from stages.parts.losses import lncc
 from stages.parts.warps import one_hot, warp, warp_probabilities
 from stages.preprocess import in_processes
@@ -34,17 +36,25 @@ def displacements(
         cases: the scan that each pair is about, for messages.
 
     Raises:
-        LrlsError: ANTs gives a pair up.
+        LrlsError: a pair cannot be registered.
     """
-    if recipe.classical is not None:
-        arguments = [(recipe.classical, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
+    classical = recipe.classical
+    if recipe.instance is not None and device.torch.type == "cpu":
+        classical = partial(on_arrays, recipe.instance)  # two processes of one thread beat one of two
+    if classical is not None:
+        arguments = [(classical, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
         yield from in_processes(displacement_of, arguments, workers=config.preprocess.workers)
         return
-    assert recipe.registration is not None
-    recipe.registration.to(device.torch).eval()
-    for i, (moving, fixed) in enumerate(pairs):
-        with torch.inference_mode(), device.autocast():
-            field = recipe.registration(as_image(moving, device), as_image(fixed, device))
+    if recipe.registration is not None:
+        recipe.registration.to(device.torch).eval()
+    for i, pair in enumerate(pairs):
+        moving, fixed = (as_image(image, device) for image in pair)
+        if recipe.instance is not None:
+            field = recipe.instance(moving, fixed)
+        else:
+            assert recipe.registration is not None
+            with torch.inference_mode(), device.autocast():
+                field = recipe.registration(moving, fixed)
         yield i, field[0].float().cpu().numpy()
 
 

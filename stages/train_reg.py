@@ -87,7 +87,10 @@ def registration_run(
 
 
 def next_stage(recipe: Recipe) -> str:
-    return "train-seg" if recipe.train_segmentation and recipe.generate is None else "eval"
+    """Where to go on after a stage that the method does not have."""
+    if not recipe.train_segmentation:
+        return "eval"
+    return "train-seg" if recipe.generate is None else "generate"
 
 
 def _pictures(

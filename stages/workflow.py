@@ -42,8 +42,7 @@ class Made:
 
 def needs_unlabeled(method: Method, config: Config) -> bool:
     """Whether the method learns from unlabelled scans."""
-    recipe = method.recipe(Task((16, 16, 16), 2, 1), settings_of(method, config))
-    return bool(recipe.train_registration)
+    return method.recipe(Task((16, 16, 16), 2, 1), settings_of(method, config)).looks_at_unlabeled
 
 
 def run(

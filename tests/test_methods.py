@@ -14,8 +14,9 @@ from stages.errors import LrlsError
 from stages.methods import METHODS, best, brbs, find_method, settings_of, training_of
 from stages.methods.recipe import PathBankWriter, PropagatedLabels, Task, WeightedSum
 from stages.parts.augmentation import AUGMENTATIONS
+from stages.parts.instance import InstanceOptimisation
 from stages.parts.networks import LightUNet, UNet, VoxelMorphUNet
-from stages.parts.samplers import Always, Beta, Draw, Labelled, Scans, Triplet, labelled_scans
+from stages.parts.samplers import Always, Beta, Draw, Labelled, Scans, SpaceStyleSampling, Triplet, labelled_scans
 from stages.parts.warps import warp
 from stages.registering import displacements
 
@@ -458,76 +459,52 @@ def test_unet_trains_with_dice_and_cross_entropy_or_with_dice():
 # best
 
 
-def best_terms(**settings):
-    """Every term of the last phase of `train-reg` on one batch, and the segmentation's image."""
-    recipe = recipe_of("best", **settings)
-    torch.manual_seed(1)
-    for network in recipe.registration_networks.values():  # fresh networks stand still
-        for parameter in network.parameters():
-            parameter.data += 0.02 * torch.randn(parameter.shape)
-    phase = recipe.train_registration[-1]
-    batch = phase.batches(scans(), Draw(1, AUGMENTATIONS["paper"][0], None, generator()))
-    found = {}
-    for player in phase.players:
-        total, values = player.loss(player.forward(batch))
-        found |= {f"{player.name}/{name}": float(value.detach()) for name, value in {**values, "total": total}.items()}
-    return found
+def test_best_learns_from_atlases_in_the_shapes_of_scans_and_answers_with_the_mean():
+    recipe = recipe_of("best")
+    assert recipe.registers and not recipe.train_registration and recipe.looks_at_unlabeled
+    assert recipe.generate == PathBankWriter(space=Beta(0.3), style=None, most=150)
+    assert recipe.instance == InstanceOptimisation()
+    assert recipe.fuse
+    (phase,) = recipe.train_segmentation
+    draw = Draw(1, None, None, generator())
+    drawn = phase.batches(replace(scans(), bank=NoStyle()), draw)
+    assert isinstance(drawn, Labelled)
+    (player,) = phase.players
+    total, values = player.loss(player.forward(drawn))
+    assert values.keys() == {"overlap"} and math.isfinite(total.detach())
 
 
-BEST = {"registration/similarity", "registration/smoothness", "registration/inverse_consistency"}
-BEST_S = {"segmentation/overlap", "segmentation/total"}
-BEST_SWITCHES = [
-    # setting, its value, terms that go, terms that change
-    ("segmentation_network", "full", set(), BEST_S | {"registration/semantic_consistency", "registration/total"}),
-    ("diffeomorphic", False, set(), BEST | BEST_S | {"registration/semantic_consistency", "registration/total"}),
-    ("space", False, set(), BEST_S),
-    ("semantic_weight", 5.0, set(), {"registration/total"}),
-    ("semantic_weight", 0.0, {"registration/semantic_consistency"}, {"registration/total"}),
-    ("semantic_classes", 1, set(), {"registration/semantic_consistency", "registration/total"} | BEST_S),
-    ("smoothness_weight", 3.0, set(), {"registration/total"}),
-    ("warm_up", 0.25, set(), set()),  # these three change shares, rates and answers, see below
-    ("segmentation_learning_rate", 0.5, set(), set()),
-    ("fuse", False, set(), set()),
-]
+BEST_SWITCHES = {
+    "segmentation_network": ("full", lambda recipe: type(recipe.segmentation)),
+    "space": (False, lambda recipe: recipe.train_segmentation[0].batches),
+    "most_paths": (3, lambda recipe: recipe.generate.most),
+    "coarse_steps": (7, lambda recipe: recipe.instance.coarse_steps),
+    "fine_steps": (7, lambda recipe: recipe.instance.fine_steps),
+    "smoothness_weight": (3.0, lambda recipe: recipe.instance.smoothness),
+    "fuse": (False, lambda recipe: recipe.fuse),
+}
 
 
-@pytest.mark.parametrize(("setting", "value", "gone", "changed"), BEST_SWITCHES)
-def test_switch_of_best_changes_what_it_is_about_and_nothing_else(setting, value, gone, changed):
-    default, found = best_terms(), best_terms(**{setting: value})
-    assert default.keys() - found.keys() == gone
-    assert found.keys() <= default.keys()
-    assert {name for name in found if found[name] != pytest.approx(default[name], rel=1e-6)} == changed
-
-
-def test_every_setting_of_best_is_in_the_table_above():
-    assert {row[0] for row in BEST_SWITCHES} == set(best.Settings.model_fields)
+@pytest.mark.parametrize("setting", best.Settings.model_fields)
+def test_switch_of_best_changes_what_it_is_about(setting):
+    value, look = BEST_SWITCHES[setting]
+    assert look(recipe_of("best", **{setting: value})) != look(recipe_of("best"))
 
 
 def test_best_without_space_generates_nothing_and_learns_from_atlases():
     recipe = recipe_of("best", space=False)
-    assert recipe.generate is None
+    assert recipe.generate is None and not recipe.looks_at_unlabeled
     assert recipe.train_segmentation[0].batches is labelled_scans
-    assert recipe_of("best").generate == PathBankWriter(space=Beta(0.3), style=Always(0.0))
 
 
-def test_settings_of_best_that_are_no_terms():
-    recipe = recipe_of("best", warm_up=0.25, segmentation_learning_rate=0.5, fuse=False)
-    assert [phase.share for phase in recipe.train_registration] == [0.25, 0.75]
-    assert [player.learning_rate for phase in recipe.train_registration for player in phase.players] == [None, 0.5] * 2
-    assert recipe_of("best").fuse and not recipe.fuse
-
-
-def test_style_maps_are_neither_read_nor_made_where_nothing_looks_at_them():
-    recipe = recipe_of("best")
-    calls = []
-    recipe.registration.register_forward_hook(lambda *_: calls.append(1))
+def test_style_maps_are_not_made_where_nothing_looks_at_them():
+    recipe = recipe_of("brbs", preset="paper")
     helper = recipe.train_registration[-1].players[1]
-    batch = recipe.train_registration[-1].batches(scans(), Draw(1, None, None, generator()))
-    helper.forward(batch)
-    assert len(calls) == 1
-    (phase,) = recipe.train_segmentation
-    drawn = phase.batches(replace(scans(), bank=NoStyle()), Draw(1, None, None, generator()))
-    assert isinstance(drawn, Labelled)
+    helper.forward.sampling = SpaceStyleSampling(space=Beta(0.3), style=Always(0.0), mixing=None)
+    calls = []
+    recipe.registration.register_forward_hook(lambda _module, inputs, _out: calls.append(len(inputs[0])))
+    helper.forward(recipe.train_registration[-1].batches(scans(), Draw(1, None, None, generator())))
+    assert calls == [1]
 
 
 class NoStyle:

@@ -24,7 +24,7 @@ KINDS = {
     "syn": ["scores"],
     "voxelmorph": ["registration", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
-    "best": ["registration", "generated", "segmentation", "scores"],
+    "best": ["generated", "segmentation", "scores"],
 }
 PICTURES = {
     "segmentation": ["losses.png"],

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from stages.config import MethodSettings, TrainSettings
+from stages.parts.instance import InstanceOptimisation
 from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
 from stages.parts.samplers import Degree, Sampler
 
@@ -82,11 +83,14 @@ class PathBankWriter:
     """`generate` stores, per couple (atlas, scan), the displacement atlas -> scan and the style map (BRBS, S3P).
 
     Args:
-        space, style: draw the degrees of finished samples and of the picture.
+        space, style: draw the degrees of finished samples and of the picture; without `style` no style maps are made,
+            and no scan is registered back to its atlas for them.
+        most: couples at most; atlases take turns, so that every scan comes before one comes twice. None: all.
     """
 
     space: Degree
-    style: Degree
+    style: Degree | None
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ class Recipe:
     Args:
         registration: the network that registers; its weights, and those of `helpers`, are what `train-reg` writes.
         helpers: further networks that `train-reg` trains.
-        classical: registers without learning.
+        classical: registers without learning, in processes of its own.
+        instance: registers without learning, by gradient descent, on the training device.
         segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
         fuse: the answer is the mean of the network's probabilities and the propagated ones.
         train_registration, train_segmentation: phases of the two stages.
@@ -115,6 +120,7 @@ class Recipe:
     registration: RegistrationNetwork | None = None
     helpers: dict[str, nn.Module] = field(default_factory=dict)
     classical: Classical | None = None
+    instance: InstanceOptimisation | None = None
     segmentation: nn.Module | None = None
     fuse: bool = False
     train_registration: Sequence[Phase] = ()
@@ -123,7 +129,12 @@ class Recipe:
 
     @property
     def registers(self) -> bool:
-        return self.registration is not None or self.classical is not None
+        return any(each is not None for each in (self.registration, self.classical, self.instance))
+
+    @property
+    def looks_at_unlabeled(self) -> bool:
+        """Whether anything is learned from unlabelled scans."""
+        return bool(self.train_registration or (self.generate and self.train_segmentation))
 
     @property
     def registration_networks(self) -> dict[str, nn.Module]:

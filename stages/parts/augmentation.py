@@ -130,6 +130,10 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 AUGMENTATIONS: dict[str, tuple[SpatialAugmentation | None, IntensityAugmentation | None]] = {
     "none": (None, None),
     "paper": (SpatialAugmentation(degrees=20, scale=(0.75, 1.25)), None),  # BRBS, section IV
+    "mild": (  # for scans that the alignment has turned and scaled alike
+        SpatialAugmentation(degrees=7, scale=(0.9, 1.1), anisotropic=True, elastic_mm=3.0, elastic_knots_mm=14.0),
+        IntensityAugmentation(),
+    ),
     "strong": (
         SpatialAugmentation(degrees=20, scale=(0.8, 1.2), anisotropic=True, elastic_mm=6.0, elastic_knots_mm=14.0),
         IntensityAugmentation(),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from stages.parts.warps import integrate, resize
+from stages.parts.warps import halved, integrate, rescale
 
 
 def derived_depth(shape: Sequence[int], *, most: int, stem: int = 1) -> int:
@@ -281,12 +281,8 @@ class RegistrationNetwork(nn.Module):
         if not self.diffeomorphic:
             return raw
         with torch.autocast(raw.device.type, enabled=False):
-            shape = raw.shape[2:]
-            half = tuple(-(-n // 2) for n in shape)
-            # Corners stay aligned, so voxel lengths shrink by (n_half - 1) / (n - 1), axis by axis.
-            ratio = torch.tensor([(h - 1) / (n - 1) for h, n in zip(half, shape, strict=True)], device=raw.device)
-            ratio = ratio.view(1, 3, 1, 1, 1)
-            return resize(integrate(resize(raw, half) * ratio), shape) / ratio
+            shape = tuple(raw.shape[2:])
+            return rescale(integrate(rescale(raw, halved(shape))), shape)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -142,3 +142,15 @@ def affine_displacement(matrix: Tensor, shape: tuple[int, int, int], spacing_mm:
 def resize(field: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Trilinear resampling (N, C, ...) -> (N, C, *shape), corner voxels aligned; values are not rescaled."""
     return F.interpolate(field.float(), size=shape, mode="trilinear", align_corners=True)
+
+
+def rescale(displacement: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A displacement or velocity field on another grid over the same extent, in voxels of that grid."""
+    old = displacement.shape[2:]
+    ratio = [(new - 1) / max(n - 1, 1) for new, n in zip(shape, old, strict=True)]
+    return resize(displacement, shape) * torch.tensor(ratio, device=displacement.device).view(1, 3, 1, 1, 1)
+
+
+def halved(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of half as many voxels an axis, rounded up."""
+    return tuple(-(-n // 2) for n in shape)
