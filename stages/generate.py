@@ -30,7 +30,7 @@ from stages.methods import find_method
 from stages.methods.recipe import PathBankWriter, PropagatedLabels, Recipe
 from stages.parts.losses import lncc
 from stages.parts.metrics import folding_fraction, jacobian_determinant
-from stages.parts.warps import one_hot, warp, warp_probabilities
+from stages.parts.warps import warp, warp_one_hot
 from stages.progress import Progress
 from stages.registering import displacements, vote
 from stages.train_reg import make_recipe, next_stage, stage_config
@@ -223,7 +223,7 @@ def draw_samples(
             image, beta = image + degree * torch.from_numpy(paths["style"][style]).float(), float(degree)
         image = warp(image, way)
         label = torch.from_numpy(cohort.label(atlases[space]).astype(np.int16))[None]
-        classes = warp_probabilities(one_hot(label, cohort.num_classes), way).argmax(1)
+        classes = warp_one_hot(label, way, cohort.num_classes).argmax(1)
         yield {
             "image": image[0].half().numpy(),
             "label": classes[0].numpy().astype(np.min_scalar_type(cohort.num_classes - 1)),

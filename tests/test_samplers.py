@@ -20,7 +20,7 @@ from stages.parts.samplers import (
     labelled_scans,
     pick,
 )
-from stages.parts.warps import compose, one_hot, warp, warp_probabilities
+from stages.parts.warps import compose, one_hot, warp, warp_one_hot, warp_probabilities
 
 SHAPE = (5, 6, 7)
 NAMES = ("atlas_a", "atlas_b", "scan_a", "scan_b", "scan_c", "labelled")
@@ -204,7 +204,8 @@ def sampled(space, style, *, mixing=None, any_pair=False, draw=None, **changes):
     path, psi = path_and_style()
     given = {
         "atlas": textured(2, 1, *SHAPE, seed=13),
-        "label": one_hot(torch.randint(3, (2, *SHAPE), generator=generator(14)), 3),
+        "label": torch.randint(3, (2, *SHAPE), generator=generator(14)),
+        "num_classes": 3,
         "path": path,
         "psi": psi,
         "scan": textured(2, 1, *SHAPE, seed=15),
@@ -216,19 +217,19 @@ def sampled(space, style, *, mixing=None, any_pair=False, draw=None, **changes):
 def test_degrees_of_zero_give_the_atlas_and_its_label_back():
     batch, given = sampled(Always(0.0), Always(0.0))
     torch.testing.assert_close(batch.image, given["atlas"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(batch.target, given["label"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch.target, one_hot(given["label"], 3), atol=1e-5, rtol=0)
 
 
 def test_without_style_the_atlas_is_only_deformed():
     batch, given = sampled(Always(1.0), Always(0.0))
     torch.testing.assert_close(batch.image, warp(given["atlas"], given["path"]))
-    torch.testing.assert_close(batch.target, warp_probabilities(given["label"], given["path"]))
+    torch.testing.assert_close(batch.target, warp_one_hot(given["label"], given["path"], 3))
 
 
 def test_without_space_the_atlas_is_only_restyled():
     batch, given = sampled(Always(0.0), Always(1.0))
     torch.testing.assert_close(batch.image, given["atlas"] + given["psi"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(batch.target, given["label"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch.target, one_hot(given["label"], 3), atol=1e-5, rtol=0)
 
 
 def test_full_degrees_give_the_restyled_atlas_in_the_scans_space():
@@ -240,15 +241,15 @@ def test_partial_degrees_scale_the_path_and_the_style():
     batch, given = sampled(Always(0.25), Always(0.5))
     way = 0.25 * given["path"]
     torch.testing.assert_close(batch.image, warp(given["atlas"] + 0.5 * given["psi"], way))
-    torch.testing.assert_close(batch.target, warp_probabilities(given["label"], way))
+    torch.testing.assert_close(batch.target, warp_one_hot(given["label"], way, 3))
 
 
 def test_every_sample_has_degrees_of_its_own():
     ones = torch.ones(200, 1, *SHAPE)
     path = torch.zeros(200, 3, *SHAPE)
-    label = one_hot(torch.zeros(200, *SHAPE), 2)
+    label = torch.zeros(200, *SHAPE)
     sampling = SpaceStyleSampling(Beta(0.3), Beta(0.3), None)
-    batch = sampling(drawing(200), atlas=0 * ones, label=label, path=path, psi=ones, scan=ones)
+    batch = sampling(drawing(200), atlas=0 * ones, label=label, num_classes=2, path=path, psi=ones, scan=ones)
     betas = batch.image[:, 0, 2, 3, 3]  # image = beta
     assert len(betas.unique()) > 150
     assert 0.1 < float(betas.var()) < 0.2  # 0.156
@@ -292,7 +293,7 @@ def test_augmentation_reads_the_path_where_it_points_to():
     batch, given = sampled(Always(0.5), Always(0.0), mixing=Always(0.5), around=around)
     way = compose(0.5 * path, around)  # first the augmentation pulls, then half of the path
     torch.testing.assert_close(batch.image, warp(given["atlas"], way, padding="zeros"))
-    torch.testing.assert_close(batch.target, warp_probabilities(given["label"], way))
+    torch.testing.assert_close(batch.target, warp_one_hot(given["label"], way, 3))
     whole = compose(path, around)
     torch.testing.assert_close(batch.first, warp(given["atlas"] + given["psi"], whole, padding="zeros"))
 

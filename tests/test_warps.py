@@ -15,6 +15,7 @@ from stages.parts.warps import (
     voxel_grid,
     warp,
     warp_label,
+    warp_one_hot,
     warp_probabilities,
 )
 
@@ -193,6 +194,14 @@ def test_what_comes_from_outside_is_background():
     assert warp_probabilities(one_hot(label, 3), away)[0, :, 0, 0, 0].tolist() == [1, 0, 0]
     last = warp_probabilities(one_hot(label, 3), half)[0, :, 3, 3, -1]  # half inside, half outside
     assert last.tolist() == pytest.approx([0.5, 0.5, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("reach", [0.0, 1.5, 30.0])
+def test_warped_one_hot_labels_are_warped_probabilities(reach):
+    label = torch.randint(4, (2, *SHAPE), generator=generator(1)).short()
+    displacement = reach * (2 * textured(2, 3, *SHAPE, seed=2) - 1)
+    expected = warp_probabilities(one_hot(label, 4), displacement)
+    torch.testing.assert_close(warp_one_hot(label, displacement, 4), expected, atol=2e-5, rtol=0)
 
 
 def test_warped_label_keeps_its_type_and_is_background_outside():

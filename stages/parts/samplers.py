@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from stages.parts.augmentation import IntensityAugmentation, SpatialAugmentation
-from stages.parts.warps import one_hot, warp, warp_label, warp_probabilities
+from stages.parts.warps import one_hot, warp, warp_label, warp_one_hot
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,15 @@ class Labelled:
 def labelled_scans(data: Scans, draw: Draw) -> Labelled:
     """Labelled scans under augmentation."""
     places = pick(sorted(data.labels), draw.batch_size, draw.generator)
-    image, target = data.image(places), one_hot(data.label(places), data.num_classes)
+    return _augmented([data.names[place] for place in places], data.image(places), data.label(places), data, draw)
+
+
+def _augmented(scans: list[str], image: Tensor, label: Tensor, data: Scans, draw: Draw) -> Labelled:
     displacement = draw.displacement(data)
-    if displacement is not None:
-        image = warp(image, displacement, padding="zeros")
-        target = warp_probabilities(target, displacement)
-    return Labelled([data.names[place] for place in places], draw.recolour(image), target)
+    if displacement is None:
+        return Labelled(scans, draw.recolour(image), one_hot(label, data.num_classes))
+    image = warp(image, displacement, padding="zeros")
+    return Labelled(scans, draw.recolour(image), warp_one_hot(label, displacement, data.num_classes))
 
 
 def generated_samples(data: Scans, draw: Draw) -> Labelled:
@@ -112,12 +115,8 @@ def generated_samples(data: Scans, draw: Draw) -> Labelled:
     couples = [data.samples[c] for c in pick(range(len(data.samples)), draw.batch_size, draw.generator)]
     device = data.images.device
     image = torch.stack([couple.image for couple in couples]).to(device).float()
-    target = one_hot(torch.stack([couple.label for couple in couples]).to(device), data.num_classes)
-    displacement = draw.displacement(data)
-    if displacement is not None:
-        image = warp(image, displacement, padding="zeros")
-        target = warp_probabilities(target, displacement)
-    return Labelled([couple.scan for couple in couples], draw.recolour(image), target)
+    label = torch.stack([couple.label for couple in couples]).to(device)
+    return _augmented([couple.scan for couple in couples], image, label, data, draw)
 
 
 @dataclass
@@ -273,7 +272,8 @@ class SpaceStyleSampling:
         batch = self(
             draw,
             atlas=data.image(atlases),
-            label=one_hot(data.label(atlases), data.num_classes),
+            label=data.label(atlases),
+            num_classes=data.num_classes,
             path=path,
             psi=psi,
             scan=data.image(scans),
@@ -289,6 +289,7 @@ class SpaceStyleSampling:
         *,
         atlas: Tensor,
         label: Tensor,
+        num_classes: int,
         path: Tensor,
         psi: Tensor | None,
         scan: Tensor,
@@ -300,7 +301,7 @@ class SpaceStyleSampling:
         Args:
             draw: batch size, augmentation of intensities, generator.
             atlas: (N, 1, D, H, W).
-            label: one-hot, (N, C, D, H, W).
+            label: class indices, (N, D, H, W).
             path: phi, atlas to scan, (N, 3, D, H, W), voxels.
             psi: style of another scan on the atlas's grid, (N, 1, D, H, W); None where `needs_style` is not.
             scan: the image that the path leads to, (N, 1, D, H, W).
@@ -316,7 +317,7 @@ class SpaceStyleSampling:
             path, padding = warp(path, around), "zeros"
         way = around + alpha * path
         image = warp(atlas if psi is None else atlas + beta * psi, way, padding=padding)
-        target = warp_probabilities(label, way)
+        target = warp_one_hot(label, way, num_classes)
         if self.mixing is None:
             return Labelled([], draw.recolour(image), target)
         if others is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stages.parts import losses
 from stages.parts.networks import RegistrationNetwork
 from stages.parts.samplers import Labelled, Mixed, SpaceStyleSampling, Triplet
-from stages.parts.warps import one_hot, warp, warp_probabilities
+from stages.parts.warps import one_hot, warp, warp_one_hot
 
 
 @dataclass
@@ -47,10 +47,11 @@ class SegmentAtlas:
     network: nn.Module
 
     def __call__(self, batch: Triplet) -> Segmented:
-        image, target = batch.atlas, one_hot(batch.label, batch.num_classes)
-        if batch.around is not None:
-            image = warp(image, batch.around, padding="zeros")
-            target = warp_probabilities(target, batch.around)
+        if batch.around is None:
+            image, target = batch.atlas, one_hot(batch.label, batch.num_classes)
+        else:
+            image = warp(batch.atlas, batch.around, padding="zeros")
+            target = warp_one_hot(batch.label, batch.around, batch.num_classes)
         return Segmented(target, self.network(batch.draw.recolour(image)))
 
 
@@ -76,7 +77,8 @@ class GenerateAndSegment:
             couples = self.sampling(
                 batch.draw,
                 atlas=batch.atlas,
-                label=one_hot(batch.label, batch.num_classes),
+                label=batch.label,
+                num_classes=batch.num_classes,
                 path=path,
                 psi=psi,
                 scan=batch.second,

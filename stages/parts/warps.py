@@ -93,6 +93,41 @@ def warp_probabilities(probabilities: Tensor, displacement: Tensor, classes: Ten
     return torch.cat([1 - structures.sum(1, keepdim=True), structures], 1)
 
 
+def warp_one_hot(label: Tensor, displacement: Tensor, num_classes: int) -> Tensor:
+    """`warp_probabilities(one_hot(label, num_classes), displacement)`, in under half the time with many classes.
+
+    Each of the eight voxels around a point adds its weight to its own class.
+
+    Args:
+        label: class indices (N, D, H, W).
+        displacement: (N, 3, D', H', W'), voxels.
+
+    Returns:
+        (N, num_classes, D', H', W'), sums to 1.
+    """
+    n, size, shape = len(label), label.shape[1:], displacement.shape[2:]
+    points = voxel_grid(tuple(shape), displacement) + displacement.float()
+    low = points.floor()
+    share = points - low
+    low = low.long()
+    corners: list[list[tuple[Tensor, Tensor]]] = []  # per axis: place and weight of the voxel below and above
+    for axis, stride in enumerate((size[1] * size[2], size[2], 1)):
+        corners.append([])
+        for step, weight in ((0, 1 - share[:, axis]), (1, share[:, axis])):
+            place = low[:, axis] + step
+            inside = (place >= 0) & (place < size[axis])
+            corners[axis].append((place.clamp(0, size[axis] - 1) * stride, weight * inside))
+    classes = label.reshape(n, -1).long()
+    out = torch.zeros(n, num_classes, shape.numel(), device=label.device)
+    for plane, a in corners[0]:
+        for row, b in corners[1]:
+            for column, c in corners[2]:
+                here = classes.gather(1, (plane + row + column).flatten(1))
+                out.scatter_add_(1, here[:, None], (a * b * c).flatten(1)[:, None])
+    out[:, 0] = 1 - out[:, 1:].sum(1)
+    return out.unflatten(2, tuple(shape))
+
+
 def warp_label(label: Tensor, displacement: Tensor) -> Tensor:
     """Integer label map (N, D, H, W) on the fixed grid by nearest neighbour, background outside; same type."""
     return warp(label[:, None], displacement, mode="nearest", padding="zeros")[:, 0].to(label.dtype)
