@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from stages.config import Config
 from stages.device import Device
 from stages.errors import LrlsError
+from stages.generate import couples
 from stages.methods import METHODS, best, brbs, find_method, settings_of, training_of
 from stages.methods.recipe import PathBankWriter, PropagatedLabels, Task, WeightedSum
 from stages.parts.augmentation import AUGMENTATIONS
@@ -489,6 +491,13 @@ BEST_SWITCHES = {
 def test_switch_of_best_changes_what_it_is_about(setting):
     value, look = BEST_SWITCHES[setting]
     assert look(recipe_of("best", **{setting: value})) != look(recipe_of("best"))
+
+
+def test_atlases_take_turns_so_that_every_scan_is_registered_before_one_is_again():
+    cohort = SimpleNamespace(parts={"atlases": ["a", "b"], "unlabeled": ["1", "2", "3"]})
+    every = PathBankWriter(space=Beta(0.3), style=None)
+    assert couples(cohort, every) == [("a", "1"), ("b", "2"), ("a", "3"), ("b", "1"), ("a", "2"), ("b", "3")]
+    assert couples(cohort, replace(every, most=4)) == couples(cohort, every)[:4]
 
 
 def test_best_without_space_generates_nothing_and_learns_from_atlases():

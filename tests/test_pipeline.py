@@ -203,6 +203,37 @@ def test_finished_couples_are_written_when_asked_for(shared):
         assert len(set(file["samples"]["seed"])) == 3
 
 
+def test_paths_without_style_are_one_way_and_finished_couples_come_from_them(shared):
+    shared.made("run", "--method", "best", "--until", "generate", "--set", "generate.samples=3")
+
+    newest = shared.versions("best/generated")[-1]
+    with h5py.File(shared.workspace / "best" / "generated" / newest / "generated.h5") as file:
+        paths, samples = file["paths"], file["samples"]
+        assert "style" not in paths
+        assert np.isnan(paths["inverse_error_voxels"][()]).all()
+        assert (paths["folding_fraction"][()] < 0.001).all()
+        assert (samples["beta"][()] == 0).all()
+        assert list(samples["style"].asstr()[()]) == list(samples["atlas"].asstr()[()])
+
+
+def test_instance_optimisation_registers_better_than_the_alignment(shared):
+    mean = {}
+    for method in ("affine", "best"):
+        shared.made("run", "--method", method)
+        table = pd.read_csv(shared.workspace / method / "scores" / "v0001" / "scores.csv")
+        mean[method] = table[table["output"] == "registration"]["dsc"].mean()
+    assert mean["best"] > mean["affine"] + 0.05
+
+
+def test_a_stage_that_best_does_not_have_names_the_next_one(shared):
+    shared.made("preprocess")
+    done = shared.lrls("train-reg", "--method", "best")
+    assert (done.code, done.err.strip()) == (
+        1,
+        "lrls: best learns no registration; go on with `lrls generate`.",
+    )
+
+
 def test_run_stops_after_the_stage_that_is_named(project, no_pictures):
     project.made("run", "--method", "brbs", "--until", "train-reg")
     assert set(project.digests()) == {"cohort/v0001", "brbs/registration/v0001"}
