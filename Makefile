@@ -44,6 +44,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python docs/benchmarks/brbs_step.py
+	$(BIN)/python docs/benchmarks/best_step.py
 
 check preprocess: $(READY)
 	$(LRLS) $@ $(CONFIG) $(SET)

@@ -34,6 +34,18 @@ def test_plain_and_our_step_compute_the_same_loss_terms(seed: int, steps: int, m
     assert brbs_step.largest_difference((24, 32, 24), 3, seed=seed, steps=steps) < 1e-3
 
 
+def test_the_step_of_best_that_is_timed_learns_and_its_profile_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    import best_step
+
+    monkeypatch.setattr(best_step, "SHAPE", (24, 32, 24))
+    step = best_step.make_best("light")
+    first, *_, last = (float(step()["overlap"]) for _ in range(12))
+    assert last < first
+    assert best_step.flops(step) > 1e9
+    assert sum(best_step.shares(step).values()) == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("groups", [2, 8])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_gradient_of_normalise_and_rectify_is_right(groups: int, layout: torch.memory_format) -> None:
