@@ -104,10 +104,10 @@ def test_every_training_number_is_set_by_the_recipe(name):
             assert None not in training_of(METHODS[name], config(), stage).model_dump().values()
 
 
-def register(method, moving, fixed, spacing_mm=(1.0, 1.0, 1.0)):
+def register(method, moving, fixed, spacing_mm=(1.0, 1.0, 1.0), **settings):
     device = Device(torch.device("cpu"), torch.float32)
     found = displacements(
-        recipe_of(method), [(moving, fixed)], ["b"], spacing_mm=spacing_mm, device=device, config=config()
+        recipe_of(method, **settings), [(moving, fixed)], ["b"], spacing_mm=spacing_mm, device=device, config=config()
     )
     return dict(found)[0]
 
@@ -119,14 +119,24 @@ def test_affine_registers_by_staying_where_it_is():
     assert not field.any()
 
 
-def test_syn_finds_a_shift_and_its_displacement_pulls():
+def shifted():
+    """A blob with a core, and the same moved by (2, -1, 1) voxels."""
     moving = np.zeros((20, 22, 24), np.float32)
     moving[6:13, 7:14, 8:15] = 1
     moving[8:11, 9:12, 9:12] = 0.4
     moving = gaussian_filter(moving, 1.0)
-    fixed = np.roll(moving, (2, -1, 1), (0, 1, 2))  # fixed(x) = moving(x - (2, -1, 1))
+    return moving, np.roll(moving, (2, -1, 1), (0, 1, 2))
+
+
+def test_syn_finds_a_shift_and_its_displacement_pulls():
+    moving, fixed = shifted()  # fixed(x) = moving(x - (2, -1, 1))
     field = register("syn", moving, fixed, spacing_mm=(2, 1, 1.5))
     assert field[:, fixed > 0.3].mean(1) == pytest.approx([-2, 1, -1], abs=0.4)
+
+
+def test_syn_goes_by_the_metric_that_is_set():
+    fields = [register("syn", *shifted(), metric=metric) for metric in ("mattes", "cc")]
+    assert np.abs(fields[0] - fields[1]).max() > 0.05
 
 
 def test_scan_that_ants_gives_up_is_named():

@@ -6,6 +6,7 @@ Avants et al., "Symmetric diffeomorphic image registration with cross-correlatio
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
@@ -24,6 +25,9 @@ class SynSettings(MethodSettings):
     reg_iterations: tuple[int, int, int] = Field(
         (100, 70, 30), description="Iterations, coarse to fine; ANTsPy's default (40, 20, 0) skips full resolution."
     )
+    metric: Literal["mattes", "cc"] = Field(
+        "mattes", description="mattes: ANTsPy's default; cc: local cross-correlation, many times slower."
+    )
 
 
 def build_affine(task: Task, settings: AffineSettings) -> Recipe:
@@ -31,7 +35,10 @@ def build_affine(task: Task, settings: AffineSettings) -> Recipe:
 
 
 def build_syn(task: Task, settings: SynSettings) -> Recipe:
-    return Recipe(classical=partial(syn_displacement, iterations=settings.reg_iterations), generate=PropagatedLabels())
+    return Recipe(
+        classical=partial(syn_displacement, iterations=settings.reg_iterations, metric=settings.metric),
+        generate=PropagatedLabels(),
+    )
 
 
 AFFINE = Method(

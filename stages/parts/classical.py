@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -67,6 +68,7 @@ def syn_displacement(
     seed: int,
     *,
     iterations: tuple[int, int, int] = (100, 70, 30),
+    metric: Literal["mattes", "cc"] = "mattes",
 ) -> np.ndarray:
     """ANTs SyN between two images on one grid.
 
@@ -75,6 +77,7 @@ def syn_displacement(
         spacing_mm: voxel size (D, H, W).
         seed: of ANTs's sampling.
         iterations: coarse to fine.
+        metric: mutual information of 32 bins (ANTsPy's default), or local cross-correlation of radius 4.
 
     Returns:
         Displacement (3, D, H, W) in voxels, components (D, H, W): warped(x) = moving(x + u(x)).
@@ -94,6 +97,8 @@ def syn_displacement(
             type_of_transform="SyNOnly",
             initial_transform="identity",
             reg_iterations=iterations,
+            syn_metric={"mattes": "mattes", "cc": "CC"}[metric],
+            syn_sampling={"mattes": 32, "cc": 4}[metric],
             outprefix=str(Path(folder) / "syn_"),
         )
         warps = [path for path in result["fwdtransforms"] if path.endswith(".nii.gz")]
