@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a virtual environment in .venv with the pinned packages.
-#   make demo                      the whole of brbs on the example, next to affine and unet
+#   make demo                      best and the whole of brbs on the example, next to affine and unet
 #   make test                      the test suite
 #   make preprocess CONFIG=my.yaml METHOD=brbs    one target per stage; SET="--set key=value" overrides settings
 #   make TORCH_INDEX=https://download.pytorch.org/whl/cu130 demo    another build of torch
@@ -30,7 +30,8 @@ demo: $(READY)
 	$(LRLS) run data.example/lrls.yaml --method affine
 	$(LRLS) run data.example/lrls.yaml --method unet
 	$(LRLS) run data.example/lrls.yaml --method brbs
-	$(LRLS) compare data.example/lrls.yaml --method unet --method affine --method brbs
+	$(LRLS) run data.example/lrls.yaml --method best
+	$(LRLS) compare data.example/lrls.yaml --method unet --method affine --method brbs --method best
 
 test: $(READY)
 	$(BIN)/ruff check .
