@@ -286,15 +286,16 @@ def _pictures(folder: Path, cohort: Cohort, recipe: Recipe, config: Config) -> N
 
     with h5py.File(folder / "generated.h5") as file:
         if isinstance(recipe.generate, PathBankWriter):
-            couples = list(draw_samples(file, recipe, cohort, config, 16))
+            drawn = list(draw_samples(file, recipe, cohort, config, 16))
+            if recipe.generate.style is None:
+                for couple in drawn:
+                    couple["style"] = None
         else:
             stored = file["samples"]
-            couples = [
+            drawn = [
                 {"image": stored["image"][i], "label": stored["label"][i], "space": stored["space"].asstr()[i]}
                 for i in range(min(16, len(stored["image"])))
             ]
-    for couple in couples:
+    for couple in drawn:
         couple["image"] = couple["image"][0].astype(np.float32)
-    couples_page(
-        couples, folder / "qc" / "couples.png", structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm
-    )
+    couples_page(drawn, folder / "qc" / "couples.png", structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm)
