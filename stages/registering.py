@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -36,14 +35,17 @@ def displacements(
         cases: the scan that each pair is about, for messages.
 
     Raises:
-        LrlsError: a pair cannot be registered.
+        LrlsError: ANTs gives a pair up, or a process was killed.
     """
-    classical = recipe.classical
-    if recipe.instance is not None and device.torch.type == "cpu":
-        classical = partial(on_arrays, recipe.instance)  # two processes of one thread beat one of two
-    if classical is not None:
-        arguments = [(classical, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
-        yield from in_processes(displacement_of, arguments, workers=config.preprocess.workers)
+    workers = config.preprocess.workers
+    if recipe.classical is not None:
+        arguments = [(recipe.classical, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
+        yield from in_processes(displacement_of, arguments, workers=workers)
+        return
+    if recipe.instance is not None and device.torch.type == "cpu":  # a process per core needs no threads
+        yield from in_processes(
+            on_arrays, [(recipe.instance, i, *pair) for i, pair in enumerate(pairs)], workers=workers
+        )
         return
     if recipe.registration is not None:
         recipe.registration.to(device.torch).eval()

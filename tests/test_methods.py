@@ -145,6 +145,12 @@ def test_scan_that_ants_gives_up_is_named():
         register("syn", image, np.zeros_like(image))
 
 
+def test_fault_of_instance_optimisation_is_not_laid_at_ants_door():
+    small, large = (np.ones((n, 12, 12), np.float32) for n in (10, 14))
+    with pytest.raises(RuntimeError, match="size"):
+        register("best", small, large)
+
+
 # Settings
 
 

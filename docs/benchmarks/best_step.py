@@ -11,8 +11,6 @@ Writes `results/best_step.json` and `results/best_step.md` beside this file.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -37,6 +35,7 @@ from brbs_step import (  # noqa: E402
     make_step,
     peak_memory_mib,
     processor,
+    report,
     smooth_noise,
     timed,
 )
@@ -191,17 +190,5 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="timed steps of each variant")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
-    arguments = parser.parse_args()
-    result = measure(arguments.repeats)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "best_step.json").write_text(json.dumps(result, indent=2) + "\n")
-    (arguments.out / "best_step.md").write_text(table(result))
-    print(table(result))
-
-
 if __name__ == "__main__":
-    main()
+    report("best_step", __doc__, measure, table)

@@ -215,17 +215,20 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def report(
+    name: str, description: str | None, measure: Callable[[int], dict[str, Any]], table: Callable[[dict[str, Any]], str]
+) -> None:
+    """Measure as the command line says; write NAME.json and NAME.md, and print the table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each variant")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     arguments = parser.parse_args()
     result = measure(arguments.repeats)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "brbs_step.json").write_text(json.dumps(result, indent=2) + "\n")
-    (arguments.out / "brbs_step.md").write_text(table(result))
+    (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (arguments.out / f"{name}.md").write_text(table(result))
     print(table(result))
 
 
 if __name__ == "__main__":
-    main()
+    report("brbs_step", __doc__, measure, table)

@@ -20,8 +20,7 @@ class InstanceOptimisation:
 
         LNCC(moving o exp(v), fixed) + smoothness * diffusion(exp(v))
 
-    What iterative methods do, with the loss and the integration of a diffeomorphic registration network; on the CPU
-    about ten times as fast as SyN.
+    What iterative methods do, with the loss and the integration of a diffeomorphic registration network.
 
     Args:
         coarse_steps: on images of half the size, velocities at a quarter.
@@ -29,7 +28,7 @@ class InstanceOptimisation:
         learning_rate: of Adam, about the voxels that a velocity moves in one step.
         smoothness: weight of the displacement's diffusion loss.
 
-    Source: Balakrishnan et al., "VoxelMorph", TMI 2019 (section IV-E, instance-specific optimisation); Arsigny et al.,
+    Source: Balakrishnan et al., "VoxelMorph", TMI 2019 (instance-specific optimisation); Arsigny et al.,
     MICCAI 2006; Avants et al., MedIA 2008 (LNCC).
     """
 
@@ -68,14 +67,13 @@ class InstanceOptimisation:
 
 
 def on_arrays(
-    optimisation: InstanceOptimisation,
-    moving: np.ndarray,
-    fixed: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    seed: int,
-) -> np.ndarray:
-    """Arrays (D, H, W) -> displacement (3, D, H, W), on one CPU thread: for processes that share the cores."""
+    optimisation: InstanceOptimisation, place: int, moving: np.ndarray, fixed: np.ndarray
+) -> tuple[int, np.ndarray]:
+    """The place of an image pair (D, H, W) among others, and its displacement (3, D, H, W), on one CPU thread.
+
+    For processes that share the cores.
+    """
     torch.set_num_threads(1)
     keep_freed_memory()
-    pair = [torch.from_numpy(image)[None, None] for image in (moving, fixed)]
-    return optimisation(*pair)[0].numpy()
+    pair = [torch.from_numpy(image.astype(np.float32))[None, None] for image in (moving, fixed)]
+    return place, optimisation(*pair)[0].numpy()
