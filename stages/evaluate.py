@@ -29,6 +29,7 @@ from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
+from stages.flat_borders import FlatBorder, find_flat_borders, flatten
 from stages.methods import find_method
 from stages.methods.recipe import Recipe
 from stages.own_space import as_label_image, classes_in_own_space
@@ -75,7 +76,11 @@ def evaluate(
         raise LrlsError(f"data.{part} lists no case; list labelled scans there, or set eval.part.")
     there = {"segmentation": segmentation is not None, "registration": registers(recipe, cohort)}
     outputs = [name for name, is_there in there.items() if is_there]
-    if recipe.fuse and all(there.values()):
+    borders = _flat_borders(cohort, config) if recipe.flat_borders else []
+    for border in borders:
+        names = " and ".join(cohort.structures[c - 1] for c in border.classes)
+        print(f"{names} meet in one plane of voxels in the atlases, so they do in the answers.", flush=True)
+    if "segmentation" in outputs and (borders or (recipe.fuse and "registration" in outputs)):
         outputs.append("network")  # what S says alone
     if not outputs:
         raise LrlsError(f"{method.name} has nothing to score yet; run `lrls train-seg` first.")
@@ -109,7 +114,7 @@ def evaluate(
         done_cases = {case for case in cases if all((draft.resume / f"{case}{end}").exists() for end in files)}
         missing = [case for case in cases if case not in done_cases]
         with Progress(f"score {part}", len(cases), start=len(done_cases)) as progress:
-            for case, found in _predict(missing, outputs, recipe, cohort, held_out, config, device):
+            for case, found in _predict(missing, outputs, recipe, borders, cohort, held_out, config, device):
                 rows = []
                 for output in outputs:
                     classes = found["classes"][output]
@@ -127,10 +132,21 @@ def evaluate(
         if len(fields):
             fields.to_csv(draft.folder / "registration.csv", index=False, float_format="%.6f")
         summary = summarize_scores(table, fields, outputs, config, len(cases))
+        summary["flat_borders"] = [[cohort.structures[c - 1] for c in border.classes] for border in borders]
         summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
         atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
         _pictures(draft, table, outputs, cohort, held_out, config, scans)
     return Scores.open(draft.result)
+
+
+def _flat_borders(cohort: Cohort, config: Config) -> list[FlatBorder]:
+    """Borders that all labelled scans of the cohort draw as one plane of voxels."""
+    scans = (
+        intake.read_scan(config, case, label=True)
+        for part in ("atlases", "supervised")
+        for case in cohort.parts.get(part, [])
+    )
+    return find_flat_borders((_classes(config, scan), scan.image.GetDirection()) for scan in scans)
 
 
 def registers(recipe: Recipe, cohort: Cohort) -> bool:
@@ -147,6 +163,7 @@ def _predict(
     cases: list[str],
     outputs: list[str],
     recipe: Recipe,
+    borders: list[FlatBorder],
     cohort: Cohort,
     held_out: Cohort,
     config: Config,
@@ -185,9 +202,12 @@ def _predict(
                 measures.append({"case": case, "atlas": atlas} | measured)
         if "network" in outputs:
             classes["network"] = classes_in_own_space(probabilities, record, cohort.grid)
-            probabilities = (probabilities + votes.to(probabilities.device)) / 2
         if "segmentation" in outputs:
-            classes["segmentation"] = classes_in_own_space(probabilities, record, cohort.grid)
+            mean = (probabilities + votes.to(probabilities.device)) / 2 if "registration" in outputs else probabilities
+            answer = classes_in_own_space(mean if recipe.fuse else probabilities, record, cohort.grid)
+            for border in borders:
+                answer = flatten(answer, mean, border, record, cohort.grid)
+            classes["segmentation"] = answer
         yield case, {"classes": classes, "registration": measures, "field": here[0] if measures else None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,21 +44,24 @@ def classes_in_own_space(probabilities: Tensor, record: dict[str, Any], grid: Gr
     Returns:
         Class indices (D', H', W') in the scan's stored order.
     """
-    width, height, depth = (int(n) for n in record["size"])
-    matrix = torch.from_numpy(own_to_grid(record, grid)).float().to(probabilities.device)
-    structures = probabilities[None, 1:].float()
-    result = np.zeros((depth, height, width), np.min_scalar_type(len(probabilities) - 1))
-    slab = max(1, SLAB_VOXELS // (height * width))
-    for start in range(0, depth, slab):
-        shape = (min(slab, depth - start), height, width)
-        index = voxel_grid(shape, structures)
-        index[:, 0] += start
-        points = torch.einsum("ij,njdhw->nidhw", matrix[:3, :3], index) + matrix[:3, 3].view(1, 3, 1, 1, 1)
-        here = sample(structures, points, padding="zeros")[0]
+    slabs = []
+    for here in in_own_space(probabilities[1:], record, grid):
         best, place = here.max(0)
         place = torch.where(best > 1 - here.sum(0), place + 1, 0)
-        result[start : start + shape[0]] = place.cpu().numpy()
-    return result
+        slabs.append(place.cpu().numpy().astype(np.min_scalar_type(len(probabilities) - 1)))
+    return np.concatenate(slabs)
+
+
+def in_own_space(maps: Tensor, record: dict[str, Any], grid: Grid) -> Iterator[Tensor]:
+    """Maps (C, D, H, W) on the grid at the scan's own voxels, slab by slab (C, some of D', H', W'); 0 off the grid."""
+    width, height, depth = (int(n) for n in record["size"])
+    matrix = torch.from_numpy(own_to_grid(record, grid)).float().to(maps.device)
+    slab = max(1, SLAB_VOXELS // (height * width))
+    for start in range(0, depth, slab):
+        index = voxel_grid((min(slab, depth - start), height, width), maps)
+        index[:, 0] += start
+        points = torch.einsum("ij,njdhw->nidhw", matrix[:3, :3], index) + matrix[:3, 3].view(1, 3, 1, 1, 1)
+        yield sample(maps[None].float(), points, padding="zeros")[0]
 
 
 def as_label_image(values: np.ndarray, record: dict[str, Any]) -> sitk.Image:

@@ -313,7 +313,9 @@ def test_switch_changes_the_terms_that_it_is_about_and_no_other(default, setting
 
 
 def test_every_setting_of_brbs_is_in_the_table_above():
-    assert {row[0] for row in SWITCHES} | {"preset"} == set(brbs.Settings.model_fields)
+    answers = {"flat_borders"}  # see test_flat_borders.py
+    assert {row[0] for row in SWITCHES} | {"preset"} | answers == set(brbs.Settings.model_fields)
+    assert recipe_of("brbs", flat_borders=True).flat_borders and not recipe_of("brbs").flat_borders
 
 
 def test_totals_have_the_papers_weights(default):
@@ -500,6 +502,7 @@ BEST_SWITCHES = {
     "fine_steps": (7, lambda recipe: recipe.instance.fine_steps),
     "smoothness_weight": (3.0, lambda recipe: recipe.instance.smoothness),
     "fuse": (False, lambda recipe: recipe.fuse),
+    "flat_borders": (False, lambda recipe: recipe.flat_borders),
 }
 
 

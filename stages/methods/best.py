@@ -14,9 +14,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from stages.config import MethodSettings, TrainSettings
+from stages.config import TrainSettings
 from stages.methods.recipe import (
     SEGMENTATION_NAMES,
+    AnswerSettings,
     Method,
     PathBankWriter,
     Phase,
@@ -33,10 +34,10 @@ from stages.parts.samplers import Always, Beta, Degree, Sampler, SpaceStyleSampl
 from stages.parts.segmenting import Segment, overlap_and_cross_entropy
 
 
-class Settings(MethodSettings):
+class Settings(AnswerSettings):
     """Settings of `best`."""
 
-    ANSWERS: ClassVar[tuple[str, ...]] = ("fuse",)
+    ANSWERS: ClassVar[tuple[str, ...]] = ("fuse", "flat_borders")
 
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
     space: bool = Field(True, description="S learns from atlases in other scans' shapes (S3P); off: from atlases.")
@@ -45,6 +46,7 @@ class Settings(MethodSettings):
     fine_steps: int = Field(40, ge=0, description="Of instance optimisation, at full resolution.")
     smoothness_weight: float = Field(1.0, ge=0, description="Of the displacement, in instance optimisation.")
     fuse: bool = Field(True, description="The answer is the mean of S's and of the propagated label; off: S's.")
+    flat_borders: bool = True
 
 
 def build(task: Task, settings: Settings) -> Recipe:
@@ -58,6 +60,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         ),
         segmentation=S,
         fuse=settings.fuse,
+        flat_borders=settings.flat_borders,
         generate=PathBankWriter(space=degree, style=None, most=settings.most_paths) if settings.space else None,
         train_segmentation=[
             Phase(

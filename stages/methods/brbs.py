@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.config import MethodSettings, TrainSettings
+from stages.config import TrainSettings
 from stages.methods.recipe import (
     SEGMENTATION_NAMES,
+    AnswerSettings,
     Method,
     PathBankWriter,
     Phase,
@@ -54,7 +55,7 @@ from stages.parts.segmenting import (
 )
 
 
-class Settings(MethodSettings):
+class Settings(AnswerSettings):
     """Settings of `brbs`; the switches are the rows of the paper's Table III."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -160,6 +161,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         registration=R,
         helpers={"segmentation": S},
         segmentation=S,
+        flat_borders=settings.flat_borders,
         train_registration=[warm_up, kcc] if settings.warm_up else [kcc],
         generate=PathBankWriter(space=alpha, style=beta),
         train_segmentation=[]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor, nn
 
 from stages.config import MethodSettings, TrainSettings
@@ -113,6 +114,7 @@ class Recipe:
         instance: registers without learning, by gradient descent, on the training device.
         segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
         fuse: the answer is the mean of the network's probabilities and the propagated ones.
+        flat_borders: where the atlases draw a border as one plane of voxels, the network's answer has one, too.
         train_registration, train_segmentation: phases of the two stages.
         generate: what `lrls generate` writes.
     """
@@ -123,6 +125,7 @@ class Recipe:
     instance: InstanceOptimisation | None = None
     segmentation: nn.Module | None = None
     fuse: bool = False
+    flat_borders: bool = False
     train_registration: Sequence[Phase] = ()
     train_segmentation: Sequence[Phase] = ()
     generate: PathBankWriter | PropagatedLabels | None = None
@@ -169,6 +172,18 @@ class Method:
     train_seg: Callable[[Any], TrainSettings] | None = None
     cohort: Literal["train", "supervised"] = "train"
     registration_share: float = 0.5
+
+
+class AnswerSettings(MethodSettings):
+    """Settings of methods that answer by a segmentation network."""
+
+    ANSWERS: ClassVar[tuple[str, ...]] = ("flat_borders",)
+
+    flat_borders: bool = Field(
+        False,
+        description="Where the atlases draw a border as one plane of voxels, so does the answer; "
+        "where that lies, network and registration decide together.",
+    )
 
 
 RegistrationName = Literal["published", "light"]

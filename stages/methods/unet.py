@@ -9,9 +9,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.config import MethodSettings, TrainSettings
+from stages.config import TrainSettings
 from stages.methods.recipe import (
     SEGMENTATION_NAMES,
+    AnswerSettings,
     Method,
     Phase,
     Player,
@@ -27,7 +28,7 @@ from stages.parts.samplers import labelled_scans
 from stages.parts.segmenting import Segment, overlap, overlap_and_cross_entropy
 
 
-class Settings(MethodSettings):
+class Settings(AnswerSettings):
     """Settings of `unet` and `supervised`."""
 
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
@@ -39,6 +40,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     loss = overlap if settings.segmentation_loss == "dice" else overlap_and_cross_entropy
     return Recipe(
         segmentation=S,
+        flat_borders=settings.flat_borders,
         train_segmentation=[
             Phase(
                 "labelled",
