@@ -39,6 +39,7 @@ SETTINGS = {
     "methods": {
         "brbs": {"registration_network": "light", "segmentation_network": "light"},
         "voxelmorph": {"registration_network": "light"},
+        "data-aug": {"registration_network": "light", "segmentation_network": "light", "appearance_share": 0.5},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
