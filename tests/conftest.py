@@ -163,7 +163,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.registering.in_processes", serial)
 
 
-PICTURES = ("couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes")
+PICTURES = (
+    "couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes", "suggestion_page",
+)  # fmt: skip
 
 
 def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:
