@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench check preprocess train-reg generate train-seg eval run clean
+.PHONY: setup demo test lint bench check suggest-atlas preprocess train-reg generate train-seg eval run clean
 
 setup: $(READY)
 
@@ -47,7 +47,7 @@ bench: $(READY)
 	$(BIN)/python docs/benchmarks/brbs_step.py
 	$(BIN)/python docs/benchmarks/best_step.py
 
-check preprocess: $(READY)
+check suggest-atlas preprocess: $(READY)
 	$(LRLS) $@ $(CONFIG) $(SET)
 
 train-reg generate train-seg eval run: $(READY)

@@ -15,6 +15,7 @@ from lrls_cli.methods import methods
 from lrls_cli.phantom import phantom
 from lrls_cli.preprocess import preprocess
 from lrls_cli.run import run
+from lrls_cli.suggest_atlas import suggest_atlas
 from lrls_cli.train_reg import train_reg
 from lrls_cli.train_seg import train_seg
 from stages.errors import LrlsError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(init)
 app.command()(check)
+app.command("suggest-atlas")(suggest_atlas)
 app.command()(preprocess)
 app.command("train-reg")(train_reg)
 app.command()(generate)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from stages.artifacts.scores import Scores
+    from stages.artifacts.suggestion import Suggestion
 
 
 def print_scores(method: str, scores: Scores) -> None:
@@ -46,3 +47,34 @@ def print_scores(method: str, scores: Scores) -> None:
         )
     for case in summary["alignment_fell_back"]:
         print(f"warning: case {case}: its alignment was refused, centres of mass were used")
+
+
+def print_suggestion(suggestion: Suggestion, top: int) -> None:
+    """The first rows, the last one, and what they say."""
+    rows = suggestion.table.to_dict("records")
+    table = Table(title=f"{len(rows)} scans, the most typical first; 95 % intervals", title_justify="left")
+    headings = ("rank", "scan", "NCC to others", "interval", "NCC to average", "P(first)", "ranks", "behind first")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "scan" else "right", no_wrap=True)
+    for row in rows[:top] + rows[max(top, len(rows) - 1) :]:
+        if row["rank"] == len(rows) > top:
+            table.add_section()
+        table.add_row(
+            str(row["rank"]), row["case"], f"{row['score']:.4f}", f"{row['score_low']:.3f} to {row['score_high']:.3f}",
+            f"{row['to_average']:.4f}", f"{row['probability_first']:.2f}", f"{row['rank_low']} to {row['rank_high']}",
+            "" if row["rank"] == 1
+            else f"{row['behind_first']:.4f} ({row['behind_first_low']:.4f} to {row['behind_first_high']:.4f})",
+        )  # fmt: skip
+    Console(width=None if Console().is_terminal else 160).print(table)
+    verdict = suggestion.verdict
+    alike = verdict["equals"]
+    if not alike:
+        print(f"Label case {verdict['best']} first: it is more typical than every other scan.")
+    else:
+        shown = ", ".join(alike[:8]) + (f" and {len(alike) - 8} more" if len(alike) > 8 else "")
+        print(
+            f"Label case {verdict['best']} first, or, as good by these scans, the best image among: {shown}. "
+            "Look at the picture."
+        )
+    for case in verdict["refused"]:
+        print(f"warning: case {case}: its alignment was refused, centres of mass were used; look at the scan")

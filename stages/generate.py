@@ -143,9 +143,11 @@ def _remember(resume: Path, place: int, values: dict[str, Any]) -> None:
 def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config, device: Device, resume: Path) -> None:
     assert isinstance(recipe.generate, PathBankWriter)
     pairs = couples(cohort, recipe.generate)
-    with_style = recipe.generate.style is not None
+    with_style, style_map = recipe.generate.style is not None, recipe.generate.style_map
     missing = [i for i in range(len(pairs)) if not _stored(resume, i).exists()]
-    ways = 2 if with_style else 1  # there, and back for the style map
+    ways = 2 if with_style and style_map is None else 1  # there, and back for the style map
+    if style_map is not None:
+        style_map.to(device.torch).eval()
 
     images = {case: cohort.image(case) for case in cohort.cases}
     queue = [(images[a], images[b]) for i in missing for a, b in (pairs[i], pairs[i][::-1])[:ways]]
@@ -164,6 +166,11 @@ def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config
             values: dict[str, Any] = {"displacement": path[0].half()}
             if back:
                 values["style"] = (warp(fixed, back[0]) - moving)[0].half()
+            elif with_style:
+                assert style_map is not None
+                with torch.inference_mode(), device.autocast():
+                    style = style_map(moving.to(device.torch), fixed.to(device.torch))
+                values["style"] = style[0].cpu().half()
             quality = measure(moving, fixed, path, back[0] if back else None)
             _remember(resume, missing[turn], values | quality)
             progress.advance()
@@ -214,6 +221,7 @@ def draw_samples(
         space = int(rows[int(torch.randint(len(rows), (1,), generator=generator))])
         of_atlas = [int(row) for row in rows if atlases[row] == atlases[space]]
         style = of_atlas[int(torch.randint(len(of_atlas), (1,), generator=generator))]
+        style = space if recipe.generate.coupled else style
         alpha = recipe.generate.space(1, generator)
         way = alpha * torch.from_numpy(paths["displacement"][space]).float()[None]
         image = torch.from_numpy(cohort.image(atlases[space]).astype(np.float32))[None, None]

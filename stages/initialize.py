@@ -82,7 +82,7 @@ def describe_folder(folder: Path) -> Description:
     else:
         test = rest
     if not atlases:
-        notes.append("No scan has labels yet: label a typical one, and put its label map beside the others' images.")
+        notes.append("No scan has labels yet: label a typical one (`lrls suggest-atlas` says which).")
     elif not unlabeled:
         notes.append("Every scan is an atlas: add scans without labels to learn from.")
     if atlases and not test:

@@ -184,7 +184,7 @@ def cohort_faults(
     members = {part: config.part(part) for part in (*parts, *beside)}
     faults = []
     if not members.get("atlases", ["given"]):
-        remedy = "label a typical scan and list it"
+        remedy = "label a typical scan (`lrls suggest-atlas` says which) and list it"
         faults.append(Fault("", "data.atlases lists no case, at least 1 is needed", remedy))
     if not members.get("unlabeled", ["given"]):
         faults.append(Fault("", "data.unlabeled lists no case, at least 1 is needed", "list scans without labels"))
@@ -209,6 +209,17 @@ def cohort_faults(
             for name in missing_structures.values()
         ]
     return faults + _leaks(members, digests)
+
+
+def refuse(faults: Sequence[Fault]) -> None:
+    """Go on if there is no fault.
+
+    Raises:
+        LrlsError: the first one, with the number of further ones.
+    """
+    if faults:
+        more = f" ({len(faults) - 1} more: `lrls check` lists them)" if len(faults) > 1 else ""
+        raise LrlsError(f"{faults[0]}{more}")
 
 
 def disk_fault(folder: Path, needed_bytes: int) -> Fault | None:

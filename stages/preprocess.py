@@ -73,10 +73,7 @@ def preprocess(
         raise LrlsError(f"data.{part} lists no scan; list labelled scans there.")
     if part != "train" and base is None:
         base = preprocess(config, "train", needs_unlabeled=False)
-    faults = find_faults(config, part, needs_unlabeled=needs_unlabeled)
-    if faults:
-        more = f" ({len(faults) - 1} more: `lrls check` lists them)" if len(faults) > 1 else ""
-        raise LrlsError(f"{faults[0]}{more}")
+    intake.refuse(find_faults(config, part, needs_unlabeled=needs_unlabeled))
     scans: dict[str, str] = {}
     for role, cases in members.items():
         for case in cases:
@@ -260,9 +257,9 @@ def _n4(image: sitk.Image) -> sitk.Image:
     return image / sitk.Exp(n4.GetLogBiasFieldAsImage(image))
 
 
-def coarsened(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """A big image at a coarser spacing, smoothed first; a small one as it is."""
-    if image.GetNumberOfPixels() <= BIG:
+def coarsened(image: sitk.Image, spacing_mm: float, *, most: int = BIG) -> sitk.Image:
+    """An image of more voxels than `most` at a coarser spacing, smoothed first; a smaller one as it is."""
+    if image.GetNumberOfPixels() <= most:
         return image
     spacing = [max(s, spacing_mm) for s in image.GetSpacing()]
     size = [max(1, int(n * s / t)) for n, s, t in zip(image.GetSize(), image.GetSpacing(), spacing, strict=True)]

@@ -39,6 +39,7 @@ SETTINGS = {
     "methods": {
         "brbs": {"registration_network": "light", "segmentation_network": "light"},
         "voxelmorph": {"registration_network": "light"},
+        "data-aug": {"registration_network": "light", "segmentation_network": "light", "appearance_share": 0.5},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
@@ -162,7 +163,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.registering.in_processes", serial)
 
 
-PICTURES = ("couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes")
+PICTURES = (
+    "couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes", "suggestion_page",
+)  # fmt: skip
 
 
 def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:

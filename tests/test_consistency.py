@@ -97,6 +97,14 @@ def test_one_way_registers_the_moving_image_to_the_fixed_one():
     assert registered.directions == 1
 
 
+def test_swapped_roles_register_the_scan_to_the_atlas():
+    network = RegistrationNetwork(Shift())
+    pair = Pair([], textured(2, 1, *SHAPE), textured(2, 1, *SHAPE, seed=1) + 1)
+    registered = RegisterPair(network, swapped=True)(pair)
+    assert torch.equal(registered.moving, pair.fixed) and torch.equal(registered.fixed, pair.moving)
+    assert torch.equal(registered.displacement, network(pair.fixed, pair.moving))
+
+
 def test_both_ways_doubles_the_batch_with_the_roles_swapped():
     network = RegistrationNetwork(Shift())
     moving, fixed = textured(2, 1, *SHAPE), textured(2, 1, *SHAPE, seed=1) + 1

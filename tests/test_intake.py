@@ -473,7 +473,8 @@ def test_a_cohort_without_atlas_or_unlabelled_scan_is_a_fault(tmp_path):
     config = make_cohort(tmp_path, parts={"atlases": [], "unlabeled": [], "supervised": ["atlas"]})
 
     assert [str(fault) for fault in cohort_faults(config, ("atlases", "unlabeled"))] == [
-        "data.atlases lists no case, at least 1 is needed; label a typical scan and list it.",
+        "data.atlases lists no case, at least 1 is needed; "
+        "label a typical scan (`lrls suggest-atlas` says which) and list it.",
         "data.unlabeled lists no case, at least 1 is needed; list scans without labels.",
     ]
     assert cohort_faults(config, ("supervised", "test")) == []

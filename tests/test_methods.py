@@ -13,7 +13,7 @@ from stages.config import Config
 from stages.device import Device
 from stages.errors import LrlsError
 from stages.generate import couples
-from stages.methods import METHODS, best, brbs, find_method, settings_of, training_of
+from stages.methods import METHODS, best, brbs, data_aug, find_method, settings_of, training_of
 from stages.methods.recipe import PathBankWriter, PropagatedLabels, Task, WeightedSum
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.instance import InstanceOptimisation
@@ -474,6 +474,114 @@ def test_unet_trains_with_dice_and_cross_entropy_or_with_dice():
         (player,) = phase.players
         values.append(float(player.loss(player.forward(phase.batches(scans(), batch_of)))[0].detach()))
     assert values[0] > values[1] + 0.3  # cross-entropy comes on top
+
+
+# DataAug
+
+
+def steps_of(**settings):
+    """Every term of a step of both phases of `train-reg`, and the totals."""
+    values = {}
+    for phase in recipe_of("data-aug", **settings).train_registration:
+        for player in phase.players:
+            with torch.no_grad():
+                for parameter in player.trains.parameters():  # heads that start from nothing say something
+                    parameter += 0.02 * torch.randn(parameter.shape, generator=generator(3))
+                batch = phase.batches(scans(), Draw(1, None, None, generator(4)))
+                total, found = player.loss(player.forward(batch))
+            values |= {f"{player.name}/{name}": float(term) for name, term in {**found, "total": total}.items()}
+    return values
+
+
+def what_is_drawn(**settings):
+    """Images and targets that S learns from."""
+    (phase,) = recipe_of("data-aug", **settings).train_segmentation
+    batch = phase.batches(scans(), Draw(4, None, None, generator(5)))
+    return torch.cat([batch.image, batch.target], 1)
+
+
+FORWARD, BACKWARD, APPEARANCE = (
+    {f"{player}/{name}" for name in (*terms, "total")}
+    for player, terms in (
+        ("forward", ("similarity", "smoothness")),
+        ("backward", ("similarity", "smoothness")),
+        ("appearance", ("reconstruction", "smoothness")),
+    )
+)
+DATA_AUG_SWITCHES = [
+    # setting, its value, terms that go, terms that change, whether S sees something else
+    ("registration_network", "light", set(), FORWARD | BACKWARD | APPEARANCE, False),
+    ("segmentation_network", "light", set(), set(), False),  # see below
+    ("diffeomorphic", True, set(), FORWARD | BACKWARD | APPEARANCE, False),
+    ("space", False, set(), set(), True),
+    ("appearance", False, BACKWARD | APPEARANCE, set(), True),
+    ("independent", False, set(), set(), True),
+    ("smoothness_weight", 2.0, set(), {"forward/total", "backward/total"}, False),
+    ("reconstruction_weight", 5.0, set(), {"appearance/total"}, False),
+    ("appearance_smoothness_weight", 5.0, set(), {"appearance/total"}, False),
+    ("appearance_share", 0.5, set(), set(), False),  # see below
+]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "gone", "changed", "drawn"), DATA_AUG_SWITCHES, ids=[row[0] for row in DATA_AUG_SWITCHES]
+)
+def test_switch_of_data_aug_changes_what_it_is_about(setting, value, gone, changed, drawn):
+    default, found = steps_of(), steps_of(**{setting: value})
+    assert default.keys() - found.keys() == gone and found.keys() <= default.keys()
+    assert {name for name in found if found[name] != pytest.approx(default[name], rel=1e-6)} == changed
+    assert (not torch.equal(what_is_drawn(), what_is_drawn(**{setting: value}))) == drawn
+
+
+def test_every_setting_of_data_aug_is_in_the_table_above():
+    assert {row[0] for row in DATA_AUG_SWITCHES} == set(data_aug.Settings.model_fields)
+
+
+def test_data_aug_trains_space_both_ways_and_then_appearance_with_the_papers_weights():
+    recipe = recipe_of("data-aug")
+    space, appearance = recipe.train_registration
+    assert [player.name for player in space.players] == ["forward", "backward"]
+    assert (space.share, appearance.share) == (0.98, 0.02)
+    assert recipe_of("data-aug", appearance_share=0.5).train_registration[0].share == 0.5
+    assert recipe.registration_networks.keys() == {"registration", "backward", "appearance"}
+    assert all(type(each.trains.body) is VoxelMorphUNet for each in space.players)
+    assert not recipe.registration.diffeomorphic
+    values = steps_of()
+    expected = 50 * values["appearance/reconstruction"] + values["appearance/smoothness"]
+    assert values["appearance/total"] == pytest.approx(expected)
+    steps = training_of(METHODS["data-aug"], config(), "train_reg").steps
+    assert round(steps * appearance.share) == 1020
+
+
+def test_appearance_network_of_data_aug_has_the_published_channels_on_a_large_grid_and_changes_nothing_at_first():
+    network = data_aug.appearance_network("voxelmorph", Task((192, 192, 192), 3, 1))
+    assert [c.out_channels for c in network.encoder] == [16, 32, 32, 32, 32, 32]
+    assert [c.out_channels for c in (*network.decoder, *network.final)] == [64, 64, 32, 32, 32, 16, 16]
+    for name in ("voxelmorph", "light"):
+        change = data_aug.appearance_network(name, TASK)(textured(1, 2, *SHAPE))
+        assert change.shape == (1, 1, *SHAPE) and change.abs().max() < 1e-2
+
+
+def test_data_aug_deforms_and_recolours_in_full_and_without_both_is_refused():
+    bank, image = Bank(), scans().image([0])
+    both = [warp(image + bank.style(k).float(), bank.displacement(j)[None].float()) for j in range(2) for k in range(2)]
+    drawn = what_is_drawn()[:, :1]
+    found = [[torch.allclose(each[None], one, atol=1e-5) for one in both].index(True) for each in drawn]
+    assert len(set(found)) > 1
+    coupled = what_is_drawn(independent=False)[:, :1]
+    assert all(any(torch.allclose(each[None], both[i], atol=1e-5) for i in (0, 3)) for each in coupled)
+    with pytest.raises(LrlsError, match="space and appearance are both off"):
+        recipe_of("data-aug", space=False, appearance=False)
+
+
+def test_rows_of_data_aug_are_the_same_for_finished_samples_and_for_training():
+    writer = recipe_of("data-aug").generate
+    assert (writer.space, writer.style, writer.coupled) == (Always(1.0), Always(1.0), False)
+    assert recipe_of("data-aug", space=False).generate.space == Always(0.0)
+    assert recipe_of("data-aug", independent=False).generate.coupled
+    plain = recipe_of("data-aug", appearance=False).generate
+    assert plain.style is None and plain.style_map is None
+    assert type(recipe_of("data-aug", segmentation_network="light").segmentation) is LightUNet
 
 
 # best

@@ -12,6 +12,7 @@ from torch import nn
 
 from stages.config import load_config
 from stages.intake import read_scan
+from stages.methods import data_aug
 from stages.methods.recipe import Task, registration_network
 from stages.parts.augmentation import gaussian_blur
 from stages.parts.metrics import folding_fraction, jacobian_determinant
@@ -44,6 +45,13 @@ class SmoothLightUNet(LightUNet):
 
     def __init__(self, inputs, outputs, shape):
         super().__init__(inputs, outputs, shape, smooth=True)
+
+
+class AppearanceUNet(VoxelMorphUNet):
+    """DataAug's, which is deeper."""
+
+    def __init__(self, inputs, outputs, shape):
+        super().__init__(inputs, outputs, shape, **data_aug.CHANNELS)
 
 
 NETWORKS = [UNet, LightUNet, SmoothLightUNet, VoxelMorphUNet]
@@ -301,6 +309,7 @@ USED = [
     (SmoothLightUNet, "hippocampus"),
     (VoxelMorphUNet, "hippocampus"),
     (SmoothLightUNet, "brain"),
+    (AppearanceUNet, "hippocampus"),
 ]
 
 

@@ -42,6 +42,16 @@ def prediction(**changes):
     return {**row, "prediction": label(1), "spacing_mm": (3.0, 1.0, 1.0), **changes}
 
 
+def suggested(count):
+    return [{"name": f"scan {number}", "image": volume(number)} for number in range(count)]
+
+
+def scores(count):
+    values = np.linspace(0.8, 0.6, count)
+    case = [f"scan_{number}" for number in range(count)]
+    return {"case": case, "score": values, "score_low": values - 0.01, "score_high": values + 0.02}
+
+
 NAMES = ("liver", "left kidney")
 DRAWINGS = {
     "loss curves": lambda path: pictures.loss_curves(log(), path),
@@ -56,6 +66,8 @@ DRAWINGS = {
     "couples": lambda path: pictures.couples_page([couple()] * 7, path, structures=NAMES, spacing_mm=(1, 1, 2)),
     "couple without origin": lambda path: pictures.couples_page([couple(alpha=None, style=None)], path),
     "no couples": lambda path: pictures.couples_page([], path),
+    "suggestion": lambda path: pictures.suggestion_page(suggested(4), path, scores=scores(4), spacing_mm=(3, 1, 1)),
+    "suggestion of many": lambda path: pictures.suggestion_page(suggested(2), path, scores=scores(80)),
     "predictions": lambda path: pictures.predictions_page([prediction(), prediction(dice=0.1)], path, structures=NAMES),
     "prediction of nothing": lambda path: pictures.predictions_page([prediction(prediction=0 * label())], path),
     "nothing to predict": lambda path: pictures.predictions_page(

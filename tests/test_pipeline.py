@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+import torch
 from conftest import Project, draw_no_pictures
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import verify
+from stages.artifacts.weights import Registration
 from stages.methods import METHODS
 from stages.phantoms import STRUCTURES
+from stages.train_reg import make_recipe
 
 KINDS = {
     "unet": ["segmentation", "scores"],
@@ -23,6 +26,7 @@ KINDS = {
     "affine": ["scores"],
     "syn": ["scores"],
     "voxelmorph": ["registration", "scores"],
+    "data-aug": ["registration", "generated", "segmentation", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
     "best": ["generated", "segmentation", "scores"],
 }
@@ -159,7 +163,7 @@ def test_ants_repeats_itself_whatever_the_number_of_processes(tmp_path, new_proj
 
 def test_two_atlases_are_both_learned_from_and_vote(tmp_path, new_project, in_this_process, no_pictures):
     project = new_project(tmp_path, data={"atlases": ["atlas_1", "atlas_2"], "supervised": []})
-    for method in ("brbs", "affine"):
+    for method in ("brbs", "affine", "data-aug"):
         project.made("run", "--method", method)
         fields = pd.read_csv(project.workspace / method / "scores" / "v0001" / "registration.csv")
         assert sorted(fields["atlas"]) == ["atlas_1", "atlas_1", "atlas_2", "atlas_2"]
@@ -214,6 +218,27 @@ def test_paths_without_style_are_one_way_and_finished_couples_come_from_them(sha
         assert (paths["folding_fraction"][()] < 0.001).all()
         assert (samples["beta"][()] == 0).all()
         assert list(samples["style"].asstr()[()]) == list(samples["atlas"].asstr()[()])
+
+
+def test_style_of_data_aug_is_what_its_networks_add_to_the_atlas(shared):
+    shared.made("run", "--method", "data-aug", "--until", "generate", "--set", "generate.samples=4")
+
+    newest = shared.versions("data-aug/generated")[-1]
+    registration = Registration.open(shared.workspace / "data-aug" / "registration" / "v0001")
+    cohort = Cohort.open(shared.workspace / "cohort" / "v0001")
+    recipe = make_recipe(METHODS["data-aug"], cohort, shared.config)
+    registration.load(recipe.registration_networks)
+    atlas, scan = (
+        torch.from_numpy(cohort.image(case).astype(np.float32))[None, None] for case in ("atlas_1", "free_2")
+    )
+    with torch.no_grad():
+        expected = recipe.generate.style_map.float()(atlas, scan)[0].numpy()
+    with h5py.File(shared.workspace / "data-aug" / "generated" / newest / "generated.h5") as file:
+        paths = file["paths"]
+        row = list(paths["scan"].asstr()[()]).index("free_2")
+        assert np.abs(paths["style"][row] - expected).max() < 0.02 * np.abs(expected).max() + 1e-3
+        assert np.isnan(paths["inverse_error_voxels"][()]).all()
+        assert (file["samples"]["alpha"][()] == 1).all() and (file["samples"]["beta"][()] == 1).all()
 
 
 def test_instance_optimisation_registers_better_than_the_alignment(shared):

@@ -1,6 +1,7 @@
 """What batches hold: who is drawn, that image and label move together, and S3P by its formulas."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from stages.parts.samplers import (
     Mixed,
     Scans,
     SpaceStyleSampling,
+    Triplet,
     atlas_and_scan,
     atlas_and_two_unlabeled,
     generated_samples,
@@ -159,13 +161,15 @@ def test_a_triplet_that_stays_brings_its_augmentation_along():
         torch.testing.assert_close(getattr(moved, name), expected)
 
 
-def test_the_triplets_label_moves_with_its_atlas():
+@pytest.mark.parametrize("sampler", [atlas_and_two_unlabeled, partial(atlas_and_scan, with_label=True)])
+def test_the_label_moves_with_its_atlas(sampler):
     label = (textured(*SHAPE) > 0.5).short()
     data = cohort(images=label.half().expand(6, 1, *SHAPE), labels={0: label, 1: label})
-    batch = atlas_and_two_unlabeled(data, drawing(space=TURNED))
-    clear = (batch.atlas[:, 0] - 0.5).abs() > 0.45  # the label is the nearest voxel's, the image is interpolated
+    batch = sampler(data, drawing(space=TURNED))
+    atlas = batch.atlas if isinstance(batch, Triplet) else batch.moving
+    clear = (atlas[:, 0] - 0.5).abs() > 0.45  # the label is the nearest voxel's, the image is interpolated
     assert clear.float().mean() > 0.1
-    assert torch.equal(batch.label[clear].bool(), batch.atlas[:, 0][clear] > 0.5)
+    assert torch.equal(batch.label[clear].bool(), atlas[:, 0][clear] > 0.5)
     assert batch.label.dtype == torch.int16
 
 
@@ -352,6 +356,13 @@ def test_bank_gives_style_only_from_couples_of_the_same_atlas():
         drawn.add((read["space"], read["style"]))
         assert Bank.couples[read["space"]][0] == Bank.couples[read["style"]][0]
     assert len(drawn) == 2 * 2 + 3 * 3  # space and style are drawn independently
+
+
+def test_coupled_bank_gives_space_and_style_of_one_scan():
+    for seed in range(20):
+        data, _ = from_bank(seed, batch_size=2, coupled=True)
+        spaces, styles = ([c for kind, c in data.bank.read if kind == wanted] for wanted in ("space", "style"))
+        assert spaces == styles
 
 
 def test_bank_couples_are_made_by_the_formula():

@@ -2,10 +2,12 @@
 
 paths/     one row per couple (atlas, scan): what BRBS's S3P samples from
     displacement           (n, 3, D, H, W) float16, voxels, atlas to scan: warped(x) = atlas(x + u(x))
-    style                  (n, 1, D, H, W) float16, scan warped to the atlas minus the atlas; where a method needs it
+    style                  (n, 1, D, H, W) float16, what the atlas gains to look like the scan, where a method needs it:
+                           the scan warped to the atlas minus the atlas, or a network's prediction
     atlas, scan            (n,) case ids
     similarity             (n,) float32, mean LNCC of warped atlas and scan
-    inverse_error_voxels   (n,) float32, mean length of u_fwd(x) + u_bwd(x + u_fwd(x)); nan without style
+    inverse_error_voxels   (n,) float32, mean length of u_fwd(x) + u_bwd(x + u_fwd(x)); nan where
+                           no scan is registered back
     folding_fraction       (n,) float32, share of voxels with |J| <= 0
     accepted               (n,) bool, passed the screening of the settings `generate`
 samples/   one row per finished couple

@@ -48,6 +48,7 @@ FORMAT_VERSIONS = {
     "scores": 1,
     "comparison": 1,
     "plan": 1,
+    "suggestion": 1,
 }
 MADE_WITH = {
     "cohort": "lrls preprocess",
@@ -57,6 +58,7 @@ MADE_WITH = {
     "scores": "lrls eval",
     "comparison": "lrls compare",
     "plan": "lrls run --budget",
+    "suggestion": "lrls suggest-atlas",
 }
 MANIFEST = "artifact.json"
 VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder

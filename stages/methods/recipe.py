@@ -87,11 +87,16 @@ class PathBankWriter:
         space, style: draw the degrees of finished samples and of the picture; without `style` no style maps are made,
             and no scan is registered back to its atlas for them.
         most: couples at most; atlases take turns, so that every scan comes before one comes twice. None: all.
+        style_map: (atlas, scan) -> what the atlas gains to look like the scan, (N, 1, D, H, W) all three; None: the
+            scan, registered back to the atlas, minus the atlas.
+        coupled: space and style of a finished sample are one scan's.
     """
 
     space: Degree
     style: Degree | None
     most: int | None = None
+    style_map: nn.Module | None = None
+    coupled: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,14 @@ def register(network: RegistrationNetwork, moving: Tensor, fixed: Tensor, *, bot
 
 @dataclass
 class RegisterPair:
-    """Forward pass of a plain registration player: atlas to scan."""
+    """Forward pass of a plain registration player: atlas to scan, or scan to atlas where roles are swapped."""
 
     network: RegistrationNetwork
+    swapped: bool = False
 
     def __call__(self, batch: Pair) -> Registered:
-        return register(self.network, batch.moving, batch.fixed, both_ways=False)
+        pair = (batch.fixed, batch.moving) if self.swapped else (batch.moving, batch.fixed)
+        return register(self.network, *pair, both_ways=False)
 
 
 @dataclass

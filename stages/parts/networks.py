@@ -200,6 +200,12 @@ class VoxelMorphUNet(nn.Module):
 
     Upsampling is nearest neighbour; the flow convolution starts from N(0, 1e-5). 327 k parameters for an image pair.
 
+    Args:
+        inputs: image channels.
+        outputs: channels of the result.
+        shape: grid (D, H, W) that the depth is derived from; the coarsest levels fall away on small grids.
+        encoder, decoder, final: channels; an encoder's convolution is pooled, a decoder's upsampled.
+
     Source: Balakrishnan et al., TMI 2019; the published `voxelmorph` configuration.
     """
 
@@ -207,10 +213,18 @@ class VoxelMorphUNet(nn.Module):
     DECODER = (32, 32, 32, 32)
     FINAL = (32, 16, 16)
 
-    def __init__(self, inputs: int, outputs: int, shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        shape: Sequence[int],
+        encoder: Sequence[int] = ENCODER,
+        decoder: Sequence[int] = DECODER,
+        final: Sequence[int] = FINAL,
+    ) -> None:
         super().__init__()
-        depth = derived_depth(shape, most=len(self.ENCODER))
-        encoder, decoder = self.ENCODER[:depth], self.DECODER[:depth]
+        depth = derived_depth(shape, most=len(encoder))
+        encoder, decoder = tuple(encoder)[:depth], tuple(decoder)[:depth]
         self.encoder = nn.ModuleList(
             nn.Conv3d(a, b, 3, padding=1) for a, b in zip((inputs, *encoder[:-1]), encoder, strict=True)
         )
@@ -219,7 +233,7 @@ class VoxelMorphUNet(nn.Module):
         for b, skip in zip(decoder, reversed(encoder), strict=True):
             self.decoder.append(nn.Conv3d(width, b, 3, padding=1))
             width = b + skip
-        for b in self.FINAL:
+        for b in final:
             self.final.append(nn.Conv3d(width, b, 3, padding=1))
             width = b
         self.head = nn.Conv3d(width, outputs, 3, padding=1)

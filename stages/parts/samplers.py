@@ -126,18 +126,20 @@ class Pair:
     scans: list[str]
     moving: Tensor  # (N, 1, D, H, W)
     fixed: Tensor
+    label: Tensor | None = None  # of the moving image, (N, D, H, W), class indices; where it is asked for
 
 
-def atlas_and_scan(data: Scans, draw: Draw) -> Pair:
+def atlas_and_scan(data: Scans, draw: Draw, *, with_label: bool = False) -> Pair:
     """An atlas, which moves, and an unlabelled scan, under the same random displacement."""
     atlases = pick(data.atlases, draw.batch_size, draw.generator)
     scans = pick(data.unlabeled, draw.batch_size, draw.generator)
-    images = data.image([*atlases, *scans])
+    images, label = data.image([*atlases, *scans]), data.label(atlases) if with_label else None
     displacement = draw.displacement(data)
     if displacement is not None:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+        label = None if label is None else warp_label(label, displacement)
     moving, fixed = images.chunk(2)
-    return Pair([data.names[place] for place in (*atlases, *scans)], moving, fixed)
+    return Pair([data.names[place] for place in (*atlases, *scans)], moving, fixed, label)
 
 
 @dataclass
@@ -189,7 +191,7 @@ class PathBank(Protocol):
     def couples(self) -> Sequence[tuple[int, int]]: ...  # places of (atlas, scan) in the cohort
 
     def displacement(self, couple: int) -> Tensor: ...  # (3, D, H, W) voxels: atlas to scan
-    def style(self, couple: int) -> Tensor: ...  # (1, D, H, W): scan, warped to the atlas, minus atlas
+    def style(self, couple: int) -> Tensor: ...  # (1, D, H, W): what the atlas gains to look like the scan
 
 
 class Sample(Protocol):
@@ -240,12 +242,14 @@ class SpaceStyleSampling:
         style: draws beta, the degree of the style.
         mixing: draws gamma; None: no mixing, and no pair is made.
         any_pair: mix any two training images (the paper's text) instead of X_A = T(A + psi, phi) with X_B = U.
+        coupled: phi and psi of a sample are one scan's; otherwise the style scan is drawn independently.
     """
 
     space: Degree
     style: Degree
     mixing: Degree | None
     any_pair: bool = False
+    coupled: bool = False
 
     @property
     def needs_style(self) -> bool:
@@ -258,8 +262,8 @@ class SpaceStyleSampling:
         assert bank is not None
         spaces = pick(range(len(bank.couples)), n, draw.generator)
         atlases = [bank.couples[c][0] for c in spaces]
-        styles = []
-        for atlas in atlases:  # the style scan is drawn independently among the couples of the same atlas
+        styles = list(spaces) if self.coupled else []
+        for atlas in atlases[len(styles) :]:  # drawn independently among the couples of the same atlas
             styles += pick([c for c, (a, _) in enumerate(bank.couples) if a == atlas], 1, draw.generator)
         scans = [bank.couples[c][1] for c in spaces]
         device = data.images.device

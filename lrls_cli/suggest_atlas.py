@@ -1,0 +1,29 @@
+"""`lrls suggest-atlas`: which scan to label first."""
+
+from typing import Annotated
+
+import typer
+
+from lrls_cli.options import ConfigFile, Force, Settings
+
+
+def suggest_atlas(
+    config: ConfigFile,
+    top: Annotated[int, typer.Option(min=1, help="Rows to print; the CSV file has all.")] = 10,
+    settings: Settings = [],  # noqa: B006
+    force: Force = False,
+) -> None:
+    """Rank the unlabelled scans by how typical they are: which one to label first, and how sure that is.
+
+    Needs no atlas. Writes a table and a picture.
+
+    Example: lrls suggest-atlas lrls.yaml
+    """
+    # Imported here so that `lrls --help` does not wait for SimpleITK.
+    from lrls_cli.tables import print_suggestion
+    from stages.config import load_config
+    from stages.suggest_atlas import suggest_atlas as stage
+
+    suggestion = stage(load_config(config, settings), force=force)
+    print_suggestion(suggestion, top)
+    typer.echo(suggestion.folder)

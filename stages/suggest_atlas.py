@@ -1,0 +1,309 @@
+"""Which scan to label first: the one that is most like all others once they are aligned.
+
+LT-Net takes the scan that is most similar to the anatomical average, OS-MedSeg the one with the highest mean
+normalised cross-correlation (NCC) to the others. Here the latter ranks and the former stands beside it.
+
+There is no atlas to align to yet. The scan that is nearest to the median of all after alignment of their centres of
+mass is a provisional reference; the median of all scans after alignment to it is the final one, so that every scan,
+the provisional reference too, is one alignment away from it. All of this happens on a coarse grid.
+
+The bootstrap knows the chance in which scans there are to compare with, not that in the alignments: on 100 crops of the
+hippocampus, another seed of ANTs permuted the first three, and named the same four as not to be told apart.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+
+from stages import intake
+from stages.alignment import affine_transform, align, centre_of_mass
+from stages.artifacts.cohort import Grid
+from stages.artifacts.store import FORMAT_VERSIONS, Identity, atomic_write_text, find_finished, new_artifact
+from stages.artifacts.suggestion import Suggestion
+from stages.config import Config
+from stages.errors import LrlsError
+from stages.preprocess import coarsened, in_processes, normalise
+from stages.progress import Progress
+
+LEAST_SCANS = 3
+MOST_VOXELS = 2**18  # of a scan and of the common grid: 64^3
+LEAST_OVERLAP = 0.3  # share of the grid that two scans must both cover to be compared
+DRAWS = 5000  # of the bootstrap
+COLUMNS = (
+    "rank",
+    "case",
+    "score",  # mean NCC to the other scans, in [-1, 1]
+    "score_low",  # 95 % bootstrap interval over the other scans, as all intervals here
+    "score_high",
+    "to_average",  # NCC to the mean of the other scans
+    "probability_first",  # share of bootstrap draws in which it ranks first
+    "rank_low",
+    "rank_high",
+    "behind_first",  # how much lower its score is than the first scan's, paired
+    "behind_first_low",
+    "behind_first_high",
+    "alignment_refused",  # 1: centres of mass are used
+)
+
+
+def suggest_atlas(config: Config, *, force: bool = False) -> Suggestion:
+    """Rank the unlabelled scans by how typical they are; no atlas is needed, and no label map is read.
+
+    Raises:
+        LrlsError: a scan has a fault, or there are too few.
+    """
+    cases = config.part("unlabeled")
+    if len(cases) < LEAST_SCANS:
+        raise LrlsError(
+            f"data.unlabeled lists {len(cases)} scan{'' if len(cases) == 1 else 's'}, at least {LEAST_SCANS} are "
+            "needed to tell which one is typical; list more."
+        )
+    intake.refuse(intake.cohort_faults(config, ["unlabeled"]))
+    digests = {case: intake.scan_digest(intake.read_scan(config, case, label=False)) for case in cases}
+    identity = Identity(
+        kind=Suggestion.KIND,
+        format_version=FORMAT_VERSIONS[Suggestion.KIND],
+        made_by="suggest-atlas",
+        config={
+            "preprocess": config.preprocess.model_dump(mode="json", include={"align", "intensity", "n4"}),
+            "members": sorted(cases),
+        },
+        seed=config.seed,
+        inputs={f"scan/{case}": digest for case, digest in digests.items()},
+    )
+    target = config.workspace / Suggestion.KIND
+    if not force and (done := find_finished(target, identity)):
+        return Suggestion.open(done)
+    cases = sorted(cases)
+    with new_artifact(target, identity, device="cpu") as draft:
+        scans = _read_all(config, cases)
+        reference = scans[cases[nearest_to_median(np.stack(_on_centres(scans, cases)))]]
+        grid = grid_of(reference)
+        average, volumes, records = reference, np.empty(0), {}
+        for turn in ("to one scan", "to the average"):
+            records = _align_all(config, scans, average, turn, draft.resume)
+            volumes = np.stack([on_grid(scans[case], np.array(records[case]["matrix"]), grid) for case in cases])
+            average = _as_image(median(volumes), grid)
+        refused = [case for case in cases if records[case]["fell_back"]]
+        table = ranking(cases, volumes, refused, seed=config.seed)
+        table.to_csv(draft.folder / "suggestion.csv", index=False, float_format="%.6f")
+        verdict = {"best": table["case"][0], "equals": equals(table), "refused": refused}
+        atomic_write_text(draft.folder / "suggestion.json", json.dumps(verdict, indent=1))
+        _picture(table, dict(zip(cases, volumes, strict=True)), median(volumes), grid, draft.folder)
+    return Suggestion.open(draft.result)
+
+
+# Scans on one grid
+
+
+def _read_all(config: Config, cases: list[str]) -> dict[str, sitk.Image]:
+    scans = {}
+    with Progress("read", len(cases)) as progress:
+        for case, scan in in_processes(
+            _read_case, [(config, case) for case in cases], workers=config.preprocess.workers
+        ):
+            scans[case] = scan
+            progress.advance()
+    return scans
+
+
+def _read_case(config: Config, case: str) -> tuple[str, sitk.Image]:
+    image = normalise(intake.read_scan(config, case, label=False).image, config.preprocess)[0]
+    return case, coarsened(image, coarse_spacing_mm(image), most=MOST_VOXELS)
+
+
+def coarse_spacing_mm(image: sitk.Image) -> float:
+    """Edge of the cubes of which `MOST_VOXELS` fill the image."""
+    return float((np.prod(image.GetSize()) * np.prod(image.GetSpacing()) / MOST_VOXELS) ** (1 / 3))
+
+
+def _on_centres(scans: dict[str, sitk.Image], cases: list[str]) -> list[np.ndarray]:
+    """Every scan on the first one's grid, centre of mass on centre of mass."""
+    grid, shift = grid_of(scans[cases[0]]), np.eye(4)
+    centre = centre_of_mass(scans[cases[0]])
+    volumes = []
+    for case in cases:
+        shift[:3, 3] = centre_of_mass(scans[case]) - centre
+        volumes.append(on_grid(scans[case], shift, grid))
+    return volumes
+
+
+def nearest_to_median(volumes: np.ndarray) -> int:
+    """The place of the volume that correlates most with the median of all; (n, D, H, W), nan where not seen."""
+    middle = median(volumes)
+    return int(np.argmax([correlations(np.stack([each, middle]))[0, 1] for each in volumes]))
+
+
+def median(volumes: np.ndarray) -> np.ndarray:
+    """Voxelwise over the volumes that see the voxel, where at least half of them do; else 0. (n, D, H, W), nan."""
+    result = np.zeros(volumes.shape[1:], np.float32)
+    for place in range(len(result)):  # slice by slice, for the memory's sake
+        seen = np.isfinite(volumes[:, place]).mean(0) >= 0.5
+        result[place][seen] = np.nanmedian(volumes[:, place][:, seen], axis=0)
+    return result
+
+
+def grid_of(image: sitk.Image) -> Grid:
+    """An isotropic grid over an image's box, of `MOST_VOXELS` at most and never finer than the image."""
+    extent = np.array(image.GetSize()) * image.GetSpacing()
+    spacing = max(coarse_spacing_mm(image), min(image.GetSpacing()))
+    size = np.maximum(1, np.floor(extent / spacing + 1e-6)).astype(int)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    centre = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
+    origin = centre - direction @ ((size - 1) / 2 * spacing)
+    d, h, w = (int(n) for n in size[::-1])
+    return Grid((d, h, w), (spacing,) * 3, tuple(origin.tolist()), image.GetDirection())
+
+
+def on_grid(scan: sitk.Image, matrix: np.ndarray, grid: Grid) -> np.ndarray:
+    """An aligned scan on the grid, (D, H, W) float32; nan where the scan does not reach."""
+    voxels = sitk.GetArrayFromImage(
+        sitk.Resample(scan, grid.as_image(), affine_transform(matrix), sitk.sitkLinear, -1.0, sitk.sitkFloat32)
+    )
+    return np.where(voxels < 0, np.float32(np.nan), voxels)
+
+
+def _as_image(voxels: np.ndarray, grid: Grid) -> sitk.Image:
+    image = sitk.GetImageFromArray(voxels)
+    image.CopyInformation(grid.as_image())
+    return image
+
+
+def _align_all(
+    config: Config, scans: dict[str, sitk.Image], reference: sitk.Image, turn: str, resume: Path
+) -> dict[str, Any]:
+    """What `alignment.align` says of every scan; one JSON file each, which a resumed run does not make again."""
+    folder = resume / turn.replace(" ", "-")
+    folder.mkdir(exist_ok=True)
+    files = {case: folder / f"{case}.json" for case in scans}
+    missing = [case for case, file in files.items() if not file.exists()]
+    with Progress(f"align {turn}", len(scans), start=len(scans) - len(missing)) as progress:
+        arguments = [(case, reference, scans[case], config.preprocess.align, config.seed) for case in missing]
+        for case, record in in_processes(_align_case, arguments, workers=config.preprocess.workers):
+            atomic_write_text(files[case], json.dumps(record))
+            progress.advance()
+    return {case: json.loads(file.read_text()) for case, file in files.items()}
+
+
+def _align_case(case: str, reference: sitk.Image, scan: sitk.Image, kind: Any, seed: int) -> tuple[str, dict[str, Any]]:
+    record = align(reference, scan, kind=kind, seed=seed)
+    return case, record | {"matrix": record["matrix"].tolist()}
+
+
+# Similarity
+
+
+def correlations(volumes: np.ndarray) -> np.ndarray:
+    """Pearson correlation of every two volumes where both see something.
+
+    Args:
+        volumes: (n, D, H, W), nan where a scan does not reach.
+
+    Returns:
+        (n, n) float64 in [-1, 1]; 0 where two volumes hardly overlap or one is flat; 1 on the diagonal.
+    """
+    n = len(volumes)
+    flat = volumes.reshape(n, -1)
+    count, sums, squares, products = np.zeros((4, n, n))
+    for start in range(0, flat.shape[1], 2**14):
+        part = flat[:, start : start + 2**14].astype(np.float64)
+        seen = np.isfinite(part).astype(np.float64)
+        part = np.nan_to_num(part)
+        count += seen @ seen.T
+        sums += part @ seen.T  # of the row's volume over what the column's sees, too
+        squares += part**2 @ seen.T
+        products += part @ part.T
+    voxels = np.maximum(count, 1)
+    covariance = products / voxels - sums * sums.T / voxels**2
+    variance = squares / voxels - (sums / voxels) ** 2
+    spread = np.sqrt(np.maximum(variance, 0) * np.maximum(variance.T, 0))
+    usable = (count >= LEAST_OVERLAP * flat.shape[1]) & (spread > 1e-12)
+    result = np.where(usable, covariance / np.where(usable, spread, 1), 0).clip(-1, 1)
+    np.fill_diagonal(result, 1)
+    return result
+
+
+def to_average(volumes: np.ndarray) -> np.ndarray:
+    """Correlation of every volume with the mean of the others; (n, D, H, W), nan where a scan does not reach."""
+    seen = np.isfinite(volumes).sum(0)
+    total = np.nansum(volumes, axis=0, dtype=np.float64)
+    found = []
+    for each in volumes:
+        others = seen - np.isfinite(each)
+        mean = np.divide(total - np.nan_to_num(each), others, out=np.full(total.shape, np.nan), where=others > 0)
+        found.append(correlations(np.stack([each, mean]))[0, 1])
+    return np.array(found)
+
+
+def ranking(cases: list[str], volumes: np.ndarray, refused: list[str], *, seed: int) -> pd.DataFrame:
+    """`COLUMNS`, the most typical scan first; ties stand in the order given."""
+    table = certainty(correlations(volumes), seed=seed)
+    table.insert(1, "case", cases)
+    table.insert(5, "to_average", to_average(volumes))
+    table["alignment_refused"] = [int(case in refused) for case in cases]
+    return table.sort_values("rank", kind="stable", ignore_index=True)[list(COLUMNS)]
+
+
+def certainty(similarity: np.ndarray, *, seed: int, draws: int = DRAWS) -> pd.DataFrame:
+    """Scores, ranks, and how they would change with other scans: a bootstrap over the scans that one is compared with.
+
+    Every draw compares all scans with the same resampled ones, so that differences are paired. A scan is never
+    compared with itself.
+
+    Args:
+        similarity: (n, n), symmetric; the diagonal is not looked at.
+
+    Returns:
+        A row per scan, in the order given.
+    """
+    n = len(similarity)
+    similarity = np.where(np.eye(n, dtype=bool), 0, similarity)
+    score = similarity.sum(1) / (n - 1)
+    first = int(np.argmax(score))
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+    others = n - counts  # (draws, n): how many of the drawn scans are not the scan itself
+    scores = np.where(others > 0, counts @ similarity / np.maximum(others, 1), score)
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1) + 1
+    behind = scores[:, [first]] - scores
+    ends = [0.025, 0.975]
+    interval = {"score": np.quantile(scores, ends, axis=0), "behind_first": np.quantile(behind, ends, axis=0)}
+    rank_interval = np.quantile(ranks, ends, axis=0, method="nearest")
+    return pd.DataFrame(
+        {
+            "rank": np.argsort(np.argsort(-score, kind="stable")) + 1,
+            "score": score,
+            "score_low": interval["score"][0],
+            "score_high": interval["score"][1],
+            "probability_first": (ranks == 1).mean(0),
+            "rank_low": rank_interval[0].astype(int),
+            "rank_high": rank_interval[1].astype(int),
+            "behind_first": score[first] - score,
+            "behind_first_low": interval["behind_first"][0],
+            "behind_first_high": interval["behind_first"][1],
+        }
+    )
+
+
+def equals(table: pd.DataFrame) -> list[str]:
+    """Cases that the scans at hand cannot tell from the first one: the interval of the difference holds 0."""
+    return [str(case) for case in table["case"][1:][table["behind_first_low"][1:] <= 0]]
+
+
+def _picture(
+    table: pd.DataFrame, volumes: dict[str, np.ndarray], average: np.ndarray, grid: Grid, folder: Path
+) -> None:
+    from stages.pictures import suggestion_page
+
+    last, middle = len(table) - 1, len(table) // 2
+    rows: list[dict[str, Any]] = [{"name": "median of all", "image": average}]
+    for place, name in ((0, "first"), (middle, "middle"), (last, "last")):
+        case, score = table["case"][place], table["score"][place]
+        rows.append({"name": f"{name}: {case}, {score:.3f}", "image": np.nan_to_num(volumes[case])})
+    columns = {name: table[name].tolist() for name in ("case", "score", "score_low", "score_high")}
+    suggestion_page(rows, folder / "suggestion.png", scores=columns, spacing_mm=grid.spacing_mm)
