@@ -42,7 +42,8 @@ class Made:
 
 def needs_unlabeled(method: Method, config: Config) -> bool:
     """Whether the method learns from unlabelled scans."""
-    return method.recipe(Task((16, 16, 16), 2, 1), settings_of(method, config)).looks_at_unlabeled
+    task = Task((16, 16, 16), 2, len(config.part("atlases")))
+    return method.recipe(task, settings_of(method, config)).looks_at_unlabeled
 
 
 def run(

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from stages.config import Config, MethodSettings, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
-from stages.methods import ants, best, brbs, unet, voxelmorph
+from stages.methods import ants, best, brbs, clmorph, os_medseg, unet, voxelmorph
 from stages.methods.recipe import Method
 
 METHODS = {
     method.name: method
-    for method in (unet.UNET, unet.SUPERVISED, ants.AFFINE, ants.SYN, voxelmorph.METHOD, brbs.METHOD, best.METHOD)
+    for method in (
+        unet.UNET,
+        unet.SUPERVISED,
+        ants.AFFINE,
+        ants.SYN,
+        voxelmorph.METHOD,
+        voxelmorph.LABEL_CONSTRAINED,
+        clmorph.METHOD,
+        brbs.METHOD,
+        os_medseg.METHOD,
+        best.METHOD,
+    )
 }
 
 
