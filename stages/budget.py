@@ -35,8 +35,8 @@ from stages.artifacts.weights import Registration
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
-from stages.methods import find_method, training_of
 from stages.generate import couples
+from stages.methods import find_method, training_of
 from stages.methods.recipe import PathBankWriter, Recipe, WarpedAtlases
 from stages.registering import as_image
 from stages.train_reg import make_recipe, registration_run, stage_config
@@ -104,7 +104,7 @@ def with_steps(
     inputs = {"cohort": cohort, "registration": registration, "generated": generated}
     made_from = {role: each.manifest for role, each in inputs.items() if each}
     device = choose_device(config)
-    settings = stage_config(method, config, stage)
+    settings = stage_config(method, config, stage, segments=stage == "train_seg")
     settings[stage] = {key: value for key, value in settings[stage].items() if key != "steps"}
     identity = Identity(
         kind="plan",

@@ -55,7 +55,7 @@ def generate(
         kind=Generated.KIND,
         format_version=FORMAT_VERSIONS[Generated.KIND],
         made_by="generate",
-        config=stage_config(method, config) | {"generate": settings},
+        config=stage_config(method, config, segments=False) | {"generate": settings},
         seed=config.seed,
         inputs={"cohort": cohort.manifest.digest}
         | ({"registration": registration.manifest.digest} if registration else {}),
@@ -196,9 +196,7 @@ def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config
         path = {"displacement": ways[0][0].half()}
         return path | ({"style": (warp(fixed, ways[1]) - moving)[0].half()} if with_style else {})
 
-    _register_couples(
-        pairs, finish, recipe, cohort, config, device, resume, title="generate paths", back=with_style
-    )
+    _register_couples(pairs, finish, recipe, cohort, config, device, resume, title="generate paths", back=with_style)
     shape = cohort.grid.shape
     group = file.create_group("paths")
     displacement = group.create_dataset("displacement", (len(pairs), 3, *shape), "f2", chunks=(1, 3, *shape))

@@ -159,7 +159,7 @@ def run_stage(
     if stage == "train-reg":
         return train_registration(cohort, config, method_name, force=force)
     made_from = {"cohort": cohort.manifest}
-    settings = stage_config(method, config)
+    settings = stage_config(method, config, segments=False)
     registration = None
     if recipe.train_registration:
         found = latest(folder / "registration", kind=Registration.KIND, made_from=made_from, settings=settings)
@@ -178,6 +178,7 @@ def run_stage(
         )
     segmentation = None
     if recipe.segmentation:
+        settings = stage_config(method, config)
         found = latest(folder / "segmentation", kind=Segmentation.KIND, made_from=made_from, settings=settings)
         segmentation = Segmentation.open(found)
     held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)

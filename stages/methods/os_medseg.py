@@ -64,6 +64,10 @@ class Settings(MethodSettings):
         "abdomen": {"similarity": "mi", "smoothness": "bending", "hint_weight": 10.0},
         "official": {"contrast": "nt-xent", "hint_detach": "both"},
     }
+    SEGMENTS: ClassVar[tuple[str, ...]] = (
+        "segmentation_network", "teacher", "student_sees", "segmentation_loss", "segmentation_weight",
+        "reconstruction_weight", "hint_weight", "hint_loss", "hint_layers", "hint_detach",
+    )  # fmt: skip
 
     preset: Literal["default", "abdomen", "official"] = Field(
         "default", description="abdomen: the paper's choices for BCV; official: the published code's readings."
@@ -111,6 +115,8 @@ def build(task: Task, settings: Settings) -> Recipe:
             "methods.os-medseg: segmentation_weight is 0 and no teacher reconstructs, which leaves nothing to learn "
             "from; set segmentation_weight, or teacher and reconstruction_weight."
         )
+    learned = settings.registration == "learned"
+    R = contrastive_network(settings, task) if learned else None  # first: its weights depend on no other setting
     student = student_or_teacher(settings.segmentation_network, task)
     segmentation = WeightedSum(
         segmentation=(  # L_seg
@@ -130,8 +136,6 @@ def build(task: Task, settings: Settings) -> Recipe:
             hint=(settings.hint_weight, cosine_hint if settings.hint_loss == "cosine" else l2_hint),  # lambda_hint
         ),
     )
-    learned = settings.registration == "learned"
-    R = contrastive_network(settings, task) if learned else None
     return Recipe(
         registration=R,
         instance=None if learned else InstanceOptimisation(smoothness=settings.smoothness_weight),

@@ -60,9 +60,7 @@ class Distil:
             taught = [feature.detach() for feature in taught]
         if self.detach == "both":
             learned = [feature.detach() for feature in learned]
-        return Distilled(
-            batch.target, logits, scan=batch.scan, reconstruction=reconstruction, hints=(learned, taught)
-        )
+        return Distilled(batch.target, logits, scan=batch.scan, reconstruction=reconstruction, hints=(learned, taught))
 
 
 def reconstruction(result: Distilled) -> Tensor:
@@ -95,7 +93,7 @@ def look_inside(
     assert data.samples is not None
     networks.eval()
     student, teacher = (cast(FeatureNetwork, n) for n in (networks.student, networks.teacher))
-    rows = []
+    rows: list[tuple[str, Mapping[str, np.ndarray]]] = []
     for number in range(min(most, len(data.samples))):
         couple = data.samples[number]
         scan = data.image([data.names.index(couple.scan)])

@@ -188,7 +188,8 @@ def _pair(moving: Sequence[int], fixed: Sequence[int], data: Scans, draw: Draw) 
     displacement = draw.displacement(data)
     if displacement is not None:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
-    return Pair([data.names[place] for place in (*moving, *fixed)], *images.chunk(2))
+    of_moving, of_fixed = images.chunk(2)
+    return Pair([data.names[place] for place in (*moving, *fixed)], of_moving, of_fixed)
 
 
 @dataclass
@@ -214,7 +215,9 @@ def scans_and_labelled_pairs(data: Scans, draw: Draw) -> LabelledPairs:
         images = warp(images, displacement.repeat(4, 1, 1, 1, 1), padding="zeros")
         labels = warp_label(labels, displacement.repeat(2, 1, 1, 1, 1))
     names = [data.names[place] for place in (*moving, *first, *scans, *second)]
-    return LabelledPairs(names, *images.chunk(2), *labels.chunk(2), data.num_classes)
+    all_moving, all_fixed = images.chunk(2)
+    moving_label, fixed_label = labels.chunk(2)
+    return LabelledPairs(names, all_moving, all_fixed, moving_label, fixed_label, data.num_classes)
 
 
 @dataclass

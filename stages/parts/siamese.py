@@ -50,8 +50,8 @@ class SiameseUNet(nn.Module):
 
     Encoder: convolutions 3^3 of stride 2 to 32, 64, 64, 64 channels, LeakyReLU 0.2. Decoder: convolutions to 64 with
     nearest upsampling, each followed by the skips of both images, at full resolution the images themselves; then
-    convolutions to 64, 32, 32 and the flow, which starts from N(0, 1e-5). Embeddings: the deepest features' mean through
-    a linear map, one for each role. 1.6 M parameters.
+    convolutions to 64, 32, 32 and the flow, which starts from N(0, 1e-5). Embeddings: the deepest features' mean
+    through a linear map, one for each role. 1.6 M parameters.
 
     Args:
         shape: grid (D, H, W) that the depth is derived from; any grid goes.
@@ -135,7 +135,8 @@ class PooledSiameseUNet(nn.Module):
         block: makes a level: `batch_block` (CLMorph) or `instance_block`.
         light: the finest level works on 2^3 blocks of voxels and the output is interpolated, as in `LightUNet`; and it
             is half the difference of what the decoder says of the pair and of the swapped pair, so that it changes
-            sign with the roles (see `RegistrationNetwork`).
+            sign with the roles (see `RegistrationNetwork`). InstanceNorm leaves little in a mean over voxels for
+            embeddings to tell images apart by: contrast says less here.
 
     Source: Liu et al., CLMorph (TNNLS 2023), published network, with upsampling in place of transposed convolutions and
     without the sampled displacement.
