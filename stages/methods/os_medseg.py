@@ -20,7 +20,7 @@ On CPUs, the `light` networks or `registration: instance` (ours), which needs no
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import nn
@@ -49,9 +49,17 @@ from stages.parts.consistency import (
     similarity,
     smoothness,
 )
-from stages.parts.distilling import Distil, TeacherAndStudent, cosine_hint, l2_hint, look_inside, reconstruction
+from stages.parts.distilling import (
+    Distil,
+    OwnHead,
+    TeacherAndStudent,
+    cosine_hint,
+    l2_hint,
+    look_inside,
+    reconstruction,
+)
 from stages.parts.instance import InstanceOptimisation
-from stages.parts.networks import RegistrationNetwork, ResidualUNet
+from stages.parts.networks import LightUNet, RegistrationNetwork, ResidualUNet, UNet
 from stages.parts.samplers import atlas_and_different_scans, atlas_and_scan, triples
 from stages.parts.segmenting import Segment, cross_entropy, overlap_and_cross_entropy
 from stages.parts.siamese import PooledSiameseUNet, SiameseUNet, instance_block
@@ -197,7 +205,8 @@ def student_or_teacher(name: SegmentationName, task: Task, *, reconstructs: bool
     outputs = 1 if reconstructs else task.num_classes
     if name == "published":
         return ResidualUNet(1, outputs, task.shape, reconstructs=reconstructs)
-    return segmentation_network(name, Task(task.shape, outputs, task.num_atlases))
+    network = cast(UNet | LightUNet, segmentation_network(name, Task(task.shape, outputs, task.num_atlases)))
+    return network if reconstructs else OwnHead(network)
 
 
 def train_reg(settings: Settings) -> TrainSettings:
