@@ -351,8 +351,7 @@ def test_generated_samples_are_atlases_warped_to_the_scans_that_they_name(projec
 
 
 def test_interrupted_distillation_goes_on_with_both_networks(project: Project, no_pictures, monkeypatch):
-    fast = ("--set", "methods.os-medseg.registration=instance", "--method", "os-medseg")
-    project.made("run", "--until", "train-seg", *fast)
+    project.made("run", "--method", "os-medseg", "--until", "train-seg")
     weights = project.workspace / "os-medseg" / "segmentation" / "v0001" / "weights.safetensors"
     cohort = Cohort.open(project.workspace / "cohort" / "v0001")
     recipe = make_recipe(METHODS["os-medseg"], cohort, project.config)
@@ -368,9 +367,9 @@ def test_interrupted_distillation_goes_on_with_both_networks(project: Project, n
 
     with monkeypatch.context() as patch:
         patch.setattr("stages.parts.distilling.losses.cosine_hint_loss", third_is_nan)
-        done = project.lrls("train-seg", *fast, "--force")
+        done = project.lrls("train-seg", "--method", "os-medseg", "--force")
     assert done.err.startswith("lrls: training stopped: ") and "of distillation is nan at step" in done.err
-    project.made("train-seg", *fast, "--force")
+    project.made("train-seg", "--method", "os-medseg", "--force")
     assert project.versions("os-medseg/segmentation") == ["v0001", "v0002"]
     digests = {project.manifest("os-medseg/segmentation", version).digest for version in ("v0001", "v0002")}
     assert len(digests) == 1
