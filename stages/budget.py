@@ -35,8 +35,9 @@ from stages.artifacts.weights import Registration
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
+from stages.generate import couples
 from stages.methods import find_method, training_of
-from stages.methods.recipe import PathBankWriter, Recipe
+from stages.methods.recipe import PathBankWriter, Recipe, WarpedAtlases
 from stages.registering import as_image
 from stages.train_reg import make_recipe, registration_run, stage_config
 from stages.train_seg import segmentation_run
@@ -103,7 +104,7 @@ def with_steps(
     inputs = {"cohort": cohort, "registration": registration, "generated": generated}
     made_from = {role: each.manifest for role, each in inputs.items() if each}
     device = choose_device(config)
-    settings = stage_config(method, config, stage)
+    settings = stage_config(method, config, stage, segments=stage == "train_seg")
     settings[stage] = {key: value for key, value in settings[stage].items() if key != "steps"}
     identity = Identity(
         kind="plan",
@@ -149,10 +150,11 @@ def with_steps(
 
 
 def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
-    """What `generate` will take: every couple is registered both ways."""
-    if recipe.registration is None or not isinstance(recipe.generate, PathBankWriter):
+    """What `generate` will take: every couple is registered, for style maps both ways."""
+    if recipe.registration is None or not isinstance(recipe.generate, PathBankWriter | WarpedAtlases):
         return 0.0
     atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
+    ways = 2 if isinstance(recipe.generate, PathBankWriter) and recipe.generate.style else 1
     pair = [as_image(cohort.image(case), device) for case in (atlases[0], scans[0])]
     times = []
     for _ in range(2):  # the first one warms up
@@ -160,7 +162,7 @@ def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
         with torch.inference_mode(), device.autocast():
             float(recipe.registration.to(device.torch)(*pair).sum())
         times.append(time.monotonic() - began)
-    return 2 * len(atlases) * len(scans) * times[-1]
+    return ways * len(couples(cohort, recipe.generate)) * times[-1]
 
 
 def _earlier_plans(target: Path, identity: Identity) -> list[Manifest]:

@@ -138,6 +138,7 @@ class MethodSettings(Section):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     ANSWERS: ClassVar[tuple[str, ...]] = ()  # settings that only `eval` reads: changing them trains nothing anew
+    SEGMENTS: ClassVar[tuple[str, ...]] = ()  # settings that only `train-seg` reads, and `eval`: R stays as it is
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method
-from stages.methods.recipe import PathBankWriter, PropagatedLabels, Recipe
+from stages.methods.recipe import PathBankWriter, PropagatedLabels, Recipe, WarpedAtlases
 from stages.parts.losses import lncc
 from stages.parts.metrics import folding_fraction, jacobian_determinant
-from stages.parts.warps import warp, warp_one_hot
+from stages.parts.warps import warp, warp_label, warp_one_hot
 from stages.progress import Progress
 from stages.registering import displacements, vote
 from stages.train_reg import make_recipe, next_stage, stage_config
@@ -55,7 +55,7 @@ def generate(
         kind=Generated.KIND,
         format_version=FORMAT_VERSIONS[Generated.KIND],
         made_by="generate",
-        config=stage_config(method, config) | {"generate": settings},
+        config=stage_config(method, config, segments=False) | {"generate": settings},
         seed=config.seed,
         inputs={"cohort": cohort.manifest.digest}
         | ({"registration": registration.manifest.digest} if registration else {}),
@@ -73,7 +73,9 @@ def generate(
     if fault := intake.disk_fault(config.workspace, 2 * num_bytes):
         raise LrlsError(str(fault))
     with new_artifact(target, identity, device=str(device)) as draft:
-        writer = _write_paths if isinstance(recipe.generate, PathBankWriter) else _write_propagated
+        writer = {PathBankWriter: _write_paths, WarpedAtlases: _write_warped, PropagatedLabels: _write_propagated}[
+            type(recipe.generate)
+        ]
         with h5py.File(draft.folder / "generated.h5", "w") as file:
             writer(file, recipe, cohort, config, device, draft.resume)
         (draft.folder / "qc").mkdir(exist_ok=True)
@@ -87,13 +89,15 @@ def planned_bytes(cohort: Cohort, recipe: Recipe, config: Config) -> int:
     label = 1 if cohort.num_classes <= 256 else 2
     if isinstance(recipe.generate, PropagatedLabels):
         return len(cohort.parts["unlabeled"]) * voxels * (2 + label)
+    if isinstance(recipe.generate, WarpedAtlases):
+        return len(couples(cohort, recipe.generate)) * voxels * (2 + label)
     assert isinstance(recipe.generate, PathBankWriter)
     per_couple = 8 if recipe.generate.style else 6
     return voxels * (len(couples(cohort, recipe.generate)) * per_couple + config.generate.samples * (2 + label))
 
 
-def couples(cohort: Cohort, writer: PathBankWriter) -> list[tuple[str, str]]:
-    """(atlas, scan) of every path that is written."""
+def couples(cohort: Cohort, writer: PathBankWriter | WarpedAtlases) -> list[tuple[str, str]]:
+    """(atlas, scan) of every path or warped atlas that is written."""
     atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
     found = [
         (atlases[(turn + place) % len(atlases)], scan)
@@ -140,40 +144,67 @@ def _remember(resume: Path, place: int, values: dict[str, Any]) -> None:
     atomic_write_bytes(_stored(resume, place), buffer.getvalue())
 
 
-def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config, device: Device, resume: Path) -> None:
-    assert isinstance(recipe.generate, PathBankWriter)
-    pairs = couples(cohort, recipe.generate)
-    with_style, style_map = recipe.generate.style is not None, recipe.generate.style_map
-    missing = [i for i in range(len(pairs)) if not _stored(resume, i).exists()]
-    ways = 2 if with_style and style_map is None else 1  # there, and back for the style map
-    if style_map is not None:
-        style_map.to(device.torch).eval()
+Finish = Callable[[str, torch.Tensor, torch.Tensor, list[torch.Tensor]], dict[str, Any]]
+"""(atlas, its image and the scan's (1, 1, D, H, W), displacements there and perhaps back) -> what to store."""
 
+
+def _register_couples(
+    pairs: list[tuple[str, str]],
+    finish: Finish,
+    recipe: Recipe,
+    cohort: Cohort,
+    config: Config,
+    device: Device,
+    resume: Path,
+    *,
+    title: str,
+    back: bool = False,
+) -> None:
+    """Register every couple (atlas, scan) that is not stored in `resume` yet, and store it with its quality there.
+
+    Args:
+        back: also register the scan to the atlas.
+    """
+    missing = [i for i in range(len(pairs)) if not _stored(resume, i).exists()]
+    ways = 2 if back else 1
     images = {case: cohort.image(case) for case in cohort.cases}
     queue = [(images[a], images[b]) for i in missing for a, b in (pairs[i], pairs[i][::-1])[:ways]]
     cases = [pairs[i][1] for i in missing for _ in range(ways)]
     fields: dict[int, torch.Tensor] = {}
     found = displacements(recipe, queue, cases, spacing_mm=cohort.grid.spacing_mm, device=device, config=config)
-    with Progress("generate paths", len(pairs), start=len(pairs) - len(missing)) as progress:
+    with Progress(title, len(pairs), start=len(pairs) - len(missing)) as progress:
         for place, field in found:
             fields[place] = torch.from_numpy(field)[None]
             turn = place // ways
             mine = range(turn * ways, (turn + 1) * ways)
             if not all(k in fields for k in mine):
                 continue
-            path, *back = (fields.pop(k) for k in mine)
+            ours = [fields.pop(k) for k in mine]
             moving, fixed = (torch.from_numpy(each.astype(np.float32))[None, None] for each in queue[mine[0]])
-            values: dict[str, Any] = {"displacement": path[0].half()}
-            if back:
-                values["style"] = (warp(fixed, back[0]) - moving)[0].half()
-            elif with_style:
-                assert style_map is not None
-                with torch.inference_mode(), device.autocast():
-                    style = style_map(moving.to(device.torch), fixed.to(device.torch))
-                values["style"] = style[0].cpu().half()
-            quality = measure(moving, fixed, path, back[0] if back else None)
+            values = finish(pairs[missing[turn]][0], moving, fixed, ours)
+            quality = measure(moving, fixed, ours[0], ours[1] if back else None)
             _remember(resume, missing[turn], values | quality)
             progress.advance()
+
+
+def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config, device: Device, resume: Path) -> None:
+    assert isinstance(recipe.generate, PathBankWriter)
+    pairs = couples(cohort, recipe.generate)
+    with_style, style_map = recipe.generate.style is not None, recipe.generate.style_map
+    back = with_style and style_map is None
+    if style_map is not None:
+        style_map.to(device.torch).eval()
+
+    def finish(_: str, moving: torch.Tensor, fixed: torch.Tensor, ways: list[torch.Tensor]) -> dict[str, Any]:
+        values = {"displacement": ways[0][0].half()}
+        if back:
+            values["style"] = (warp(fixed, ways[1]) - moving)[0].half()
+        elif style_map is not None:
+            with torch.inference_mode(), device.autocast():
+                values["style"] = style_map(moving.to(device.torch), fixed.to(device.torch))[0].cpu().half()
+        return values
+
+    _register_couples(pairs, finish, recipe, cohort, config, device, resume, title="generate paths", back=back)
     shape = cohort.grid.shape
     group = file.create_group("paths")
     displacement = group.create_dataset("displacement", (len(pairs), 3, *shape), "f2", chunks=(1, 3, *shape))
@@ -193,6 +224,43 @@ def _write_paths(file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config
         group.create_dataset("image", data=np.stack([s.pop("image") for s in finished]), chunks=(1, 1, *shape))
         group.create_dataset("label", data=np.stack([s.pop("label") for s in finished]), chunks=(1, *shape))
         _table(file, "samples", finished, config)
+
+
+def _write_warped(
+    file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config, device: Device, resume: Path
+) -> None:
+    assert isinstance(recipe.generate, WarpedAtlases)
+    pairs = couples(cohort, recipe.generate)
+    kind = np.min_scalar_type(cohort.num_classes - 1)
+
+    def finish(atlas: str, moving: torch.Tensor, _: torch.Tensor, ways: list[torch.Tensor]) -> dict[str, Any]:
+        label = torch.from_numpy(cohort.label(atlas).astype(np.int16))[None]
+        return {"image": warp(moving, ways[0])[0].half(), "label": warp_label(label, ways[0])[0].numpy().astype(kind)}
+
+    _register_couples(pairs, finish, recipe, cohort, config, device, resume, title="warp atlases")
+    origins = [
+        {"atlas": atlas, "space": scan, "style": atlas, "alpha": 1.0, "beta": 0.0, "seed": config.seed}
+        for atlas, scan in pairs
+    ]
+    _write_samples(file, origins, cohort, config, resume)
+
+
+def _write_samples(
+    file: h5py.File, origins: list[dict[str, Any]], cohort: Cohort, config: Config, resume: Path
+) -> None:
+    """The stored couples, image and label, as the table `samples`."""
+    group = file.create_group("samples")
+    count, shape = len(origins), cohort.grid.shape
+    images = group.create_dataset("image", (count, 1, *shape), "f2", chunks=(1, 1, *shape))
+    labels = group.create_dataset(
+        "label", (count, *shape), np.min_scalar_type(cohort.num_classes - 1), chunks=(1, *shape)
+    )
+    rows = []
+    for i, origin in enumerate(origins):
+        with np.load(_stored(resume, i)) as stored:
+            images[i], labels[i] = stored["image"], stored["label"]
+            rows.append(origin | {name: float(stored[name]) for name in QUALITY})
+    _table(file, "samples", rows, config)
 
 
 def measure(
@@ -273,20 +341,12 @@ def _write_propagated(
             label = label.astype(np.min_scalar_type(cohort.num_classes - 1))
             _remember(resume, missing[turn], {"image": scan[None], "label": label, **quality})
             progress.advance()
-    group = file.create_group("samples")
-    shape = cohort.grid.shape
-    rows = []
-    images = group.create_dataset("image", (len(scans), 1, *shape), "f2", chunks=(1, 1, *shape))
-    labels = group.create_dataset(
-        "label", (len(scans), *shape), np.min_scalar_type(cohort.num_classes - 1), chunks=(1, *shape)
-    )
-    for i, case in enumerate(scans):
-        with np.load(_stored(resume, i)) as stored:
-            images[i], labels[i] = stored["image"], stored["label"]
-            quality = {name: float(stored[name]) for name in QUALITY}
-        origin = {"atlas": "+".join(atlas_cases), "space": case, "style": case, "alpha": 1.0, "beta": 1.0}
-        rows.append(origin | {"seed": config.seed} | quality)
-    _table(file, "samples", rows, config)
+    voters = "+".join(atlas_cases)
+    origins = [
+        {"atlas": voters, "space": case, "style": case, "alpha": 1.0, "beta": 1.0, "seed": config.seed}
+        for case in scans
+    ]
+    _write_samples(file, origins, cohort, config, resume)
 
 
 def _pictures(folder: Path, cohort: Cohort, recipe: Recipe, config: Config) -> None:
@@ -301,7 +361,8 @@ def _pictures(folder: Path, cohort: Cohort, recipe: Recipe, config: Config) -> N
         else:
             stored = file["samples"]
             drawn = [
-                {"image": stored["image"][i], "label": stored["label"][i], "space": stored["space"].asstr()[i]}
+                {name: stored[name][i] for name in ("image", "label")}
+                | {name: stored[name].asstr()[i] for name in ("atlas", "space")}
                 for i in range(min(16, len(stored["image"])))
             ]
     for couple in drawn:

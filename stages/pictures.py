@@ -141,6 +141,33 @@ def couples_page(
     _save(figure, path)
 
 
+def volumes_page(
+    rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], path: Path, *, spacing_mm: Spacing | None = None
+) -> None:
+    """Named volumes side by side, a row per case: the middle axial slice, each in its own range of intensities.
+
+    Args:
+        rows: case id and volumes (D, H, W) by heading, the same headings in every row.
+        path: PNG file to write.
+        spacing_mm: of all volumes; isotropic by default.
+    """
+    if not rows:
+        _write_note("nothing to show", path)
+        return
+    headings = list(rows[0][1])
+    shapes = [_plane_size(next(iter(volumes.values())).shape, 0, spacing_mm) for _, volumes in rows]
+    figure, grid = _image_grid(shapes, len(headings), width=1.9, left=0.3, titles=0.2, structures=())
+    for number, ((case, volumes), line) in enumerate(zip(rows, grid, strict=True)):
+        _name_row(line[0], case)
+        for heading, axes in zip(headings, line, strict=True):
+            plane = _cut(volumes[heading], 0, volumes[heading].shape[0] // 2)
+            low, high = (float(value) for value in np.percentile(plane, (0.5, 99.5)))
+            _show(axes, plane, 0, spacing_mm, (low, high if high > low else low + 1))
+            if number == 0:
+                axes.set_title(_plain(heading), fontsize=8.5, color=INK)
+    _save(figure, path)
+
+
 def best_median_worst(dice: Mapping[str, float]) -> dict[str, str]:
     """The scans to show: `best`, `median` and `worst` to case id, none twice; ties stand in alphabetical order."""
     ranked = sorted(dice, key=lambda case: (-dice[case], case))

@@ -30,10 +30,19 @@ def make_recipe(method: Method, cohort: Cohort, config: Config) -> Recipe:
     return method.recipe(task_of(cohort), settings_of(method, config))
 
 
-def stage_config(method: Method, config: Config, stage: str | None = None, *, answers: bool = False) -> dict[str, Any]:
-    """What a stage's result depends on, besides its inputs and seed; `answers`: what `eval` alone reads, too."""
+def stage_config(
+    method: Method, config: Config, stage: str | None = None, *, segments: bool = True, answers: bool = False
+) -> dict[str, Any]:
+    """What a stage's result depends on, besides its inputs and seed.
+
+    Args:
+        stage: "train_reg" or "train_seg", for its training numbers.
+        segments: with what only segmentation reads.
+        answers: with what only `eval` reads.
+    """
     found = settings_of(method, config)
-    own = found.model_dump(mode="json", exclude=None if answers else set(found.ANSWERS))
+    left_out = {*(() if segments else found.SEGMENTS), *(() if answers else found.ANSWERS)}
+    own = found.model_dump(mode="json", exclude=left_out)
     settings: dict[str, Any] = {"method": method.name, "settings": own}
     settings["precision"] = config.precision
     if stage:
@@ -55,7 +64,7 @@ def train_registration(cohort: Cohort, config: Config, method_name: str, *, forc
         kind=Registration.KIND,
         format_version=FORMAT_VERSIONS[Registration.KIND],
         made_by="train-reg",
-        config=stage_config(method, config, "train_reg"),
+        config=stage_config(method, config, "train_reg", segments=False),
         seed=config.seed,
         inputs={"cohort": cohort.manifest.digest},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
@@ -61,12 +62,18 @@ def train_segmentation(
         if registration and recipe.helpers.keys() & recipe.segmentation_networks.keys():
             registration.load(recipe.segmentation_networks)
         if has_phases:
-            log = train(segmentation_run(cohort, config, method, recipe, device, draft, generated))
-            from stages.pictures import loss_curves
-
-            loss_curves(log, draft.folder / "losses.png")
+            run = segmentation_run(cohort, config, method, recipe, device, draft, generated)
+            _pictures(draft, cohort, recipe, train(run), run)
         save_weights(recipe.segmentation_networks, draft.folder / "weights.safetensors", {"method": method.name})
     return Segmentation.open(draft.result)
+
+
+def _pictures(draft: Draft, cohort: Cohort, recipe: Recipe, log: list[dict[str, Any]], run: Run) -> None:
+    from stages.pictures import loss_curves, volumes_page
+
+    loss_curves(log, draft.folder / "losses.png")
+    for name, rows_of in recipe.segmentation_pictures.items():
+        volumes_page(rows_of(run.data), draft.folder / f"{name}.png", spacing_mm=cohort.grid.spacing_mm)
 
 
 def segmentation_run(

@@ -42,7 +42,8 @@ class Made:
 
 def needs_unlabeled(method: Method, config: Config) -> bool:
     """Whether the method learns from unlabelled scans."""
-    return method.recipe(Task((16, 16, 16), 2, 1), settings_of(method, config)).looks_at_unlabeled
+    task = Task((16, 16, 16), 2, len(config.part("atlases")))
+    return method.recipe(task, settings_of(method, config)).looks_at_unlabeled
 
 
 def run(
@@ -158,7 +159,7 @@ def run_stage(
     if stage == "train-reg":
         return train_registration(cohort, config, method_name, force=force)
     made_from = {"cohort": cohort.manifest}
-    settings = stage_config(method, config)
+    settings = stage_config(method, config, segments=False)
     registration = None
     if recipe.train_registration:
         found = latest(folder / "registration", kind=Registration.KIND, made_from=made_from, settings=settings)
@@ -177,6 +178,7 @@ def run_stage(
         )
     segmentation = None
     if recipe.segmentation:
+        settings = stage_config(method, config)
         found = latest(folder / "segmentation", kind=Segmentation.KIND, made_from=made_from, settings=settings)
         segmentation = Segmentation.open(found)
     held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)

@@ -40,6 +40,8 @@ SETTINGS = {
         "brbs": {"registration_network": "light", "segmentation_network": "light"},
         "voxelmorph": {"registration_network": "light"},
         "data-aug": {"registration_network": "light", "segmentation_network": "light", "appearance_share": 0.5},
+        "lc-voxelmorph": {"registration_network": "light"},
+        "os-medseg": {"registration_network": "light", "segmentation_network": "light"},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
@@ -165,6 +167,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PICTURES = (
     "couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes", "suggestion_page",
+    "volumes_page",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from stages.parts.appearance import (
     reconstruction,
 )
 from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import Pair
+from stages.parts.samplers import LabelledPair
 from stages.parts.warps import warp
 
 SHAPE = (6, 7, 8)
@@ -123,7 +123,7 @@ class Difference(nn.Module):
 def recoloured(weight=1.0):
     forward, backward = RegistrationNetwork(Step()), RegistrationNetwork(Step())
     change = AppearanceChange(Difference(weight), backward)
-    pair = Pair([], textured(2, 1, *SHAPE), textured(2, 1, *SHAPE, seed=1), box().repeat(2, 1, 1, 1))
+    pair = LabelledPair([], textured(2, 1, *SHAPE), textured(2, 1, *SHAPE, seed=1), box().repeat(2, 1, 1, 1), 3)
     return Recolour(change, forward)(pair), pair, change, forward
 
 

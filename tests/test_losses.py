@@ -6,16 +6,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, LocalNormalizedCrossCorrelationLoss
+from monai.losses import (
+    BendingEnergyLoss,
+    DiceCELoss,
+    GlobalMutualInformationLoss,
+    LocalNormalizedCrossCorrelationLoss,
+)
 
 from stages.parts.losses import (
+    bending_energy_loss,
+    contrastive_loss,
+    cosine_hint_loss,
+    cross_entropy_loss,
     dice_cross_entropy_loss,
     dice_loss,
     diffusion_loss,
     inverse_consistency_loss,
+    l2_hint_loss,
     lncc,
     lncc_loss,
     mix_loss,
+    mutual_information,
+    nt_xent_loss,
     self_warped_inverse_loss,
 )
 from stages.parts.warps import one_hot, voxel_grid, warp
@@ -126,6 +138,41 @@ def test_lncc_computes_in_float32_under_bfloat16_autocast():
     assert torch.equal(loss, lncc_loss(first.float(), second.float()))
 
 
+# Mutual information
+
+
+def test_independent_intensities_have_no_mutual_information():
+    # Along D and along W: every pair of values comes equally often.
+    first = torch.linspace(0, 1, 9).view(1, 1, 9, 1, 1).expand(1, 1, *SHAPE)
+    second = torch.linspace(0, 1, 11).expand(1, 1, *SHAPE)
+    assert float(mutual_information(first, second)) == pytest.approx(0, abs=1e-5)
+    assert float(mutual_information(first, torch.full((1, 1, *SHAPE), 0.4))) == pytest.approx(0, abs=1e-5)
+
+
+def test_mutual_information_of_a_relation_is_the_entropy_whatever_the_relation():
+    # Four values, equally often, far enough apart that no bin is shared.
+    image = torch.tensor([0.0, 0.35, 0.7, 1.0]).repeat(30).view(1, 1, 4, 5, 6)
+    assert float(mutual_information(image, image)) == pytest.approx(np.log(4), rel=1e-3)
+    assert float(mutual_information(image, 1 - image)) == pytest.approx(np.log(4), rel=1e-3)
+    halves = (image > 0.5).float()
+    assert float(mutual_information(image, halves)) == pytest.approx(np.log(2), rel=1e-3)
+
+
+def test_mutual_information_is_monais_with_windows_as_wide_as_a_bin():
+    first, second = pair((14, 15, 16))
+    monai = GlobalMutualInformationLoss(kernel_type="gaussian", num_bins=32, sigma_ratio=1.0)(first, second)
+    assert float(mutual_information(first, second)) == pytest.approx(-float(monai), rel=1e-2)
+    both = mutual_information(torch.cat([first, first]), torch.cat([second, first]))
+    alone = [mutual_information(first, other) for other in (second, first)]
+    assert float(both) == pytest.approx(float(sum(alone)) / 2, rel=1e-5)
+
+
+def test_flat_image_has_a_finite_gradient_of_mutual_information():
+    flat = torch.full((1, 1, *SHAPE), 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(mutual_information(flat, textured(1, 1, *SHAPE)), flat)
+    assert gradient.isfinite().all()
+
+
 # Fields
 
 
@@ -144,6 +191,21 @@ def test_diffusion_averages_every_axis_over_its_own_differences():
     field = torch.zeros(1, 3, 2, 2, 3)
     field[0, 1, 0, 0, 0] = 1
     assert float(diffusion_loss(field)) == pytest.approx((1 / 6 + 1 / 6 + 1 / 8) / 3 / 3)
+
+
+def test_bending_energy_is_monais():
+    field = textured(2, 3, *SHAPE)
+    torch.testing.assert_close(bending_energy_loss(field), BendingEnergyLoss()(field))
+
+
+def test_bending_energy_counts_second_derivatives_and_mixed_ones_twice():
+    place = voxel_grid(SHAPE, torch.zeros(1))
+    square, mixed = torch.zeros(2, 1, 3, *SHAPE)
+    square[:, 0] = place[:, 2] ** 2 / 2  # second derivative 1 along W, in one of three components
+    mixed[:, 1] = place[:, 0] * place[:, 1]
+    assert float(bending_energy_loss(square)) == pytest.approx(1 / 3, rel=1e-4)
+    assert float(bending_energy_loss(mixed)) == pytest.approx(2 / 3, rel=1e-4)
+    assert float(bending_energy_loss(scaling(1.3) + translation(1, 2, 3))) == pytest.approx(0, abs=1e-9)
 
 
 def test_opposite_translations_are_inverse():
@@ -227,6 +289,11 @@ def test_dice_and_cross_entropy_is_monais_with_smoothing_one_and_without_backgro
     torch.testing.assert_close(dice_cross_entropy_loss(logits, target), monai(logits, target))
 
 
+def test_cross_entropy_is_torchs():
+    logits, target = 4 * textured(2, 3, *SHAPE) - 2, random_one_hot()
+    torch.testing.assert_close(cross_entropy_loss(logits, target), F.cross_entropy(logits, target.argmax(1)))
+
+
 def test_confident_right_logits_cost_nothing_and_huge_ones_stay_finite():
     target = random_one_hot()
     assert float(dice_cross_entropy_loss(1e4 * (target - 0.5), target)) == pytest.approx(0, abs=1e-5)
@@ -265,9 +332,70 @@ def test_mixing_moves_all_three_outputs():
     assert all(output.grad.abs().sum() > 0 for output in outputs)
 
 
+# Embeddings and features
+
+SCANS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+ATLASES = torch.tensor([[2.0, 0.0], [0.6, 0.8], [0.0, 1.0]])  # lengths do not count
+
+
+def test_contrastive_loss_worked_out_by_hand():
+    # Cosines with the own atlas 1, 0.8, 0; with the other scans (0, -1), (0, 0), (-1, 0); tau = 1/2.
+    others = 2 * np.log(1 + np.exp(-2)) + np.log(2)
+    assert float(contrastive_loss(SCANS, ATLASES)) == pytest.approx((others - 2 * 1.8) / 3)
+    # Of two, the positive is not in the sum: log(exp(0)) - 2 and log(exp(0)) - 1.6.
+    assert float(contrastive_loss(SCANS[:2], ATLASES[:2])) == pytest.approx(-1.8)
+    assert float(contrastive_loss(SCANS[:2], ATLASES[:2], temperature=1.0)) == pytest.approx(-0.9)
+
+
+def test_with_one_atlas_contrast_still_draws_scans_to_it_and_apart():
+    scans = torch.tensor([[1.0, 0.2], [1.0, -0.1]], requires_grad=True)
+    atlas = torch.tensor([[0.0, 1.0]]).repeat(2, 1).requires_grad_()
+    of_scans, of_atlas = torch.autograd.grad(contrastive_loss(scans, atlas), (scans, atlas))
+    assert of_atlas.abs().sum() > 0.1
+    step = (scans - 0.1 * of_scans).detach()
+    cosine = F.cosine_similarity
+    assert cosine(step[0], step[1], dim=0) < cosine(scans[0], scans[1], dim=0)
+    assert cosine(step, atlas).mean() > cosine(scans, atlas).mean()
+
+
+def test_nt_xent_worked_out_by_hand():
+    # Two orthogonal rows that equal their partners: every row has one partner of cosine 1 and two others of cosine 0.
+    rows = torch.eye(2)
+    assert float(nt_xent_loss(rows, 3 * rows)) == pytest.approx(np.log(np.exp(2) + 2) - 2)
+    # The same atlas twice is its own negative: atlas rows see (1, 1, 0) or (1, 0, 1), scan rows (1, 1, 0) or (0, 0, 0).
+    atlas = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    of_atlas = np.log(2 * np.exp(2) + 1) - 2, np.log(2 * np.exp(2) + 1) - 0
+    of_scan = np.log(2 * np.exp(2) + 1) - 2, np.log(3)
+    assert float(nt_xent_loss(atlas, rows)) == pytest.approx(sum((*of_atlas, *of_scan)) / 4)
+
+
+def test_hints_of_equal_features_cost_nothing_and_of_opposite_ones_two_a_layer():
+    layers = [textured(2, 3, 4, 4, 4), textured(2, 5, 2, 2, 2, seed=1)]
+    assert float(cosine_hint_loss(layers, layers)) == pytest.approx(0, abs=1e-6)
+    assert float(cosine_hint_loss(layers, [3 * layer for layer in layers])) == pytest.approx(0, abs=1e-6)
+    assert float(cosine_hint_loss(layers, [-layer for layer in layers])) == pytest.approx(4)
+    assert float(l2_hint_loss(layers, layers)) == 0
+    assert float(l2_hint_loss(layers, [layers[0] + 0.5, layers[1] - 2])) == pytest.approx(0.25 + 4)
+
+
+def test_cosine_of_hints_is_taken_sample_by_sample():
+    student = torch.tensor([[3.0, 4.0], [1.0, 0.0]]).view(2, 2, 1, 1, 1)
+    teacher = torch.tensor([[4.0, 3.0], [0.0, 9.0]]).view(2, 2, 1, 1, 1)
+    assert float(cosine_hint_loss([student], [teacher])) == pytest.approx(((1 - 24 / 25) + 1) / 2)
+
+
 # Gradients
 
 LOSSES = {
+    "mutual information": (
+        lambda x: mutual_information(x, pair()[1]),
+        0.2 + 0.6 * textured(1, 1, *SHAPE),
+    ),
+    "bending": (bending_energy_loss, textured(1, 3, *SHAPE)),
+    "contrastive, scans": (lambda x: contrastive_loss(x, ATLASES), SCANS + 0.1),
+    "contrastive, atlases": (lambda x: contrastive_loss(SCANS, x), ATLASES),
+    "nt-xent": (lambda x: nt_xent_loss(x, ATLASES), SCANS + 0.1),
+    "hint": (lambda x: cosine_hint_loss([x], [textured(2, 3, 4, 4, 4)]), textured(2, 3, 4, 4, 4, seed=1)),
     "lncc": (lambda x: lncc_loss(x, pair()[1]), textured(1, 1, *SHAPE)),
     "lncc of a warped image": (
         lambda u: lncc_loss(warp(pair()[0], u), pair()[1]),
@@ -288,6 +416,6 @@ def test_gradient_is_the_finite_difference(name):
     point = start.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(point), point)
     # Along the gradient's signs the change is large enough for float32.
-    direction, step = gradient.sign(), 0.01
+    direction, step = gradient.sign(), 0.002 if name == "mutual information" else 0.01  # a bin is 0.03 wide
     change = (loss(start + step * direction) - loss(start - step * direction)) / (2 * step)
     assert float(change) == pytest.approx(float(gradient.abs().sum()), rel=0.01)

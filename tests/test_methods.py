@@ -42,7 +42,8 @@ def config(**methods):
 def recipe_of(name, **settings):
     torch.manual_seed(0)
     method = find_method(name)
-    return method.recipe(TASK, settings_of(method, config(**{name: settings})))
+    task = replace(TASK, num_atlases=len(scans_for(name).atlases))
+    return method.recipe(task, settings_of(method, config(**{name: settings})))
 
 
 class Bank:
@@ -62,14 +63,25 @@ def scans():
     return Scans(["a", "u1", "u2"], textured(3, 1, *SHAPE).half(), labels, [0], [1, 2], 3, (1.0, 1.0, 1.0), bank=Bank())
 
 
+def scans_for(name):
+    """The scans with what a method learns from besides."""
+    data = scans()
+    if name == "lc-voxelmorph":
+        return replace(data, atlases=[0, 1], unlabeled=[2], labels={0: data.labels[0], 1: data.labels[0].flip(0)})
+    couples = [SimpleNamespace(image=data.images[0].flip(1), label=data.labels[0], scan=name) for name in ("u1", "u2")]
+    return replace(data, samples=couples)
+
+
 # Every method
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_phase_of_every_method_trains_its_own_network(name):
     recipe = recipe_of(name)
-    for phase in (*recipe.train_registration, *recipe.train_segmentation):
-        batch = phase.batches(scans(), Draw(1, None, None, generator()))
+    stages = {"train_reg": recipe.train_registration, "train_seg": recipe.train_segmentation}
+    for stage, phase in ((stage, phase) for stage, phases in stages.items() for phase in phases):
+        batch_size = training_of(METHODS[name], config(), stage).batch_size
+        batch = phase.batches(scans_for(name), Draw(batch_size, None, None, generator()))
         for player in phase.players:
             total, terms = player.loss(player.forward(batch))
             assert math.isfinite(float(total.detach())), terms

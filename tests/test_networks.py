@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from stages.parts.networks import (
     Block,
     LightUNet,
     RegistrationNetwork,
+    ResidualUNet,
+    ResidualUnit,
     UNet,
     VoxelMorphUNet,
     crop,
@@ -54,7 +57,7 @@ class AppearanceUNet(VoxelMorphUNet):
         super().__init__(inputs, outputs, shape, **data_aug.CHANNELS)
 
 
-NETWORKS = [UNet, LightUNet, SmoothLightUNet, VoxelMorphUNet]
+NETWORKS = [UNet, LightUNet, SmoothLightUNet, VoxelMorphUNet, ResidualUNet]
 
 
 def generator(seed=0):
@@ -129,6 +132,34 @@ def test_output_has_the_inputs_grid_whatever_its_size(network, shape):
 def test_parameter_counts_are_the_published_ones():
     assert count(UNet(2, 3, (48, 64, 48))) == 5_887_443
     assert count(VoxelMorphUNet(2, 3, (48, 64, 48))) == 327_331
+
+
+@pytest.mark.parametrize("network", [UNet, LightUNet, ResidualUNet])
+def test_answer_on_the_last_feature_is_the_output_and_features_double_their_grid(network):
+    torch.manual_seed(0)
+    net, image = network(1, 3, (25, 26, 29)), torch.rand(2, 1, 25, 26, 29)
+    features = net.features(image)
+    assert torch.equal(net.answer(features[-1], (25, 26, 29)), net(image))
+    assert len(features) == 4 if network is not LightUNet else 3
+    for coarse, fine in pairwise(features):
+        assert tuple(fine.shape[2:]) == tuple(2 * n for n in coarse.shape[2:])
+        assert 2 * fine.shape[1] == coarse.shape[1]
+
+
+def test_residual_unit_adds_its_input():
+    unit = ResidualUnit(4, 4)
+    image = torch.rand(1, 4, 5, 6, 7)
+    torch.testing.assert_close(unit(image) - unit.layers(image), image)
+    nn.init.zeros_(unit.layers[5].weight)  # PReLU of slope 0
+    assert (unit(image) >= image - 1e-6).all()
+
+
+def test_heads_of_teacher_and_student_differ_and_nothing_else():
+    student, teacher = (ResidualUNet(1, 1, (24, 16, 24), reconstructs=r) for r in (False, True))
+    names = [{n for n, _ in net.named_parameters() if "head" not in n} for net in (student, teacher)]
+    assert names[0] == names[1]
+    assert [net.head.kernel_size[0] for net in (student, teacher)] == [1, 3]
+    assert count(student) - count(teacher) == (16 * 16 * 27 + 16) + 1 - 16 * 26  # and the PReLU's slope
 
 
 def test_light_network_never_convolves_at_full_resolution():

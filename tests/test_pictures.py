@@ -74,6 +74,10 @@ DRAWINGS = {
         [prediction(truth=0 * label(), prediction=0 * label(), image=0 * volume(0))], path
     ),
     "no predictions": lambda path: pictures.predictions_page([], path),
+    "volumes": lambda path: pictures.volumes_page(
+        [("scan_1", {"one": volume(0), "other": 0 * volume(1)})] * 2, path, spacing_mm=(3, 1, 1)
+    ),
+    "no volumes": lambda path: pictures.volumes_page([], path),
     "scores": lambda path: pictures.score_boxes({"liver": [0.9, 0.95, np.nan], "$x_1$": [0.2], "none": []}, path),
     "no scores": lambda path: pictures.score_boxes({}, path),
 }

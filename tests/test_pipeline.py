@@ -26,10 +26,14 @@ KINDS = {
     "affine": ["scores"],
     "syn": ["scores"],
     "voxelmorph": ["registration", "scores"],
+    "lc-voxelmorph": ["registration", "scores"],
+    "clmorph": ["registration", "scores"],
     "data-aug": ["registration", "generated", "segmentation", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
+    "os-medseg": ["registration", "generated", "segmentation", "scores"],
     "best": ["generated", "segmentation", "scores"],
 }
+MORE = {"lc-voxelmorph": ("--set", "data.atlases=[atlas_1, atlas_2]", "--set", "data.supervised=[]")}
 PICTURES = {
     "segmentation": ["losses.png"],
     "registration": ["losses.png", "registration.png"],
@@ -50,7 +54,7 @@ def test_every_method_is_run_here():
 
 @pytest.mark.parametrize("method", KINDS)
 def test_run_takes_a_method_from_scans_to_scores(method, shared, scans):
-    done = shared.made("run", "--method", method)
+    done = shared.made("run", "--method", method, *MORE.get(method, ()))
 
     for kind in KINDS[method]:
         folder = shared.workspace / method / kind / "v0001"

@@ -13,7 +13,8 @@ paths/     one row per couple (atlas, scan): what BRBS's S3P samples from
 samples/   one row per finished couple
     image                  (n, 1, D, H, W) float16 in about [0, 1]
     label                  (n, D, H, W) class indices, smallest unsigned type
-    atlas, space, style    (n,) case ids: whose label, whose anatomy, whose style
+    atlas, space, style    (n,) case ids: whose label, whose anatomy, whose style; of a warped atlas (`os-medseg`) the
+                           style is its own, `space` the real scan that it imitates, its label a nearest-neighbour warp
     alpha, beta            (n,) float32 degrees; seed (n,) int64
     similarity, inverse_error_voxels, folding_fraction, accepted   as above
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.config import Config, MethodSettings, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
-from stages.methods import ants, best, brbs, data_aug, unet, voxelmorph
+from stages.methods import ants, best, brbs, clmorph, data_aug, os_medseg, unet, voxelmorph
 from stages.methods.recipe import Method
 
 METHODS = {
@@ -15,8 +15,11 @@ METHODS = {
         ants.AFFINE,
         ants.SYN,
         voxelmorph.METHOD,
+        voxelmorph.LABEL_CONSTRAINED,
+        clmorph.METHOD,
         data_aug.METHOD,
         brbs.METHOD,
+        os_medseg.METHOD,
         best.METHOD,
     )
 }

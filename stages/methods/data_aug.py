@@ -14,7 +14,6 @@ adds random augmentation in every other step: `train_seg.augmentation` adds it i
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -96,7 +95,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     )
     appearance = Phase(
         "appearance",
-        batches=partial(atlas_and_scan, with_label=True),
+        batches=atlas_and_scan,
         share=settings.appearance_share,
         players=[
             Player(

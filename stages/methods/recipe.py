@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.config import MethodSettings, TrainSettings
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
-from stages.parts.samplers import Degree, Sampler
+from stages.parts.samplers import Degree, Sampler, Scans
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,22 @@ class PropagatedLabels:
     """`generate` stores every unlabelled scan with the label that the atlases vote for."""
 
 
+@dataclass(frozen=True)
+class WarpedAtlases:
+    """`generate` stores, per couple (atlas, scan), the atlas warped to the scan, image and label (nearest neighbour).
+
+    Args:
+        most: couples at most, as of `PathBankWriter`.
+    """
+
+    most: int | None = None
+
+
 Classical = Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
 """(moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; runs in a process of its own."""
+
+
+NamedVolumes = Mapping[str, np.ndarray]  # heading -> (D, H, W)
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,10 @@ class Recipe:
         segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
         fuse: the answer is the mean of the network's probabilities and the propagated ones.
         flat_borders: where the atlases draw a border as one plane of voxels, the network's answer has one, too.
+        segmentation_helpers: further networks that `train-seg` trains; its artifact holds them, and nothing else uses
+            them.
+        segmentation_pictures: pictures of `train-seg` besides the loss curves: file stem -> what to show of the data
+            that it learned from, rows of (case, volumes) with the same headings.
         train_registration, train_segmentation: phases of the two stages.
         generate: what `lrls generate` writes.
     """
@@ -131,9 +149,13 @@ class Recipe:
     segmentation: nn.Module | None = None
     fuse: bool = False
     flat_borders: bool = False
+    segmentation_helpers: dict[str, nn.Module] = field(default_factory=dict)
+    segmentation_pictures: Mapping[str, Callable[[Scans], Sequence[tuple[str, NamedVolumes]]]] = field(
+        default_factory=dict
+    )
     train_registration: Sequence[Phase] = ()
     train_segmentation: Sequence[Phase] = ()
-    generate: PathBankWriter | PropagatedLabels | None = None
+    generate: PathBankWriter | PropagatedLabels | WarpedAtlases | None = None
 
     @property
     def registers(self) -> bool:
@@ -150,7 +172,7 @@ class Recipe:
 
     @property
     def segmentation_networks(self) -> dict[str, nn.Module]:
-        return {"segmentation": self.segmentation} if self.segmentation else {}
+        return ({"segmentation": self.segmentation} if self.segmentation else {}) | self.segmentation_helpers
 
 
 @dataclass(frozen=True)

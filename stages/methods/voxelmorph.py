@@ -1,6 +1,8 @@
-"""VoxelMorph: learned registration of atlas and scan; the atlas's label follows.
+"""VoxelMorph: learned registration of atlas and scan; the atlas's label follows. With labels to learn from: `lc-`.
 
-Balakrishnan et al., "VoxelMorph: A Learning Framework for Deformable Medical Image Registration", TMI 2019.
+Balakrishnan et al., "VoxelMorph: A Learning Framework for Deformable Medical Image Registration", TMI 2019. The
+label-constrained one is their auxiliary loss (section III-C): atlases are registered to each other, too, and their
+labels must meet. Every step sees as many pairs of either kind; how often is not published.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from stages.config import MethodSettings, TrainSettings
+from stages.errors import LrlsError
 from stages.methods.recipe import (
     Method,
     Phase,
@@ -22,8 +25,8 @@ from stages.methods.recipe import (
     registration_network,
     short_training,
 )
-from stages.parts.consistency import RegisterPair, similarity, smoothness
-from stages.parts.samplers import atlas_and_scan
+from stages.parts.consistency import RegisterLabelledPairs, RegisterPair, label_overlap, similarity, smoothness
+from stages.parts.samplers import atlas_and_scan, scans_and_labelled_pairs
 
 
 class Settings(MethodSettings):
@@ -34,6 +37,12 @@ class Settings(MethodSettings):
     )
     diffeomorphic: bool = Field(True, description="R predicts a velocity field: 7 steps at half resolution.")
     smoothness_weight: float = Field(1.0, ge=0, description="lambda.")
+
+
+class LabelConstrainedSettings(Settings):
+    """Settings of `lc-voxelmorph`."""
+
+    overlap_weight: float = Field(1.0, gt=0, description="gamma: of the labelled pairs' Dice.")
 
 
 def build(task: Task, settings: Settings) -> Recipe:
@@ -61,6 +70,37 @@ def build(task: Task, settings: Settings) -> Recipe:
     )
 
 
+def build_label_constrained(task: Task, settings: LabelConstrainedSettings) -> Recipe:
+    if task.num_atlases < 2:
+        raise LrlsError(
+            f"data.atlases: found {task.num_atlases}, expected at least 2, because lc-voxelmorph learns from pairs of "
+            "labelled scans; list more atlases, or use voxelmorph."
+        )
+    R = registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
+    return Recipe(
+        registration=R,
+        train_registration=[
+            Phase(
+                "registration",
+                batches=scans_and_labelled_pairs,
+                players=[
+                    Player(
+                        "registration",
+                        trains=R,
+                        forward=RegisterLabelledPairs(R),
+                        loss=WeightedSum(
+                            similarity=(1.0, similarity),
+                            smoothness=(settings.smoothness_weight, smoothness),
+                            overlap=(settings.overlap_weight, label_overlap),
+                        ),
+                    )
+                ],
+            )
+        ],
+        generate=PropagatedLabels(),
+    )
+
+
 def train_reg(settings: Settings) -> TrainSettings:
     if settings.registration_network == "light":
         return short_training(1000, learning_rate=1e-3)
@@ -73,5 +113,13 @@ METHOD = Method(
     source="Balakrishnan et al., TMI 2019",
     settings=Settings,
     recipe=build,
+    train_reg=train_reg,
+)
+LABEL_CONSTRAINED = Method(
+    name="lc-voxelmorph",
+    summary="voxelmorph that also learns from pairs of atlases and their labels; two atlases or more",
+    source="Balakrishnan et al., TMI 2019",
+    settings=LabelConstrainedSettings,
+    recipe=build_label_constrained,
     train_reg=train_reg,
 )

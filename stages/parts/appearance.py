@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import Pair
+from stages.parts.samplers import LabelledPair
 from stages.parts.warps import warp
 
 
@@ -49,8 +49,7 @@ class Recolour:
     appearance: AppearanceChange
     forward: RegistrationNetwork
 
-    def __call__(self, batch: Pair) -> Recoloured:
-        assert batch.label is not None
+    def __call__(self, batch: LabelledPair) -> Recoloured:
         with torch.no_grad():
             path = self.forward(batch.moving, batch.fixed)
         change = self.appearance(batch.moving, batch.fixed)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.parts import losses
 from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import Pair, Triplet
+from stages.parts.samplers import LabelledPairs, Pair, Triplet
 from stages.parts.warps import one_hot, warp, warp_probabilities
 
 
@@ -23,6 +24,7 @@ class Registered:
     directions: int  # 1 or 2
     classes: tuple[Tensor, Tensor] | None = None  # class maps of (moving, fixed) of one direction, (N, C, D, H, W)
     chosen: Tensor | None = None  # the classes that semantic consistency looks at; None: all
+    embeddings: tuple[Tensor, Tensor] | None = None  # of (moving, fixed) as a Siamese network sees them, (N, K)
 
     @property
     def backward(self) -> Tensor:
@@ -48,6 +50,30 @@ class RegisterPair:
     def __call__(self, batch: Pair) -> Registered:
         pair = (batch.fixed, batch.moving) if self.swapped else (batch.moving, batch.fixed)
         return register(self.network, *pair, both_ways=False)
+
+
+@dataclass
+class RegisterAndEmbed:
+    """Forward pass of a contrastive registration player: atlas to scan, and where both lie on the unit sphere."""
+
+    network: RegistrationNetwork
+
+    def __call__(self, batch: Pair) -> Registered:
+        displacement, of_moving, of_fixed = self.network.with_embeddings(batch.moving, batch.fixed)
+        return Registered(batch.moving, batch.fixed, displacement, 1, embeddings=(of_moving, of_fixed))
+
+
+@dataclass
+class RegisterLabelledPairs:
+    """Forward pass of a label-constrained player: pairs of atlas and scan, then pairs of atlases with their labels."""
+
+    network: RegistrationNetwork
+
+    def __call__(self, batch: LabelledPairs) -> Registered:
+        registered = register(self.network, batch.moving, batch.fixed, both_ways=False)
+        moving, fixed = (one_hot(label, batch.num_classes) for label in (batch.moving_label, batch.fixed_label))
+        registered.classes = (moving, fixed)
+        return registered
 
 
 @dataclass
@@ -96,9 +122,44 @@ def similarity(pair: Registered) -> Tensor:
     return pair.directions * losses.lncc_loss(warp(pair.moving, pair.displacement), pair.fixed)
 
 
+def mutual_information(pair: Registered) -> Tensor:
+    """L_sim: minus the mutual information of warped and fixed images, summed over the directions; at most 0."""
+    return -pair.directions * losses.mutual_information(warp(pair.moving, pair.displacement), pair.fixed)
+
+
+def mean_squares(pair: Registered) -> Tensor:
+    """L_sim: mean squared difference of warped and fixed images, summed over the directions."""
+    return pair.directions * F.mse_loss(warp(pair.moving, pair.displacement), pair.fixed)
+
+
 def smoothness(pair: Registered) -> Tensor:
     """L_smooth: diffusion of the displacement, summed over the directions."""
     return pair.directions * losses.diffusion_loss(pair.displacement)
+
+
+def bending_energy(pair: Registered) -> Tensor:
+    """L_smooth: bending energy of the displacement, summed over the directions."""
+    return pair.directions * losses.bending_energy_loss(pair.displacement)
+
+
+def contrast(pair: Registered) -> Tensor:
+    """L_contrast: each scan close to the atlas that it is registered with, and away from the other scans."""
+    assert pair.embeddings is not None
+    of_atlas, of_scan = pair.embeddings
+    return losses.contrastive_loss(of_scan, of_atlas)
+
+
+def contrast_all(pair: Registered) -> Tensor:
+    """L_contrast as published code has it: partners among all scans and atlases of the batch (NT-Xent)."""
+    assert pair.embeddings is not None
+    return losses.nt_xent_loss(*pair.embeddings)
+
+
+def label_overlap(pair: Registered) -> Tensor:
+    """Dice loss of warped and fixed labels over the labelled pairs, which are the last ones."""
+    assert pair.classes is not None
+    moving, fixed = pair.classes
+    return losses.dice_loss(warp_probabilities(moving, pair.displacement[-len(moving) :]), fixed)
 
 
 def inverse_consistency(pair: Registered) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,6 +60,37 @@ def lncc_loss(warped: Tensor, fixed: Tensor, *, window: int = 9) -> Tensor:
     return 1 - lncc(warped, fixed, window=window).mean()
 
 
+def mutual_information(first: Tensor, second: Tensor, *, bins: int = 32) -> Tensor:
+    """Mutual information of two images in nats, by Parzen windows, mean over the batch.
+
+        sum_ij p(i, j) log(p(i, j) / (p(i) p(j)))
+
+    A voxel counts in all bins by a Gaussian round its intensity, as wide as a bin, shares adding up to 1.
+
+    Args:
+        first, second: (N, 1, D, H, W), in [0, 1]; what lies outside counts as 0 or 1.
+        bins: their centres go from 0 to 1.
+
+    Returns:
+        Scalar >= 0 (but for rounding); 0: the intensities are independent, or an image is flat.
+
+    Source: Pluim et al., TMI 2003; OS-MedSeg Eq. 7, bins and windows as in its published code.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        of_first, of_second = (_shares(image, bins) for image in (first, second))
+        joint = of_first @ of_second.transpose(1, 2) / of_first.shape[2]
+        alone = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
+        tiny = 1e-12  # an empty bin adds 0, and has a gradient
+        return (joint * (joint.clamp(min=tiny) / alone.clamp(min=tiny)).log()).sum((1, 2)).mean()
+
+
+def _shares(image: Tensor, bins: int) -> Tensor:
+    """Share of every voxel in every bin, (N, bins, voxels)."""
+    centres = torch.linspace(0, 1, bins, device=image.device)
+    distance = (image.float().clamp(0, 1).flatten(1)[:, None] - centres[:, None]) * (bins - 1)
+    return (-0.5 * distance.square()).softmax(1)
+
+
 def diffusion_loss(displacement: Tensor) -> Tensor:
     """Mean squared forward difference of a field, averaged over the axes; 0 for a translation.
 
@@ -68,6 +101,35 @@ def diffusion_loss(displacement: Tensor) -> Tensor:
     """
     displacement = displacement.float()
     return sum((displacement.diff(dim=axis) ** 2).mean() for axis in (2, 3, 4)) / 3  # type: ignore[return-value]
+
+
+def bending_energy_loss(displacement: Tensor) -> Tensor:
+    """Sum of a field's squared second derivatives, mixed ones twice, mean over voxels and components; 0: it is linear.
+
+    Differences of neighbours, away from the border, as MONAI's; the published code of OS-MedSeg differences twice over
+    two voxels, which a field that jumps from voxel to voxel escapes.
+
+    Args:
+        displacement: (N, 3, D, H, W), voxels; at least 3 voxels an axis.
+
+    Source: Rueckert et al., TMI 1999, Eq. 4; OS-MedSeg Eq. 9.
+    """
+    field = displacement.float()
+
+    def moved(*steps: int) -> Tensor:
+        """The inner voxels' neighbours at so many voxels along D, H, W."""
+        inner = (slice(1 + step, size - 1 + step) for step, size in zip(steps, field.shape[2:], strict=True))
+        return field[(slice(None), slice(None), *inner)]
+
+    axes = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    energy = torch.zeros((), device=field.device)
+    for i, (d, h, w) in enumerate(axes):
+        energy = energy + (moved(d, h, w) - 2 * moved(0, 0, 0) + moved(-d, -h, -w)).square().mean()
+        for e, f, g in axes[i + 1 :]:
+            alike = moved(d + e, h + f, w + g) + moved(-d - e, -h - f, -w - g)
+            opposed = moved(d - e, h - f, w - g) + moved(e - d, f - h, g - w)
+            energy = energy + 2 * ((alike - opposed) / 4).square().mean()
+    return energy
 
 
 def inverse_consistency_loss(forward: Tensor, backward: Tensor) -> Tensor:
@@ -106,6 +168,16 @@ def dice_loss(prediction: Tensor, target: Tensor, *, smooth: float = 1.0) -> Ten
     return 1 - ((2 * overlap + smooth) / (size + smooth)).mean()
 
 
+def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy against soft labels, mean over voxels.
+
+    Args:
+        logits: (N, C, D, H, W).
+        target: probabilities or one-hot labels, (N, C, D, H, W).
+    """
+    return -(target * logits.float().log_softmax(1)).sum(1).mean()
+
+
 def dice_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Soft Dice of the structures plus cross-entropy against soft labels, as nnU-Net combines them.
 
@@ -136,3 +208,61 @@ def mix_loss(mixed_output: Tensor, output_a: Tensor, output_b: Tensor, gamma: Te
     Source: BRBS Eq. 13.
     """
     return F.mse_loss(mixed_output.float(), torch.lerp(output_b.float(), output_a.float(), gamma))
+
+
+def contrastive_loss(anchor: Tensor, positive: Tensor, *, temperature: float = 0.5) -> Tensor:
+    """Draws every anchor to its positive and away from the other anchors.
+
+        mean_i -log [exp(sim(u_i, a_i) / tau) / sum_{j != i} exp(sim(u_i, u_j) / tau)],  sim: cosine
+
+    Args:
+        anchor: u, embeddings of the scans of the batch, (N, K), N >= 2.
+        positive: a, embeddings of the atlases that go with them, (N, K).
+        temperature: tau.
+
+    Returns:
+        Scalar from -2 / tau + log(N - 1), where all positives are met and all others opposite, to 2 / tau + log(N - 1).
+
+    Source: OS-MedSeg Eq. 2. Its sum leaves the positive out, and so do we.
+    """
+    anchor, positive = (F.normalize(each.float(), dim=1) for each in (anchor, positive))
+    itself = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
+    others = (anchor @ anchor.T / temperature).masked_fill(itself, -torch.inf)
+    return (others.logsumexp(1) - (anchor * positive).sum(1) / temperature).mean()
+
+
+def nt_xent_loss(first: Tensor, second: Tensor, *, temperature: float = 0.5) -> Tensor:
+    """Cross-entropy of finding every row's partner among all other rows of both (2N rows, both ways), by cosine.
+
+    Args:
+        first, second: embeddings of partners, (N, K), N >= 2.
+
+    Source: Chen et al., SimCLR (ICML 2020), Eq. 1; the published code of CLMorph and OS-MedSeg.
+    """
+    rows = F.normalize(torch.cat([first, second]).float(), dim=1)
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    partners = torch.arange(len(rows), device=rows.device).roll(len(first))
+    return F.cross_entropy((rows @ rows.T / temperature).masked_fill(itself, -torch.inf), partners)
+
+
+def cosine_hint_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Sum over the layers of 1 - cos(student, teacher), each sample's features as one vector; mean over the batch.
+
+    Args:
+        student, teacher: features of each layer, (N, C, D, H, W).
+
+    Returns:
+        Scalar from 0, features that agree but for a positive factor, to twice the number of layers.
+
+    Source: OS-MedSeg Eqs. 3-4.
+    """
+    pairs = zip(student, teacher, strict=True)
+    return sum((1 - F.cosine_similarity(s.float().flatten(1), t.float().flatten(1))).mean() for s, t in pairs)  # type: ignore[return-value]
+
+
+def l2_hint_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Sum over the layers of the features' mean squared difference; arguments as of `cosine_hint_loss`.
+
+    Source: OS-MedSeg, section IV-E.2, after Yim et al., CVPR 2017.
+    """
+    return sum(F.mse_loss(s.float(), t.float()) for s, t in zip(student, teacher, strict=True))  # type: ignore[return-value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -129,16 +129,37 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
-        shape = x.shape[2:]
+        return self.answer(self.features(x)[-1], x.shape[2:])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What the decoder says at each level, from the coarsest to the one that the head reads, on padded grids."""
         x = pad_to_multiple(x, 2 ** len(self.up)).contiguous(memory_format=torch.channels_last_3d)
-        skips = []
-        for level, block in enumerate(self.down):
-            x = block(F.max_pool3d(x, 2) if level else x)
-            skips.append(x)
-        for skip, block in zip(reversed(skips[:-1]), reversed(self.up), strict=True):
-            x = F.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=True)
-            x = block(torch.cat([skip, x], 1))
-        return crop(in_float32(self.head, x), shape)
+        return down_and_up(x, self.down, self.up)
+
+    def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
+        """The head on the last of the features, on the image's grid."""
+        return crop(in_float32(self.head, feature), shape)
+
+
+def down_and_up(x: Tensor, down: nn.ModuleList, up: nn.ModuleList) -> list[Tensor]:
+    """A U-Net's levels with max-pooling and trilinear upsampling: the deepest, then each that the decoder adds."""
+    skips = []
+    for level, block in enumerate(down):
+        x = block(F.max_pool3d(x, 2) if level else x)
+        skips.append(x)
+    features = [x]
+    for skip, block in zip(reversed(skips[:-1]), reversed(up), strict=True):
+        x = F.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=True)
+        x = block(torch.cat([skip, x], 1))
+        features.append(x)
+    return features
+
+
+class FeatureNetwork(Protocol):
+    """A U-Net whose decoder can be looked into."""
+
+    def features(self, x: Tensor) -> list[Tensor]: ...
+    def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor: ...
 
 
 class LightUNet(nn.Module):
@@ -179,20 +200,79 @@ class LightUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
-        shape = x.shape[2:]
+        return self.answer(self.features(x)[-1], x.shape[2:])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What the decoder says at each level, from the coarsest to the one that the head reads, on padded grids."""
         x = space_to_depth(pad_to_multiple(x, 2 ** (len(self.up) + 1)))
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        skips = []
-        for level, block in enumerate(self.down):
-            x = block(F.max_pool3d(x, 2) if level else x)
-            skips.append(x)
-        for skip, block in zip(reversed(skips[:-1]), reversed(self.up), strict=True):
-            x = F.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=True)
-            x = block(torch.cat([skip, x], 1))
-        x = in_float32(self.head, x)
-        if self.smooth:  # without aligned corners, the coarse voxels lie at the centres of their blocks
-            return crop(self.UNIT * F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False), shape)
-        return crop(depth_to_space(x), shape)
+        return down_and_up(x.contiguous(memory_format=torch.channels_last_3d), self.down, self.up)
+
+    def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
+        """The head on the last of the features, on the image's grid."""
+        x = in_float32(self.head, feature)
+        return crop(self.UNIT * doubled(x) if self.smooth else depth_to_space(x), shape)
+
+
+class ResidualUnit(nn.Module):
+    """Twice convolution 3^3, InstanceNorm, PReLU; around them the identity, or a convolution 1^3 to as many channels.
+
+    Source: He et al., "Deep residual learning", CVPR 2016, as MONAI's `ResidualUnit` has it.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_normalised(inputs, outputs), *_normalised(outputs, outputs))
+        self.around = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + self.around(x)
+
+
+def _normalised(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return nn.Conv3d(inputs, outputs, 3, padding=1), nn.InstanceNorm3d(outputs), nn.PReLU()
+
+
+class ResidualUNet(nn.Module):
+    """OS-MedSeg's U-Net for teacher and student: 16-32-64-128-256 channels, a residual unit a level, both ways.
+
+    Max-pooling, trilinear upsampling and concatenation as in `UNet`. The segmentation head has a convolution of its own
+    before the last one, so that what the decoder says need not be linear in the classes; the reconstruction head is
+    one plain convolution.
+
+    Args:
+        inputs: image channels.
+        outputs: classes, or image channels to reconstruct.
+        shape: grid (D, H, W) that the depth is derived from.
+        reconstructs: which of the two heads.
+
+    Source: Zhou et al., OS-MedSeg, section III-B and Fig. 3; InstanceNorm, PReLU and the head as in its published code
+    (Fig. 3 says layer normalisation).
+    """
+
+    WIDTHS = (16, 32, 64, 128, 256)
+
+    def __init__(self, inputs: int, outputs: int, shape: Sequence[int], *, reconstructs: bool = False) -> None:
+        super().__init__()
+        widths = self.WIDTHS[: derived_depth(shape, most=len(self.WIDTHS) - 1) + 1]
+        self.down = nn.ModuleList(ResidualUnit(a, b) for a, b in zip((inputs, *widths[:-1]), widths, strict=True))
+        self.up = nn.ModuleList(ResidualUnit(a + b, a) for a, b in pairwise(widths))
+        width = widths[0]
+        self.before_head = nn.Identity() if reconstructs else nn.Sequential(*_normalised(width, width))
+        self.head = nn.Conv3d(width, outputs, 3, padding=1) if reconstructs else nn.Conv3d(width, outputs, 1)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
+        return self.answer(self.features(x)[-1], x.shape[2:])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What the decoder says at each level, from the coarsest to the one that the head reads, on padded grids."""
+        x = pad_to_multiple(x, 2 ** len(self.up)).contiguous(memory_format=torch.channels_last_3d)
+        return down_and_up(x, self.down, self.up)
+
+    def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
+        """The head on the last of the features, on the image's grid."""
+        return crop(in_float32(self.head, self.before_head(feature)), shape)
 
 
 class VoxelMorphUNet(nn.Module):
@@ -279,6 +359,11 @@ class RegistrationNetwork(nn.Module):
             return self._displacement(self._half_difference(moving, fixed))
         return self._displacement(self.body(torch.cat([fixed, moving], 1)))
 
+    def with_embeddings(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The displacement, and the embeddings (N, K) of the moving and of the fixed image; of a Siamese body."""
+        raw, of_fixed, of_moving = self.body.with_embeddings(torch.cat([fixed, moving], 1))  # type: ignore[operator]
+        return self._displacement(raw), of_moving, of_fixed
+
     def both_ways(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """Displacements of both directions, (2N, 3, D, H, W), voxels: moving to fixed, then fixed to moving."""
         if self.antisymmetric:
@@ -321,6 +406,11 @@ def depth_to_space(x: Tensor) -> Tensor:
     n, c, d, h, w = x.shape
     x = x.reshape(n, c // 8, 2, 2, 2, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return x.reshape(n, c // 8, 2 * d, 2 * h, 2 * w)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Twice as many voxels an axis, trilinear; the coarse voxels lie at the centres of their blocks of 2^3."""
+    return F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
 
 
 def in_float32(head: nn.Module, x: Tensor) -> Tensor:

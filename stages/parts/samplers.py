@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from stages.errors import LrlsError
 from stages.parts.augmentation import IntensityAugmentation, SpatialAugmentation
 from stages.parts.warps import one_hot, warp, warp_label, warp_one_hot
 
@@ -120,26 +121,112 @@ def generated_samples(data: Scans, draw: Draw) -> Labelled:
 
 
 @dataclass
+class Triple(Labelled):
+    """A generated image with its soft label, and the real scan whose anatomy it imitates."""
+
+    scan: Tensor  # (N, 1, D, H, W)
+
+
+def triples(data: Scans, draw: Draw, *, real: bool = False) -> Triple:
+    """Finished couples with the scans that they imitate; both images move alike, and are recoloured each on its own.
+
+    Args:
+        real: the scan itself in place of the generated image, under the generated label.
+    """
+    assert data.samples is not None
+    couples = [data.samples[c] for c in pick(range(len(data.samples)), draw.batch_size, draw.generator)]
+    device = data.images.device
+    scan = data.image([data.names.index(couple.scan) for couple in couples])
+    image = scan if real else torch.stack([couple.image for couple in couples]).to(device).float()
+    label = torch.stack([couple.label for couple in couples]).to(device)
+    displacement = draw.displacement(data)
+    images = torch.cat([image, scan])
+    if displacement is None:
+        target = one_hot(label, data.num_classes)
+    else:
+        images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+        target = warp_one_hot(label, displacement, data.num_classes)
+    image, scan = draw.recolour(images).chunk(2)
+    return Triple([couple.scan for couple in couples], image, target, scan)
+
+
+@dataclass
 class Pair:
     """Two images to register."""
 
     scans: list[str]
     moving: Tensor  # (N, 1, D, H, W)
     fixed: Tensor
-    label: Tensor | None = None  # of the moving image, (N, D, H, W), class indices; where it is asked for
 
 
-def atlas_and_scan(data: Scans, draw: Draw, *, with_label: bool = False) -> Pair:
+@dataclass
+class LabelledPair(Pair):
+    """Two images to register, of which the moving one has a label."""
+
+    label: Tensor  # (N, D, H, W), class indices
+    num_classes: int
+
+
+def atlas_and_scan(data: Scans, draw: Draw) -> LabelledPair:
     """An atlas, which moves, and an unlabelled scan, under the same random displacement."""
     atlases = pick(data.atlases, draw.batch_size, draw.generator)
-    scans = pick(data.unlabeled, draw.batch_size, draw.generator)
-    images, label = data.image([*atlases, *scans]), data.label(atlases) if with_label else None
+    return _pair(atlases, pick(data.unlabeled, draw.batch_size, draw.generator), data, draw)
+
+
+def atlas_and_different_scans(data: Scans, draw: Draw) -> LabelledPair:
+    """As `atlas_and_scan`, but no scan comes twice: for losses that tell the scans of a batch apart."""
+    n = draw.batch_size
+    if n < 2:
+        raise LrlsError(
+            f"train_reg.batch_size: found {n}, expected at least 2, because the contrastive loss compares each scan "
+            "with others; set it to 2 or more, or the method's contrastive_weight to 0."
+        )
+    if len(data.unlabeled) < n:
+        raise LrlsError(
+            f"data.unlabeled: found {len(data.unlabeled)} scans, expected at least {n}, because the scans of a batch "
+            "must differ for the contrastive loss; list more, or set the method's contrastive_weight to 0."
+        )
+    order = torch.randperm(len(data.unlabeled), generator=draw.generator, device=draw.generator.device)
+    scans = [data.unlabeled[int(i)] for i in order[:n]]
+    return _pair(pick(data.atlases, n, draw.generator), scans, data, draw)
+
+
+def _pair(atlases: Sequence[int], scans: Sequence[int], data: Scans, draw: Draw) -> LabelledPair:
+    images, label = data.image([*atlases, *scans]), data.label(atlases)
     displacement = draw.displacement(data)
     if displacement is not None:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
-        label = None if label is None else warp_label(label, displacement)
+        label = warp_label(label, displacement)
     moving, fixed = images.chunk(2)
-    return Pair([data.names[place] for place in (*atlases, *scans)], moving, fixed, label)
+    return LabelledPair([data.names[place] for place in (*atlases, *scans)], moving, fixed, label, data.num_classes)
+
+
+@dataclass
+class LabelledPairs(Pair):
+    """Pairs to register; the last ones have labels."""
+
+    moving_label: Tensor  # (M, D, H, W), class indices
+    fixed_label: Tensor
+    num_classes: int
+
+
+def scans_and_labelled_pairs(data: Scans, draw: Draw) -> LabelledPairs:
+    """N pairs of an atlas and an unlabelled scan, then N of two different atlases; pairs i of both kinds move alike."""
+    n = draw.batch_size
+    scans = pick(data.unlabeled, n, draw.generator)
+    moving = pick(data.atlases, n, draw.generator)
+    first = pick(data.atlases, n, draw.generator)
+    second = [pick([a for a in data.atlases if a != other], 1, draw.generator)[0] for other in first]
+    images = data.image([*moving, *first, *scans, *second])
+    labels = data.label([*first, *second])
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        images = warp(images, displacement.repeat(4, 1, 1, 1, 1), padding="zeros")
+        labels = warp_label(labels, displacement.repeat(2, 1, 1, 1, 1))
+    names = [data.names[place] for place in (*moving, *first, *scans, *second)]
+    all_moving, all_fixed = images.chunk(2)
+    moving_label, fixed_label = labels.chunk(2)
+    return LabelledPairs(names, all_moving, all_fixed, moving_label, fixed_label, data.num_classes)
 
 
 @dataclass

@@ -93,6 +93,11 @@ def overlap(result: Segmented) -> Tensor:
     return losses.dice_loss(result.logits.softmax(1), result.target)
 
 
+def cross_entropy(result: Segmented) -> Tensor:
+    """Cross-entropy, mean over voxels."""
+    return losses.cross_entropy_loss(result.logits, result.target)
+
+
 def overlap_and_cross_entropy(result: Segmented) -> Tensor:
     """Dice and cross-entropy, as nnU-Net trains."""
     return losses.dice_cross_entropy_loss(result.logits, result.target)

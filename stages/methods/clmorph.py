@@ -1,0 +1,81 @@
+"""CLMorph: learned registration whose encoder contrasts what it sees; the atlas's label follows.
+
+Liu, Avilés-Rivero, Schönlieb, "Contrastive Registration for Unsupervised Medical Image Segmentation", TNNLS 2023
+(code github.com/lihaoliu-cambridge/unsupervised-medical-image-segmentation).
+
+Ours differs in: the displacement is predicted, not sampled (the published one is VoxelMorph's probabilistic model, with
+a KL term in the place of smoothness), so that smoothness has the weight that goes with plain MSE; scans of a batch
+differ, since a scan that comes twice would be its own negative.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.config import MethodSettings, TrainSettings
+from stages.methods.os_medseg import joint_training
+from stages.methods.recipe import Method, Phase, Player, PropagatedLabels, Recipe, Task, WeightedSum, short_training
+from stages.parts.consistency import RegisterAndEmbed, contrast_all, mean_squares, similarity, smoothness
+from stages.parts.networks import RegistrationNetwork
+from stages.parts.samplers import atlas_and_different_scans
+from stages.parts.siamese import PooledSiameseUNet, batch_block, instance_block
+
+
+class Settings(MethodSettings):
+    """Settings of `clmorph`."""
+
+    registration_network: Literal["published", "light"] = Field(
+        "published", description="R: CLMorph's own, or a light one that works at half resolution."
+    )
+    diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
+    similarity: Literal["mse", "lncc"] = Field(
+        "mse", description="L_sim; the comparison of OS-MedSeg gives every method its own: LNCC, smoothness_weight 1."
+    )
+    smoothness_weight: float = Field(0.01, ge=0, description="Of the diffusion; 0.01 goes with MSE, 1 with LNCC.")
+    contrastive_weight: float = Field(0.01, gt=0, description="Of NT-Xent over the embeddings.")
+
+
+def build(task: Task, settings: Settings) -> Recipe:
+    light = settings.registration_network == "light"
+    body = PooledSiameseUNet(task.shape, instance_block if light else batch_block, light=light)
+    R = RegistrationNetwork(body, diffeomorphic=settings.diffeomorphic)
+    return Recipe(
+        registration=R,
+        train_registration=[
+            Phase(
+                "registration",
+                batches=atlas_and_different_scans,
+                players=[
+                    Player(
+                        "registration",
+                        trains=R,
+                        forward=RegisterAndEmbed(R),
+                        loss=WeightedSum(
+                            similarity=(1.0, mean_squares if settings.similarity == "mse" else similarity),
+                            smoothness=(settings.smoothness_weight, smoothness),
+                            contrast=(settings.contrastive_weight, contrast_all),
+                        ),
+                    )
+                ],
+            )
+        ],
+        generate=PropagatedLabels(),
+    )
+
+
+def train_reg(settings: Settings) -> TrainSettings:
+    if settings.registration_network == "light":
+        return short_training(1000, batch_size=2, learning_rate=1e-3)
+    return joint_training(30_000, learning_rate=3e-3)
+
+
+METHOD = Method(
+    name="clmorph",
+    summary="learned registration with a contrastive encoder, label propagation",
+    source="Liu et al., TNNLS 2023",
+    settings=Settings,
+    recipe=build,
+    train_reg=train_reg,
+)

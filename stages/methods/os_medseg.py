@@ -1,0 +1,241 @@
+"""OS-MedSeg: a student learns from warped atlases, led by a teacher that reconstructs the real scans they imitate.
+
+Zhou et al., "Distillation Learning Guided by Image Reconstruction for One-Shot Medical Image Segmentation"
+(the text submitted to IEEE; code github.com/NoviceFodder/OS-MedSeg).
+
+Readings. *Eq. 2* has the features of a scan and of its atlas as the positive and the other scans as negatives. The
+scan is the anchor here: were it the atlas, then with one atlas and a batch of two the two terms would cancel. The
+published code takes NT-Xent over all rows instead, where with one atlas the atlas is its own negative (preset
+`official`). *Hint*: a stop-gradient on the teacher's features by default, so that the student follows and the teacher
+reconstructs; the published forward pass detaches both, with which the hint teaches nothing (`hint_detach: both`). Both
+networks are separate, encoder to head, as in Fig. 3 and in the code, and train jointly. *Normalisation* is the code's
+InstanceNorm (Fig. 3 says layer normalisation). *Reconstruction head*: a plain convolution; the code normalises its
+output, which then cannot match the scan's intensities. *Ours*: residual units in the student, too (paper; the code has
+them in the teacher only), trilinear upsampling, atlases as the user names them (the paper picks one by its similarity
+to the test set), and the schedule's epochs are counted on the paper's 334 scans of OASIS.
+
+On CPUs, the `light` networks or `registration: instance` (ours), which needs no `train-reg`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
+
+from pydantic import Field
+from torch import nn
+
+from stages.config import MethodSettings, TrainSettings
+from stages.errors import LrlsError
+from stages.methods.recipe import (
+    Method,
+    Phase,
+    Player,
+    Recipe,
+    SegmentationName,
+    Task,
+    WarpedAtlases,
+    WeightedSum,
+    segmentation_network,
+    short_training,
+)
+from stages.parts.consistency import (
+    RegisterAndEmbed,
+    RegisterPair,
+    bending_energy,
+    contrast,
+    contrast_all,
+    mutual_information,
+    similarity,
+    smoothness,
+)
+from stages.parts.distilling import (
+    Distil,
+    OwnHead,
+    TeacherAndStudent,
+    cosine_hint,
+    l2_hint,
+    look_inside,
+    reconstruction,
+)
+from stages.parts.instance import InstanceOptimisation
+from stages.parts.networks import LightUNet, RegistrationNetwork, ResidualUNet, UNet
+from stages.parts.samplers import atlas_and_different_scans, atlas_and_scan, triples
+from stages.parts.segmenting import Segment, cross_entropy, overlap_and_cross_entropy
+from stages.parts.siamese import PooledSiameseUNet, SiameseUNet, instance_block
+
+
+class Settings(MethodSettings):
+    """Settings of `os-medseg`; the switches are the rows of the paper's Tables III-V and Fig. 7."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "abdomen": {"similarity": "mi", "smoothness": "bending", "hint_weight": 10.0},
+        "official": {"contrast": "nt-xent", "hint_detach": "both"},
+    }
+    SEGMENTS: ClassVar[tuple[str, ...]] = (
+        "segmentation_network", "teacher", "student_sees", "segmentation_loss", "segmentation_weight",
+        "reconstruction_weight", "hint_weight", "hint_loss", "hint_layers", "hint_detach",
+    )  # fmt: skip
+
+    preset: Literal["default", "abdomen", "official"] = Field(
+        "default", description="abdomen: the paper's choices for BCV; official: the published code's readings."
+    )
+    registration: Literal["learned", "instance"] = Field(
+        "learned", description="learned: R; instance (ours): every couple's field is optimised on its own, as in best."
+    )
+    registration_network: Literal["published", "light"] = Field(
+        "published", description="R: published, or a light one that works at half resolution."
+    )
+    diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
+    similarity: Literal["lncc", "mi"] = Field("lncc", description="L_sim: LNCC, or mutual information (abdomen).")
+    smoothness: Literal["diffusion", "bending"] = Field(
+        "diffusion", description="L_smooth: diffusion, or bending energy (abdomen)."
+    )
+    smoothness_weight: float = Field(1.0, ge=0, description="alpha.")
+    contrastive_weight: float = Field(0.01, ge=0, description="beta; 0: also batches of one couple.")
+    contrast: Literal["scans", "nt-xent"] = Field(
+        "scans", description="Negatives: the other scans of the batch (Eq. 2), or all other rows (published code)."
+    )
+    most_samples: int | None = Field(
+        None, ge=1, description="Warped atlases to write at most; null: all couples of atlas and scan."
+    )
+    segmentation_network: SegmentationName = Field(
+        "published", description="Student and teacher: published, or BRBS's U-Net with InstanceNorm (full), or light."
+    )
+    teacher: bool = Field(True, description="Table III: off: the student alone (M1, M2).")
+    student_sees: Literal["warped", "real"] = Field(
+        "warped", description="Table III: warped atlases (SI+SL), or the real scans under the same labels (RI+SL)."
+    )
+    segmentation_loss: Literal["ce", "dice-ce"] = Field("ce", description="L_seg: cross-entropy, or with Dice.")
+    segmentation_weight: float = Field(1.0, ge=0, description="Table IV: 0: without L_seg.")
+    reconstruction_weight: float = Field(1.0, ge=0, description="lambda_recon.")
+    hint_weight: float = Field(1.0, ge=0, description="lambda_hint.")
+    hint_loss: Literal["cosine", "l2"] = Field("cosine", description="Table V: cosine similarity, or squared error.")
+    hint_layers: int = Field(2, ge=1, le=5, description="Fig. 7: the decoder's last layers that give hints.")
+    hint_detach: Literal["teacher", "none", "both"] = Field(
+        "teacher", description="Whose features the hint's gradient does not reach; both: it reaches none."
+    )
+
+
+def build(task: Task, settings: Settings) -> Recipe:
+    if not settings.segmentation_weight and not (settings.teacher and settings.reconstruction_weight):
+        raise LrlsError(
+            "methods.os-medseg: segmentation_weight is 0 and no teacher reconstructs, which leaves nothing to learn "
+            "from; set segmentation_weight, or teacher and reconstruction_weight."
+        )
+    learned = settings.registration == "learned"
+    R = contrastive_network(settings, task) if learned else None  # first: its weights depend on no other setting
+    student = student_or_teacher(settings.segmentation_network, task)
+    segmentation = WeightedSum(
+        segmentation=(  # L_seg
+            settings.segmentation_weight,
+            cross_entropy if settings.segmentation_loss == "ce" else overlap_and_cross_entropy,
+        )
+    )
+    alone = Player("student", trains=student, forward=Segment(student), loss=segmentation)
+    both = TeacherAndStudent(student_or_teacher(settings.segmentation_network, task, reconstructs=True), student)
+    distillation = Player(
+        "distillation",
+        trains=both,
+        forward=Distil(both, settings.hint_layers, settings.hint_detach),
+        loss=WeightedSum(
+            **segmentation.terms,
+            reconstruction=(settings.reconstruction_weight, reconstruction),  # lambda_recon L_recon
+            hint=(settings.hint_weight, cosine_hint if settings.hint_loss == "cosine" else l2_hint),  # lambda_hint
+        ),
+    )
+    return Recipe(
+        registration=R,
+        instance=None if learned else InstanceOptimisation(smoothness=settings.smoothness_weight),
+        segmentation=student,
+        segmentation_helpers={"teacher": both.teacher} if settings.teacher else {},
+        segmentation_pictures={"distillation": partial(look_inside, both, settings.hint_layers)}
+        if settings.teacher
+        else {},
+        train_registration=[registration_phase(R, settings)] if R else [],
+        generate=WarpedAtlases(most=settings.most_samples),
+        train_segmentation=[
+            Phase(
+                "distillation" if settings.teacher else "student",
+                batches=partial(triples, real=settings.student_sees == "real"),
+                players=[distillation if settings.teacher else alone],
+            )
+        ],
+    )
+
+
+def contrastive_network(settings: Settings, task: Task) -> RegistrationNetwork:
+    """R, by its name in the settings."""
+    if settings.registration_network == "light":
+        body: nn.Module = PooledSiameseUNet(task.shape, instance_block, light=True)
+    else:
+        body = SiameseUNet(task.shape)
+    return RegistrationNetwork(body, diffeomorphic=settings.diffeomorphic)
+
+
+def registration_phase(R: RegistrationNetwork, settings: Settings) -> Phase:
+    """L_reg; without L_contrast, any batch goes and nothing is embedded."""
+    contrasts = settings.contrastive_weight > 0
+    return Phase(
+        "registration",
+        batches=atlas_and_different_scans if contrasts else atlas_and_scan,
+        players=[
+            Player(
+                "registration",
+                trains=R,
+                forward=RegisterAndEmbed(R) if contrasts else RegisterPair(R),
+                loss=WeightedSum(
+                    similarity=(1.0, similarity if settings.similarity == "lncc" else mutual_information),  # L_sim
+                    smoothness=(  # alpha L_smooth
+                        settings.smoothness_weight,
+                        smoothness if settings.smoothness == "diffusion" else bending_energy,
+                    ),
+                    contrast=(  # beta L_contrast
+                        settings.contrastive_weight,
+                        contrast if settings.contrast == "scans" else contrast_all,
+                    ),
+                ),
+            )
+        ],
+    )
+
+
+def student_or_teacher(name: SegmentationName, task: Task, *, reconstructs: bool = False) -> nn.Module:
+    """One image channel -> logits, or the image again."""
+    outputs = 1 if reconstructs else task.num_classes
+    if name == "published":
+        return ResidualUNet(1, outputs, task.shape, reconstructs=reconstructs)
+    network = cast(UNet | LightUNet, segmentation_network(name, Task(task.shape, outputs, task.num_atlases)))
+    return network if reconstructs else OwnHead(network)
+
+
+def train_reg(settings: Settings) -> TrainSettings:
+    if settings.registration_network == "light":
+        return short_training(1000, batch_size=2, learning_rate=1e-3)
+    return joint_training(83_500, learning_rate=1e-4)  # 500 epochs of 334 scans
+
+
+def train_seg(settings: Settings) -> TrainSettings:
+    if settings.segmentation_network == "published":
+        return joint_training(33_400, learning_rate=1e-3)  # 200 epochs of 334 scans
+    rate = 3e-3 if settings.segmentation_network == "light" else 2e-3
+    return short_training(1000, batch_size=2, learning_rate=rate)
+
+
+def joint_training(steps: int, *, learning_rate: float) -> TrainSettings:
+    """The paper's schedule (section IV-C): Adam, constant, batches of two, no augmentation that it speaks of."""
+    return TrainSettings(
+        steps=steps, batch_size=2, learning_rate=learning_rate, schedule="constant", optimizer="adam", ema=0.0,
+        augmentation="none",
+    )  # fmt: skip
+
+
+METHOD = Method(
+    name="os-medseg",
+    summary="a student learns from warped atlases, led by a teacher that reconstructs the real scans",
+    source="Zhou et al., OS-MedSeg",
+    settings=Settings,
+    recipe=build,
+    train_reg=train_reg,
+    train_seg=train_seg,
+)

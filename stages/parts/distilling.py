@@ -1,0 +1,136 @@
+"""Distillation by reconstruction: a student that segments what was generated, led by a teacher that sees real scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.parts import losses
+from stages.parts.networks import Block, FeatureNetwork, LightUNet, UNet
+from stages.parts.samplers import Scans, Triple
+from stages.parts.segmenting import Segmented
+
+Detach = Literal["teacher", "none", "both"]
+
+
+class OwnHead(nn.Module):
+    """A U-Net with a block between decoder and head, as OS-MedSeg's student has a convolution there.
+
+    Hints ask the decoder for features that reconstruct; classes need not be linear in these.
+
+    Args:
+        body: a `FeatureNetwork` whose head reads the last of its features.
+    """
+
+    def __init__(self, body: UNet | LightUNet) -> None:
+        super().__init__()
+        width = body.head.in_channels
+        self.body, self.block = body, Block(width, width, width)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, D, H, W) -> (N, classes, D, H, W), float32."""
+        return self.answer(self.features(x)[-1], x.shape[2:])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        return self.body.features(x)
+
+    def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
+        return self.body.answer(self.block(feature), shape)
+
+
+class TeacherAndStudent(nn.Module):
+    """The two networks as one, for the optimiser that moves them together; each is a `FeatureNetwork`."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher, student
+
+
+@dataclass
+class Distilled(Segmented):
+    """What student and teacher say of a batch."""
+
+    scan: Tensor | None = None  # what the teacher saw, (N, 1, D, H, W)
+    reconstruction: Tensor | None = None  # what it made of it
+    hints: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())  # features (of the student, of the teacher), by layer
+
+
+@dataclass
+class Distil:
+    """Forward pass: the student sees the generated image, the teacher the real scan that it imitates.
+
+    Args:
+        networks: the two.
+        layers: how many of the decoder's last layers give hints; all that there are, if there are fewer.
+        detach: whose features the hints' gradient does not reach.
+    """
+
+    networks: TeacherAndStudent
+    layers: int
+    detach: Detach
+
+    def __call__(self, batch: Triple) -> Distilled:
+        student, teacher = (cast(FeatureNetwork, n) for n in (self.networks.student, self.networks.teacher))
+        shape = batch.image.shape[2:]
+        learned, taught = student.features(batch.image), teacher.features(batch.scan)
+        logits, reconstruction = student.answer(learned[-1], shape), teacher.answer(taught[-1], shape)
+        learned, taught = learned[-self.layers :], taught[-self.layers :]
+        if self.detach != "none":
+            taught = [feature.detach() for feature in taught]
+        if self.detach == "both":
+            learned = [feature.detach() for feature in learned]
+        return Distilled(batch.target, logits, scan=batch.scan, reconstruction=reconstruction, hints=(learned, taught))
+
+
+def reconstruction(result: Distilled) -> Tensor:
+    """L_recon: mean squared difference of the scan and what the teacher makes of it (OS-MedSeg Eq. 10)."""
+    assert result.scan is not None and result.reconstruction is not None
+    return F.mse_loss(result.reconstruction.float(), result.scan)
+
+
+def cosine_hint(result: Distilled) -> Tensor:
+    """L_hint: the student's features point where the teacher's do (OS-MedSeg Eqs. 3-4)."""
+    return losses.cosine_hint_loss(*result.hints)
+
+
+def l2_hint(result: Distilled) -> Tensor:
+    """L_hint by squared differences, the comparison of OS-MedSeg's Table V."""
+    return losses.l2_hint_loss(*result.hints)
+
+
+@torch.no_grad()
+def look_inside(
+    networks: TeacherAndStudent, layers: int, data: Scans, *, most: int = 3
+) -> list[tuple[str, Mapping[str, np.ndarray]]]:
+    """What both networks see, the reconstruction, and a channel of each layer that gives hints, side by side.
+
+    The channel is the one that varies most in the teacher; coarse layers are stretched onto the image's grid.
+
+    Returns:
+        (case, {heading: volume (D, H, W)}) of the first couples.
+    """
+    assert data.samples is not None
+    networks.eval()
+    student, teacher = (cast(FeatureNetwork, n) for n in (networks.student, networks.teacher))
+    rows: list[tuple[str, Mapping[str, np.ndarray]]] = []
+    for number in range(min(most, len(data.samples))):
+        couple = data.samples[number]
+        scan = data.image([data.names.index(couple.scan)])
+        image = couple.image[None].to(scan)
+        shape = scan.shape[2:]
+        learned, taught = student.features(image), teacher.features(scan)
+        volumes = {"student sees": image, "teacher sees": scan, "reconstruction": teacher.answer(taught[-1], shape)}
+        for place in range(1, min(layers, len(taught)) + 1):
+            channel = int(taught[-place][0].float().var((1, 2, 3)).argmax())
+            for name, features in (("teacher", taught), ("student", learned)):
+                feature = features[-place][:, channel : channel + 1].float()
+                volumes[f"{name}, layer -{place}"] = F.interpolate(feature, size=tuple(shape), mode="nearest")
+        rows.append((couple.scan, {name: volume[0, 0].cpu().numpy() for name, volume in volumes.items()}))
+    return rows
