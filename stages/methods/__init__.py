@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from stages.config import Config, MethodSettings, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
-from stages.methods import ants, best, brbs, unet, voxelmorph
+from stages.methods import ants, best, brbs, lt_net, unet, voxelmorph
 from stages.methods.recipe import Method
 
 METHODS = {
     method.name: method
-    for method in (unet.UNET, unet.SUPERVISED, ants.AFFINE, ants.SYN, voxelmorph.METHOD, brbs.METHOD, best.METHOD)
+    for method in (
+        unet.UNET,
+        unet.SUPERVISED,
+        ants.AFFINE,
+        ants.SYN,
+        voxelmorph.METHOD,
+        lt_net.METHOD,
+        brbs.METHOD,
+        best.METHOD,
+    )
 }
 
 

@@ -128,16 +128,25 @@ class Pair:
     fixed: Tensor
 
 
-def atlas_and_scan(data: Scans, draw: Draw) -> Pair:
+@dataclass
+class LabelledPair(Pair):
+    """Two images to register, of which the moving one has a label."""
+
+    label: Tensor  # (N, D, H, W), class indices
+    num_classes: int
+
+
+def atlas_and_scan(data: Scans, draw: Draw) -> LabelledPair:
     """An atlas, which moves, and an unlabelled scan, under the same random displacement."""
     atlases = pick(data.atlases, draw.batch_size, draw.generator)
     scans = pick(data.unlabeled, draw.batch_size, draw.generator)
-    images = data.image([*atlases, *scans])
+    images, label = data.image([*atlases, *scans]), data.label(atlases)
     displacement = draw.displacement(data)
     if displacement is not None:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+        label = warp_label(label, displacement)
     moving, fixed = images.chunk(2)
-    return Pair([data.names[place] for place in (*atlases, *scans)], moving, fixed)
+    return LabelledPair([data.names[place] for place in (*atlases, *scans)], moving, fixed, label, data.num_classes)
 
 
 @dataclass
