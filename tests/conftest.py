@@ -39,6 +39,7 @@ SETTINGS = {
     "methods": {
         "brbs": {"registration_network": "light", "segmentation_network": "light"},
         "voxelmorph": {"registration_network": "light"},
+        "lt-net": {"registration_network": "light"},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
@@ -162,7 +163,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.registering.in_processes", serial)
 
 
-PICTURES = ("couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes")
+PICTURES = ("couples_page", "loss_curves", "panels_page", "predictions_page", "registration_overlay", "score_boxes")
 
 
 def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from conftest import Project, draw_no_pictures
+from safetensors import safe_open
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import verify
@@ -23,6 +24,7 @@ KINDS = {
     "affine": ["scores"],
     "syn": ["scores"],
     "voxelmorph": ["registration", "scores"],
+    "lt-net": ["registration", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
     "best": ["generated", "segmentation", "scores"],
 }
@@ -180,6 +182,14 @@ def test_the_dev_part_is_scored_when_asked_for(shared):
     assert done.out.splitlines()[-1] == str(scores)
     assert set(pd.read_csv(scores / "scores.csv")["case"]) == {"dev_1"}
     assert shared.made("run", "--method", "unet").out.splitlines()[-1].endswith("v0001")
+
+
+def test_the_cycle_is_drawn_beside_the_registration_and_its_helpers_are_kept(shared):
+    shared.made("run", "--method", "lt-net", "--until", "train-reg")
+    folder = shared.workspace / "lt-net" / "registration" / "v0001"
+    assert (folder / "cycle.png").read_bytes().startswith(b"\x89PNG")
+    with safe_open(folder / "weights.safetensors", "pt") as weights:
+        assert {name.split(".")[0] for name in weights.keys()} == {"registration", "backward", "discriminator"}  # noqa: SIM118
 
 
 def test_propagated_labels_can_be_written_by_methods_that_need_none(shared):

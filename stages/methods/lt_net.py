@@ -5,8 +5,8 @@ for One-shot Medical Image Segmentation", CVPR 2020, arXiv:2003.07072. No code w
 
 How the text is read, where it leaves a choice:
 - Sums over voxels are means, so that the weights of Eq. 11 go with the magnitudes that the paper reports.
-- Eq. 4 as printed rewards both players for the opposite of the text around it; here, as usual, the discriminator
-  learns 1 for scans and 0 for warped atlases, with 1/2 each, and the generator wants to be told 1.
+- Eq. 4 as printed has the discriminator maximise D(y)^2 + (D(warped) - 1)^2, which has no end; here, as usual, it
+  learns 1 for scans and 0 for warped atlases, with 1/2 each, and the generator learns to be told 1.
 - Eq. 8's penalty of a vector is taken of each component, as in UnFlow, which it is cited from.
 - Eq. 9 is the mean of the structures' Dice, without the background; Eq. 10 is over all channels, with it.
 - The gradient of G_B's input, the warped atlas, goes on to G_F: the paper trains end to end.
@@ -32,6 +32,7 @@ from stages.methods.recipe import (
     PropagatedLabels,
     Recipe,
     Task,
+    Terms,
     WeightedSum,
     published_training,
     registration_network,
@@ -49,6 +50,7 @@ from stages.parts.cycle import (
     similarity,
     smoothness,
     transformation_cycle,
+    transformation_cycle_in_voxels,
 )
 from stages.parts.networks import PatchDiscriminator
 from stages.parts.samplers import LabelledPair, atlas_and_scan
@@ -71,13 +73,20 @@ class Settings(MethodSettings):
     smoothness_weight: float = Field(3.0, ge=0, description="lambda_2, of L_smooth.")
     cycle_weight: float = Field(10.0, ge=0, description="lambda_1, of L_cyc: the rebuilt atlas.")
     transformation_weight: float = Field(3.0, ge=0, description="lambda_2, of L_trans: mutual inverses.")
+    transformation_unit: Literal["grid", "voxels"] = Field(
+        "grid", description="Of L_trans: coordinates from -1 to 1 over the grid, or voxels, which hold G_F still."
+    )
     anatomy_weight: float = Field(3.0, ge=0, description="lambda_2, of L_anatomy_cyc: the rebuilt label.")
     difference_weight: float = Field(3.0, ge=0, description="lambda_2, of L_diff_cyc: the label's way there and back.")
+
+    warm_up: float = Field(
+        0.0, ge=0, lt=1, description="Share of train-reg in which the cycle terms move G_B alone (short runs)."
+    )
 
     @model_validator(mode="after")
     def _something_draws_the_atlas_to_the_scan(self) -> Self:
         if not self.gan_weight and not self.similarity_weight:
-            raise ValueError("gan_weight and similarity_weight are both 0, so that no term looks at the scan; set one")
+            raise ValueError("gan_weight and similarity_weight are both 0: no term compares warped atlas and scan")
         return self
 
     @property
@@ -97,36 +106,66 @@ def build(task: Task, settings: Settings) -> Recipe:
     G_F = generator()
     G_B = generator() if settings.cycle else None
     D = PatchDiscriminator(1, task.shape) if settings.gan_weight else None
-    players = [
-        Player(
-            "generators",
-            trains=nn.ModuleList([G_F] if G_B is None else [G_F, G_B]),
-            forward=RegisterCycle(G_F, G_B, D, labels=settings.labels),
-            loss=WeightedSum(
-                adversarial=(settings.gan_weight, adversarial),  # L_GAN
-                similarity=(settings.similarity_weight, similarity),  # L_sim
-                image_cycle=(settings.cycle_weight, image_cycle),  # lambda_1 L_cyc
-                anatomy_cycle=(settings.anatomy_weight, anatomy_cycle),  # lambda_2 L_anatomy_cyc
-                smoothness=(settings.smoothness_weight, smoothness),  # lambda_2 L_smooth
-                transformation_cycle=(settings.transformation_weight, transformation_cycle),  # lambda_2 L_trans
-                difference_cycle=(settings.difference_weight, difference_cycle),  # lambda_2 L_diff_cyc
-            ),
-        )
-    ]
-    if D is not None:
-        players.append(
+    warm_up = settings.warm_up * settings.cycle
+    there: Terms = {
+        "adversarial": (settings.gan_weight, adversarial),  # L_GAN
+        "similarity": (settings.similarity_weight, similarity),  # L_sim
+    }
+    smooth: Terms = {"smoothness": (settings.smoothness_weight, smoothness)}  # lambda_2 L_smooth
+    back: Terms = {
+        "image_cycle": (settings.cycle_weight, image_cycle),  # lambda_1 L_cyc
+        "anatomy_cycle": (settings.anatomy_weight, anatomy_cycle),  # lambda_2 L_anatomy_cyc
+        "transformation_cycle": (  # lambda_2 L_trans
+            settings.transformation_weight,
+            transformation_cycle if settings.transformation_unit == "grid" else transformation_cycle_in_voxels,
+        ),
+        "difference_cycle": (settings.difference_weight, difference_cycle),  # lambda_2 L_diff_cyc
+    }
+    judge = (
+        []
+        if D is None
+        else [
             Player(
                 "discriminator",
                 trains=D,
                 forward=JudgeWarped(G_F, D),
-                loss=WeightedSum(real=(0.5, real), fake=(0.5, fake)),  # L_GAN
+                loss=WeightedSum(real=(0.5, real), fake=(0.5, fake)),
             )
-        )
+        ]
+    )
+    cycle = Phase(
+        "cycle",
+        batches=atlas_and_scan,
+        share=1 - warm_up,
+        players=[
+            Player(
+                "generators",
+                trains=nn.ModuleList(each for each in (G_F, G_B) if each is not None),
+                forward=RegisterCycle(G_F, G_B, D, labels=settings.labels),
+                loss=WeightedSum(**there, **smooth, **back),
+            ),
+            *judge,
+        ],
+    )
+    phases = [cycle]
+    if G_B is not None and warm_up:
+        # A G_B that cannot follow yet holds G_F at the identity, where every cycle term is least.
+        players = [
+            Player("forward", trains=G_F, forward=RegisterCycle(G_F, None, D), loss=WeightedSum(**there, **smooth)),
+            Player(
+                "backward",
+                trains=G_B,
+                forward=RegisterCycle(G_F, G_B, labels=settings.labels),
+                loss=WeightedSum(**smooth, **back),
+            ),
+            *judge,
+        ]
+        phases = [Phase("warm-up", batches=atlas_and_scan, share=warm_up, players=players), cycle]
     helpers: dict[str, nn.Module | None] = {"backward": G_B, "discriminator": D}
     return Recipe(
         registration=G_F,
         helpers={name: network for name, network in helpers.items() if network is not None},
-        train_registration=[Phase("cycle", batches=atlas_and_scan, players=players)],
+        train_registration=phases,
         generate=PropagatedLabels(),
         label_warp="nearest",
         pictures={"cycle": partial(show, RegisterCycle(G_F, G_B, labels=True))} if G_B is not None else {},

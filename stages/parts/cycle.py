@@ -131,7 +131,13 @@ def anatomy_cycle(cycle: Cycle) -> Tensor:
 
 
 def transformation_cycle(cycle: Cycle) -> Tensor:
-    """L_trans: robust penalty of the composed displacements' residual (Eq. 8)."""
+    """L_trans: robust penalty of the composed displacements' residual (Eq. 8), in coordinates from -1 to 1."""
+    assert cycle.backward is not None
+    return losses.robust_inverse_loss(cycle.forward, cycle.backward, of_grid=True)
+
+
+def transformation_cycle_in_voxels(cycle: Cycle) -> Tensor:
+    """L_trans with the residual in voxels."""
     assert cycle.backward is not None
     return losses.robust_inverse_loss(cycle.forward, cycle.backward)
 

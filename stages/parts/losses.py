@@ -88,14 +88,23 @@ def robust_penalty(value: Tensor, *, epsilon: float = 1e-3, gamma: float = 0.45)
     return (value.float().square() + epsilon**2) ** gamma
 
 
-def robust_inverse_loss(forward: Tensor, backward: Tensor) -> Tensor:
-    """Mean robust penalty of each component of u_fwd(x) + u_bwd(x + u_fwd(x)), voxels.
+def robust_inverse_loss(forward: Tensor, backward: Tensor, *, of_grid: bool = False) -> Tensor:
+    """Mean robust penalty of each component of u_fwd(x) + u_bwd(x + u_fwd(x)).
 
-    0.002, its least, where backward is the inverse of forward.
+    Args:
+        forward, backward: (N, 3, D, H, W), voxels.
+        of_grid: penalise the residual in coordinates that run from -1 to 1 over the grid, instead of voxels.
+
+    Returns:
+        Scalar > 0; 0.002, its least, where backward is the inverse of forward.
 
     Source: LT-Net Eq. 8; component by component as UnFlow, where the penalty comes from.
     """
-    return robust_penalty(forward + warp(backward, forward)).mean()
+    residual = forward + warp(backward, forward)
+    if of_grid:
+        sizes = torch.tensor(residual.shape[2:], dtype=torch.float32, device=residual.device)
+        residual = residual * (2 / (sizes - 1).clamp(min=1)).view(1, 3, 1, 1, 1)
+    return robust_penalty(residual).mean()
 
 
 def anatomy_difference_loss(label: Tensor, there: Tensor, back: Tensor) -> Tensor:
