@@ -189,7 +189,7 @@ def test_the_cycle_is_drawn_beside_the_registration_and_its_helpers_are_kept(sha
     folder = shared.workspace / "lt-net" / "registration" / "v0001"
     assert (folder / "cycle.png").read_bytes().startswith(b"\x89PNG")
     with safe_open(folder / "weights.safetensors", "pt") as weights:
-        assert {name.split(".")[0] for name in weights.keys()} == {"registration", "backward", "discriminator"}  # noqa: SIM118
+        assert {name.split("/")[0] for name in weights.keys()} == {"registration", "backward", "discriminator"}  # noqa: SIM118
 
 
 def test_propagated_labels_can_be_written_by_methods_that_need_none(shared):
