@@ -192,11 +192,12 @@ def test_the_cycle_is_drawn_beside_the_registration_and_its_helpers_are_kept(sha
         assert {name.split("/")[0] for name in weights.keys()} == {"registration", "backward", "discriminator"}  # noqa: SIM118
 
 
-def test_propagated_labels_can_be_written_by_methods_that_need_none(shared):
-    shared.made("run", "--method", "voxelmorph")
-    shared.made("generate", "--method", "voxelmorph")
+@pytest.mark.parametrize("method", ["voxelmorph", "lt-net"])
+def test_propagated_labels_can_be_written_by_methods_that_need_none(method, shared):
+    shared.made("run", "--method", method)
+    shared.made("generate", "--method", method)
 
-    with h5py.File(shared.workspace / "voxelmorph" / "generated" / "v0001" / "generated.h5") as file:
+    with h5py.File(shared.workspace / method / "generated" / "v0001" / "generated.h5") as file:
         samples = file["samples"]
         assert list(samples["space"].asstr()[()]) == ["free_1", "free_2"]
         assert samples["image"].shape == (2, 1, 24, 16, 24)
