@@ -39,5 +39,5 @@ def compare(
         table.add_column(heading, no_wrap=True, justify="left" if heading in ("method", "output") else "right")
     for row in comparison.table.to_dict("records"):
         table.add_row(*cells(row | {"output": row["output"][:3]}))
-    Console(width=None if Console().is_terminal else 160).print(table)
+    Console(width=None if Console().is_terminal else 180).print(table)
     typer.echo(comparison.folder)

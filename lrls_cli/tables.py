@@ -36,6 +36,7 @@ def print_scores(method: str, scores: Scores) -> None:
             print(
                 f"DSC {dsc['mean']:.4f} +- {dsc['std']:.4f}, 95 % interval {dsc['low']:.4f} to {dsc['high']:.4f}, "
                 f"worst {dsc['min']:.4f} (case {found['worst_scan']})"
+                + (f", best {dsc['max']:.4f}" if "max" in dsc else "")  # scores of earlier versions have none
             )
         if found["absent_in_both"]:
             print(f"{found['absent_in_both']} structures are absent in truth and prediction and were not scored")

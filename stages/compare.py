@@ -196,7 +196,9 @@ def _table(
                 "dsc": dsc["mean"],
                 "dsc_low": dsc["low"] if several else None,
                 "dsc_high": dsc["high"] if several else None,
+                "dsc_std": dsc["std"] if several else None,
                 "dsc_worst": dsc["min"],
+                "dsc_best": dsc["max"],
                 "hd95_mm": scans["hd95_mm"].mean(),
                 "assd_mm": scans["assd_mm"].mean(),
                 "missed": missed[key],
@@ -215,8 +217,8 @@ def _table(
 
 
 HEADINGS = (
-    "method", "output", "DSC", "95 %", "worst", "HD95 mm", "ASSD mm", "missed", "folded %", "std J", "time min",
-    "host GB", "diff.", "diff. 95 %", "p",
+    "method", "output", "DSC", "95 %", "std", "range", "HD95 mm", "ASSD mm", "missed", "folded %", "std J",
+    "time min", "host GB", "diff.", "diff. 95 %", "p",
 )  # fmt: skip
 
 
@@ -230,7 +232,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     between = f"{text('difference_low', '+.3f')} {text('difference_high', '+.3f')}".strip()
     return (
         row["method"], row["output"], text("dsc", ".4f"), interval,
-        text("dsc_worst", ".3f"), text("hd95_mm", ".2f"), text("assd_mm", ".2f"), text("missed", "g"),
+        text("dsc_std", ".3f"), f"{row['dsc_worst']:.3f}-{row['dsc_best']:.3f}",
+        text("hd95_mm", ".2f"), text("assd_mm", ".2f"), text("missed", "g"),
         text("folded_percent", ".3f"), text("jacobian_std", ".2f"), text("wall_time_s", ".1f", 1 / 60),
         text("peak_memory_mb", ".1f", 1e-3), text("difference", "+.4f"), between, text("p_value", ".2g"),
     )  # fmt: skip

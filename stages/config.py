@@ -328,7 +328,8 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
         return f"setting {where} is missing; add it."
     message = fault["msg"].removeprefix("Value error, ")
     found = f" (found {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
-    return f"setting {where}: {message[0].lower()}{message[1:]}{found}; correct it."
+    place = f"setting {where}: " if where else ""  # a fault of settings together has none
+    return f"{place}{message[0].lower()}{message[1:]}{found}; correct it."
 
 
 def unknown_setting(where: str, known: Iterable[str]) -> str:

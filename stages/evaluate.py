@@ -135,7 +135,7 @@ def evaluate(
         summary["flat_borders"] = [[cohort.structures[c - 1] for c in border.classes] for border in borders]
         summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
         atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
-        _pictures(draft, table, outputs, cohort, held_out, config, scans)
+        _pictures(draft, table, outputs, recipe, cohort, held_out, config, scans)
     return Scores.open(draft.result)
 
 
@@ -193,7 +193,7 @@ def _predict(
                 place, field = next(stream)
                 fields[place] = field
             here = [fields.pop(k) for k in mine]
-            votes = vote(atlases, here, scan, cohort.num_classes)
+            votes = vote(atlases, here, scan, cohort.num_classes, label_warp=recipe.label_warp)
             classes["registration"] = classes_in_own_space(votes, record, cohort.grid)
             for atlas, field in zip(atlas_cases, here, strict=True):
                 jacobian = jacobian_determinant(torch.from_numpy(field)[None])
@@ -267,8 +267,8 @@ def summarize_scores(
 
 
 def _pictures(
-    draft: Draft, table: pd.DataFrame, outputs: list[str], cohort: Cohort, held_out: Cohort, config: Config,
-    scans: dict[str, intake.Scan],
+    draft: Draft, table: pd.DataFrame, outputs: list[str], recipe: Recipe, cohort: Cohort, held_out: Cohort,
+    config: Config, scans: dict[str, intake.Scan],
 ) -> None:  # fmt: skip
     from stages.pictures import best_median_worst, predictions_page, registration_overlay, score_boxes
 
@@ -303,5 +303,5 @@ def _pictures(
         overlay = []
         for case in chosen.values():
             field = np.load(draft.resume / f"{case}.npy").astype(np.float32)
-            overlay.append(overlay_row(case, moving, held_out.image(case), field, cohort))
+            overlay.append(overlay_row(case, moving, held_out.image(case), field, cohort, recipe))
         registration_overlay(overlay, folder / "registration.png", structures=cohort.structures)

@@ -331,7 +331,9 @@ def _write_propagated(
             if not all(k in fields for k in mine):
                 continue
             scan = pairs[place][1]
-            label = vote(atlases, [fields[k] for k in mine], scan, cohort.num_classes).argmax(0).numpy()
+            here = [fields[k] for k in mine]
+            votes = vote(atlases, here, scan, cohort.num_classes, label_warp=recipe.label_warp)
+            label = votes.argmax(0).numpy()
             fixed = torch.from_numpy(scan.astype(np.float32))[None, None]
             qualities = []
             for k in mine:

@@ -18,6 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from stages.methods.recipe import Panel
+
 DOTS_PER_INCH = 110
 MAX_LEGEND = 8
 INK, MUTED = "#222222", "#6b6b6b"
@@ -104,6 +106,46 @@ def registration_overlay(rows: Sequence[Row], path: Path, *, structures: Sequenc
         if number == 0:
             for one, heading in zip(axes, headings, strict=True):
                 one.set_title(heading, fontsize=9, color=INK)
+    _structure_legend(figure, structures)
+    _save(figure, path)
+
+
+def panels_page(
+    rows: Sequence[tuple[str, Sequence[Panel]]],
+    path: Path,
+    *,
+    structures: Sequence[str] = (),
+    spacing_mm: Spacing | None = None,
+) -> None:
+    """What a method shows of its training, a row per scan: the axial slice with the most label of a row's first panel.
+
+    An error is shown in colour, from 0 (black) to the 99.5th percentile of that panel in all rows (white).
+
+    Args:
+        rows: case id and panels; the same ones in every row.
+        path: PNG file to write.
+        structures: names for the legend.
+        spacing_mm: of all panels; isotropic by default.
+    """
+    if not rows:
+        _write_note("no scans", path)
+        return
+    shape = _plane_size(rows[0][1][0].image.shape, 0, spacing_mm)
+    columns = len(rows[0][1])
+    figure, grid = _image_grid([shape] * len(rows), columns, width=2.5, left=0.3, titles=0.2, structures=structures)
+    largest = [max(float(np.percentile(panels[k].image.cpu(), 99.5)) for _, panels in rows) for k in range(columns)]
+    for number, ((case, panels), line) in enumerate(zip(rows, grid, strict=True)):
+        labels = [None if panel.label is None else panel.label.cpu().numpy() for panel in panels]
+        index = _best_slice(labels[0], panels[0].image.shape, 0)
+        for column, (panel, label, axes) in enumerate(zip(panels, labels, line, strict=True)):
+            window, colours = ((0.0, largest[column] or 1.0), "magma") if panel.error else ((0.0, 1.0), "gray")
+            _show(axes, _cut(panel.image.cpu().numpy(), 0, index), 0, spacing_mm, window, colours)
+            if label is not None:
+                _contours(axes, _cut(label, 0, index))
+            if number == 0:
+                scale = f", 0 to {window[1]:.2g}" if panel.error else ""
+                axes.set_title(_plain(panel.heading) + scale, fontsize=9, color=INK)
+        _name_row(line[0], case)
     _structure_legend(figure, structures)
     _save(figure, path)
 
@@ -467,13 +509,14 @@ def _plane_size(shape: Sequence[int], axis: int, spacing_mm: Spacing | None) -> 
 
 
 def _show(
-    axes: Axes, image: np.ndarray, axis: int, spacing_mm: Spacing | None, window: tuple[float, float] = (0, 1)
-) -> None:
-    """A slice in gray, with the head at the top where D runs down the page."""
+    axes: Axes, image: np.ndarray, axis: int, spacing_mm: Spacing | None, window: tuple[float, float] = (0, 1),
+    colours: str = "gray",
+) -> None:  # fmt: skip
+    """A slice, with the head at the top where D runs down the page."""
     down, across = _plane_spacing(axis, spacing_mm)
     axes.imshow(
         np.asarray(image, dtype=np.float32),
-        cmap="gray",
+        cmap=colours,
         vmin=window[0],
         vmax=window[1],
         aspect=down / across,

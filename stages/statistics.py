@@ -31,7 +31,7 @@ def bootstrap_interval(values: Values, seed: int = 0, level: float = 0.95, draws
 
 
 def summarize(values: Values) -> dict[str, float]:
-    """Mean, population standard deviation, minimum, 95 % interval of the mean (`low`, `high`) and number `n`.
+    """Mean, population standard deviation, minimum, maximum, 95 % interval of the mean (`low`, `high`) and number `n`.
 
     No values: all nan but `n`.
     """
@@ -42,6 +42,7 @@ def summarize(values: Values) -> dict[str, float]:
         "mean": float("nan") if empty else float(values.mean()),
         "std": float("nan") if empty else float(values.std()),
         "min": float("nan") if empty else float(values.min()),
+        "max": float("nan") if empty else float(values.max()),
         "low": low,
         "high": high,
         "n": int(values.size),

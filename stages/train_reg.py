@@ -16,7 +16,8 @@ from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Recipe, Task
-from stages.registering import displacements, vote
+from stages.parts.samplers import LabelledPair
+from stages.registering import as_image, displacements, vote
 from stages.training import Run, train
 
 
@@ -105,8 +106,10 @@ def next_stage(recipe: Recipe) -> str:
 def _pictures(
     draft: Draft, cohort: Cohort, recipe: Recipe, log: list[dict[str, Any]], device: Device, config: Config
 ) -> None:
-    from stages.pictures import loss_curves, registration_overlay
+    from stages.pictures import loss_curves, panels_page, registration_overlay
 
+    for network in recipe.registration_networks.values():
+        network.eval()
     loss_curves(log, draft.folder / "losses.png")
     atlas = cohort.parts["atlases"][0]
     image, label = cohort.image(atlas), cohort.label(atlas)
@@ -116,17 +119,34 @@ def _pictures(
     for place, field in displacements(
         recipe, pairs, cases, spacing_mm=cohort.grid.spacing_mm, device=device, config=config
     ):
-        rows.append(overlay_row(cases[place], (image, label), pairs[place][1], field, cohort))
+        rows.append(overlay_row(cases[place], (image, label), pairs[place][1], field, cohort, recipe))
     registration_overlay(rows, Path(draft.folder / "registration.png"), structures=cohort.structures)
+    for name, panels in recipe.pictures.items():
+        page = []
+        for case, (moving, fixed) in zip(cases, pairs, strict=True):
+            batch = LabelledPair(
+                [atlas, case], as_image(moving, device), as_image(fixed, device),
+                torch.from_numpy(label.astype(np.int16))[None].to(device.torch), cohort.num_classes,
+            )  # fmt: skip
+            with torch.inference_mode(), device.autocast():
+                page.append((case, panels(batch)))
+        path = draft.folder / f"{name}.png"
+        panels_page(page, path, structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm)
 
 
 def overlay_row(
-    case: str, atlas: tuple[np.ndarray, np.ndarray], scan: np.ndarray, field: np.ndarray, cohort: Cohort
+    case: str,
+    atlas: tuple[np.ndarray, np.ndarray],
+    scan: np.ndarray,
+    field: np.ndarray,
+    cohort: Cohort,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """A row of `pictures.registration_overlay`."""
     from stages.parts.warps import warp
 
     image = atlas[0]
+    votes = vote([atlas], [field], scan, cohort.num_classes, label_warp=recipe.label_warp)
     moved = warp(torch.from_numpy(image.astype(np.float32))[None, None], torch.from_numpy(field)[None])[0, 0]
     return {
         "case": case,
@@ -134,6 +154,6 @@ def overlay_row(
         "warped": moved.numpy(),
         "scan": scan.astype(np.float32),
         "displacement": field,
-        "warped_label": vote([atlas], [field], scan, cohort.num_classes).argmax(0).numpy(),
+        "warped_label": votes.argmax(0).numpy(),
         "spacing_mm": cohort.grid.spacing_mm,
     }

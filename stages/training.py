@@ -153,10 +153,7 @@ def _move(
     player: Player, optimizer: torch.optim.Optimizer, phase: Phase, batch: object, device: Device
 ) -> dict[str, Tensor]:
     """One optimiser step of a player; the other players' networks stand still."""
-    parameters = {id(parameter) for parameter in player.trains.parameters()}
-    for other in phase.players:
-        for parameter in other.trains.parameters():
-            parameter.requires_grad_(id(parameter) in parameters)
+    give_turn(player, phase)
     with device.autocast():
         state = player.forward(batch)
     total, terms = player.loss(state)
@@ -165,6 +162,14 @@ def _move(
     norm = nn.utils.get_total_norm([p.grad for p in player.trains.parameters() if p.grad is not None])
     optimizer.step()
     return {name: term.detach() for name, term in terms.items()} | {"total": total.detach(), "gradient": norm}
+
+
+def give_turn(player: Player, phase: Phase) -> None:
+    """From here on gradients pass through the networks of a phase, but stay in this player's alone."""
+    parameters = {id(parameter) for parameter in player.trains.parameters()}
+    for other in phase.players:
+        for parameter in other.trains.parameters():
+            parameter.requires_grad_(id(parameter) in parameters)
 
 
 class _Watch:

@@ -42,6 +42,7 @@ SETTINGS = {
         "data-aug": {"registration_network": "light", "segmentation_network": "light", "appearance_share": 0.5},
         "lc-voxelmorph": {"registration_network": "light"},
         "os-medseg": {"registration_network": "light", "segmentation_network": "light"},
+        "lt-net": {"registration_network": "light"},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
@@ -166,8 +167,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PICTURES = (
-    "couples_page", "loss_curves", "predictions_page", "registration_overlay", "score_boxes", "suggestion_page",
-    "volumes_page",
+    "couples_page", "loss_curves", "panels_page", "predictions_page", "registration_overlay", "score_boxes",
+    "suggestion_page", "volumes_page",
 )  # fmt: skip
 
 

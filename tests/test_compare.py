@@ -73,6 +73,7 @@ def test_table_has_means_differences_and_a_paired_test(scored):
     assert list(table.index) == [("unet", "segmentation"), ("brbs", "segmentation"), ("brbs", "registration")]
     assert table["dsc"].tolist() == pytest.approx([0.535, 0.635, 0.635])
     assert table.loc[("unet", "segmentation"), "dsc_worst"] == pytest.approx(0.5)
+    assert table.loc[("unet", "segmentation"), ["dsc_std", "dsc_best"]].tolist() == pytest.approx([0.0229129, 0.57])
     better = table.loc[("brbs", "segmentation")]
     assert better[["difference", "difference_low", "difference_high"]].tolist() == pytest.approx([0.1] * 3)
     assert better["p_value"] == pytest.approx(2 * 2 / 2**8)  # all 8 differences positive, and Holm's factor 2

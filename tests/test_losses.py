@@ -14,6 +14,7 @@ from monai.losses import (
 )
 
 from stages.parts.losses import (
+    anatomy_difference_loss,
     bending_energy_loss,
     contrastive_loss,
     cosine_hint_loss,
@@ -23,11 +24,14 @@ from stages.parts.losses import (
     diffusion_loss,
     inverse_consistency_loss,
     l2_hint_loss,
+    least_squares_gan_loss,
     lncc,
     lncc_loss,
     mix_loss,
     mutual_information,
     nt_xent_loss,
+    robust_inverse_loss,
+    robust_penalty,
     self_warped_inverse_loss,
 )
 from stages.parts.warps import one_hot, voxel_grid, warp
@@ -419,3 +423,45 @@ def test_gradient_is_the_finite_difference(name):
     direction, step = gradient.sign(), 0.002 if name == "mutual information" else 0.01  # a bin is 0.03 wide
     change = (loss(start + step * direction) - loss(start - step * direction)) / (2 * step)
     assert float(change) == pytest.approx(float(gradient.abs().sum()), rel=0.01)
+
+
+# LT-Net
+
+LEAST = 1e-6**0.45  # of the robust penalty: about 0.002
+
+
+def test_robust_penalty_at_known_values_and_flat_at_zero():
+    values = torch.tensor([0.0, 1.0, -1.0, 10.0], requires_grad=True)
+    penalty = robust_penalty(values)
+    assert penalty.tolist() == pytest.approx([LEAST, 1, 1, 100**0.45], rel=1e-5)
+    (gradient,) = torch.autograd.grad(penalty.sum(), values)
+    assert gradient.tolist() == pytest.approx([0, 0.9, -0.9, 0.9 * 10 * 100**-0.55], rel=1e-5)
+
+
+def test_robust_inverse_loss_of_inverses_is_its_least_and_of_a_residual_is_the_penalty_of_each_component():
+    there = translation(1, -2, 0.5)
+    assert float(robust_inverse_loss(there, -there)) == pytest.approx(LEAST)
+    residual = there + translation(0, 1, 1)
+    expected = (1 + 1 + 1.5**0.9) / 3  # of (1, -1, 1.5)
+    assert float(robust_inverse_loss(residual, torch.zeros_like(there))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_robust_inverse_loss_reads_the_backward_field_where_the_forward_one_points():
+    factor = 0.8
+    exact = robust_inverse_loss(scaling(factor), scaling(1 / factor))
+    assert float(exact) < 2 * LEAST
+    assert float(robust_inverse_loss(scaling(factor), -scaling(factor))) > 20 * LEAST
+
+
+def test_anatomy_difference_is_that_of_the_two_ways():
+    x, y, other = (torch.tensor(values).view(1, 1, 1, 1, 4) for values in ([1.0, 1, 0, 0], [0.0, 1, 1, 0], [0.0] * 4))
+    assert float(anatomy_difference_loss(x, y, x)) == pytest.approx(LEAST)
+    # |x - y| = 1 0 1 0, |y - other| = 0 1 1 0: they differ in two of four places, by 1.
+    assert float(anatomy_difference_loss(x, y, other)) == pytest.approx((2 + 2 * LEAST) / 4, rel=1e-5)
+
+
+def test_least_squares_gan_loss_is_zero_for_the_right_answer():
+    judged = torch.tensor([1.0, 0.0])
+    assert float(least_squares_gan_loss(judged[:1], 1.0)) == float(least_squares_gan_loss(judged[1:], 0.0)) == 0
+    assert float(least_squares_gan_loss(judged, 1.0)) == 0.5
+    assert float(least_squares_gan_loss(torch.tensor([3.0]), 1.0)) == 4

@@ -13,14 +13,25 @@ from stages.config import Config
 from stages.device import Device
 from stages.errors import LrlsError
 from stages.generate import couples
-from stages.methods import METHODS, best, brbs, data_aug, find_method, settings_of, training_of
+from stages.methods import METHODS, best, brbs, data_aug, find_method, lt_net, settings_of, training_of
 from stages.methods.recipe import PathBankWriter, PropagatedLabels, Task, WeightedSum
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.networks import LightUNet, UNet, VoxelMorphUNet
-from stages.parts.samplers import Always, Beta, Draw, Labelled, Scans, SpaceStyleSampling, Triplet, labelled_scans
-from stages.parts.warps import warp
-from stages.registering import displacements
+from stages.parts.samplers import (
+    Always,
+    Beta,
+    Draw,
+    Labelled,
+    LabelledPair,
+    Scans,
+    SpaceStyleSampling,
+    Triplet,
+    labelled_scans,
+)
+from stages.parts.warps import warp, warp_label
+from stages.registering import displacements, vote
+from stages.training import give_turn
 
 SHAPE = (10, 12, 12)
 TASK = Task(SHAPE, num_classes=3, num_atlases=1)
@@ -83,14 +94,14 @@ def test_every_phase_of_every_method_trains_its_own_network(name):
         batch_size = training_of(METHODS[name], config(), stage).batch_size
         batch = phase.batches(scans_for(name), Draw(batch_size, None, None, generator()))
         for player in phase.players:
+            give_turn(player, phase)
             total, terms = player.loss(player.forward(batch))
             assert math.isfinite(float(total.detach())), terms
             total.backward()
-            moved = [p.grad is not None and bool(p.grad.isfinite().all()) for p in player.trains.parameters()]
-            assert all(moved)
+            own = list(player.trains.parameters())
+            assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in own)
             for network in recipe.registration_networks.values():
-                if network is not player.trains:
-                    assert all(p.grad is None for p in network.parameters())
+                assert all(p.grad is None or any(p is each for each in own) for p in network.parameters())
             player.trains.zero_grad()
 
 
@@ -264,10 +275,14 @@ def triplet():
 
 def terms(**settings):
     """Every term of a step of `train-reg`, and the totals."""
+    return terms_of(recipe_of("brbs", **settings), triplet)
+
+
+def terms_of(recipe, batch):
     values = {}
-    for player in recipe_of("brbs", **settings).train_registration[-1].players:
+    for player in recipe.train_registration[-1].players:
         with torch.no_grad():
-            total, found = player.loss(player.forward(triplet()))
+            total, found = player.loss(player.forward(batch()))
         values |= {f"{player.name}/{name}": float(term) for name, term in {**found, "total": total}.items()}
     return values
 
@@ -594,6 +609,146 @@ def test_rows_of_data_aug_are_the_same_for_finished_samples_and_for_training():
     plain = recipe_of("data-aug", appearance=False).generate
     assert plain.style is None and plain.style_map is None
     assert type(recipe_of("data-aug", segmentation_network="light").segmentation) is LightUNet
+
+
+# LT-Net
+
+
+def atlas_and_scan():
+    images = textured(2, 1, 1, *SHAPE, seed=5)
+    label = torch.randint(3, (1, *SHAPE), generator=generator(6)).short()
+    return LabelledPair(["a", "u"], *images, label, 3)
+
+
+def lt_net_terms(**settings):
+    recipe = recipe_of("lt-net", **settings)
+    for seed, network in enumerate([recipe.registration, recipe.helpers["backward"]]):  # away from the identity
+        head = network.body.head
+        head.weight.data = 0.2 * (textured(*head.weight.shape, seed=seed) - 0.5)
+    return terms_of(recipe, atlas_and_scan)
+
+
+@pytest.fixture(scope="module")
+def lt_net_default():
+    return lt_net_terms()
+
+
+CYCLE = {f"generators/{space}_cycle" for space in ("image", "anatomy", "transformation", "difference")}
+DISCRIMINATOR = {"discriminator/real", "discriminator/fake", "discriminator/total"}
+LT_NET = {"generators/adversarial", "generators/similarity", "generators/smoothness", "generators/total"} | CYCLE
+LT_NET_SWITCHES = [
+    # setting, its value, terms that go, terms that change
+    ("gan_weight", 0.0, {"generators/adversarial", *DISCRIMINATOR}, {"generators/total"}),
+    ("similarity_weight", 0.0, {"generators/similarity"}, {"generators/total"}),
+    ("smoothness_weight", 0.0, {"generators/smoothness"}, {"generators/total"}),
+    ("cycle_weight", 0.0, {"generators/image_cycle"}, {"generators/total"}),
+    ("transformation_weight", 0.0, {"generators/transformation_cycle"}, {"generators/total"}),
+    ("anatomy_weight", 0.0, {"generators/anatomy_cycle"}, {"generators/total"}),
+    ("difference_weight", 0.0, {"generators/difference_cycle"}, {"generators/total"}),
+    ("transformation_unit", "voxels", set(), {"generators/transformation_cycle", "generators/total"}),
+    ("registration_network", "light", set(), LT_NET | DISCRIMINATOR),
+    ("diffeomorphic", True, set(), LT_NET | {"discriminator/fake", "discriminator/total"}),
+    ("warm_up", 0.25, set(), set()),  # this one adds a phase, see below
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "gone", "changed"), LT_NET_SWITCHES, ids=[r[0] for r in LT_NET_SWITCHES])
+def test_switch_of_lt_net_changes_the_terms_that_it_is_about(lt_net_default, setting, value, gone, changed):
+    found = lt_net_terms(**{setting: value})
+    assert lt_net_default.keys() - found.keys() == gone
+    assert found.keys() <= lt_net_default.keys()
+    assert {name for name in found if found[name] != pytest.approx(lt_net_default[name], rel=1e-6)} == changed
+
+
+def test_every_setting_of_lt_net_is_in_the_table_above():
+    assert {row[0] for row in LT_NET_SWITCHES} == set(lt_net.Settings.model_fields)
+
+
+def test_totals_of_lt_net_have_the_papers_weights(lt_net_default):
+    weights = {"adversarial": 1, "similarity": 1, "image_cycle": 10, "smoothness": 3}
+    weights |= {"anatomy_cycle": 3, "transformation_cycle": 3, "difference_cycle": 3}
+    expected = sum(weight * lt_net_default[f"generators/{name}"] for name, weight in weights.items())
+    assert lt_net_default["generators/total"] == pytest.approx(expected)
+    halves = (lt_net_default["discriminator/real"] + lt_net_default["discriminator/fake"]) / 2
+    assert lt_net_default["discriminator/total"] == pytest.approx(halves)
+
+
+OFF = {f"{name}_weight": 0.0 for name in ("gan", "cycle", "transformation", "anatomy", "difference")}
+BASE = ["similarity", "smoothness"]
+ROWS = [  # of the paper's Tables 2 and 3: weights that are on, networks, terms
+    ([], ["registration"], BASE),
+    (["gan"], ["registration", "discriminator"], ["adversarial", *BASE]),
+    (["gan", "cycle"], ["registration", "backward", "discriminator"], ["adversarial", *BASE, "image_cycle"]),
+    (
+        ["gan", "cycle", "anatomy"],
+        ["registration", "backward", "discriminator"],
+        ["adversarial", *BASE, "image_cycle", "anatomy_cycle"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("on", "networks", "terms"), ROWS, ids=["voxelmorph", "gan", "cycle", "anatomy"])
+def test_rows_of_the_ablation_have_the_networks_and_terms_that_they_need(on, networks, terms):
+    settings = {name: weight for name, weight in OFF.items() if name.removesuffix("_weight") not in on}
+    recipe = recipe_of("lt-net", **settings)
+    assert list(recipe.registration_networks) == networks
+    (phase,) = recipe.train_registration
+    assert sorted(phase.players[0].loss.terms) == sorted(terms)
+    assert [player.name for player in phase.players][1:] == ["discriminator"] * ("gan" in on)
+    assert list(recipe.pictures) == ["cycle"] * ("cycle" in on)
+
+
+def test_lt_net_that_looks_at_no_scan_is_refused():
+    with pytest.raises(LrlsError, match=r"^methods\.lt-net: gan_weight and similarity_weight are both 0"):
+        settings_of(METHODS["lt-net"], config(**{"lt-net": {"gan_weight": 0, "similarity_weight": 0}}))
+
+
+def test_lt_net_trains_with_the_papers_schedule_and_starts_at_the_identity():
+    training = training_of(METHODS["lt-net"], config(), "train_reg")
+    assert (training.learning_rate, training.schedule, training.optimizer) == (2e-4, "constant", "adam")
+    assert (training.batch_size, training.augmentation) == (1, "none")
+    for name in ("voxelmorph", "light"):
+        recipe = recipe_of("lt-net", registration_network=name)
+        for network in (recipe.registration, recipe.helpers["backward"]):
+            assert network(*textured(2, 1, 1, *SHAPE)).abs().max() < 1e-2
+    assert recipe.registration is not recipe.helpers["backward"]
+
+
+def test_in_the_warm_up_of_lt_net_the_cycle_moves_the_backward_network_alone():
+    recipe = recipe_of("lt-net", warm_up=0.25)
+    warm_up, cycle = recipe.train_registration
+    assert (warm_up.share, cycle.share) == (0.25, 0.75)
+    forward, backward, judge = warm_up.players
+    assert forward.trains is recipe.registration and set(forward.loss.terms) == {"adversarial", *BASE}
+    assert backward.trains is recipe.helpers["backward"]
+    assert {f"generators/{name}" for name in backward.loss.terms} == {*CYCLE, "generators/smoothness"}
+    assert judge.trains is recipe.helpers["discriminator"]
+    without = recipe_of("lt-net", warm_up=0.25, **OFF).train_registration
+    assert [phase.share for phase in without] == [1]  # there is no backward network to wait for
+
+
+def test_the_picture_of_the_cycle_has_labels_in_the_space_of_the_image_and_an_error():
+    batch = atlas_and_scan()
+    with torch.inference_mode():
+        panels = recipe_of("lt-net").pictures["cycle"](batch)
+    assert [panel.image.shape for panel in panels] == [SHAPE] * 5
+    assert [panel.error for panel in panels] == [False] * 4 + [True]
+    atlas, scan, _, rebuilt, error = panels
+    assert torch.equal(atlas.label, batch.label[0]) and torch.equal(scan.image, batch.fixed[0, 0])
+    torch.testing.assert_close(error.image, (rebuilt.image - atlas.image).abs())
+
+
+def test_labels_are_propagated_by_nearest_neighbours_where_the_recipe_says_so():
+    assert recipe_of("lt-net").label_warp == "nearest" and recipe_of("voxelmorph").label_warp == "linear"
+    image = textured(*SHAPE).numpy()
+    label = torch.randint(3, SHAPE, generator=generator(6)).short()
+    field = np.full((3, *SHAPE), 0.4, np.float32)
+    nearest, linear = (
+        vote([(image, label.numpy())], [field], image, 3, label_warp=way) for way in ("nearest", "linear")
+    )
+    assert torch.equal(nearest.argmax(0), warp_label(label[None], torch.from_numpy(field)[None])[0].long())
+    assert set(nearest.unique().tolist()) == {0, 1}
+    assert 0 < float(linear.max(0).values.min()) < 1
 
 
 # best

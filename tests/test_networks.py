@@ -20,6 +20,7 @@ from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.networks import (
     Block,
     LightUNet,
+    PatchDiscriminator,
     RegistrationNetwork,
     ResidualUNet,
     ResidualUnit,
@@ -119,6 +120,34 @@ def test_grid_that_is_too_small_is_refused_with_the_least_size():
 
 
 # Sizes
+
+
+@pytest.mark.parametrize(
+    ("shape", "patches"),
+    [((5, 5, 5), (3, 3, 3)), ((10, 12, 13), (3, 3, 4)), ((24, 24, 24), (3, 3, 3)), ((47, 64, 50), (3, 4, 4))],
+)
+def test_patch_discriminator_says_one_number_a_patch_on_any_grid(shape, patches):
+    judged = PatchDiscriminator(1, shape)(torch.rand(2, 1, *shape))
+    assert judged.shape == (2, 1, *patches)
+    assert judged.dtype == torch.float32
+
+
+def test_patch_discriminator_is_the_published_one_where_the_grid_allows():
+    network = PatchDiscriminator(1, (48, 64, 48))
+    assert [c.weight.shape[:3] for c in network.down] == [(32, 1, 4), (64, 32, 4), (128, 64, 4), (256, 128, 4)]
+    assert all(c.stride == (2, 2, 2) for c in network.down)
+    assert [(n.num_groups, n.num_channels) for n in network.norms] == [(64, 64), (128, 128), (256, 256)]
+    assert len(PatchDiscriminator(1, (24, 16, 24)).down) == 2
+
+
+def test_patch_discriminator_judges_every_patch_by_its_own_surroundings():
+    shape = (48, 8, 8)  # one level: a patch sees 2 x 3 + 4 = 10 voxels an axis
+    network = PatchDiscriminator(1, shape)
+    image = torch.rand(1, 1, *shape)
+    changed = image.clone()
+    changed[:, :, 40:] += 1
+    moved = (network(changed) - network(image))[0, 0].abs().amax((1, 2))
+    assert moved[-4:].min() > 1e-4 and moved[:12].max() < 1e-6
 
 
 @pytest.mark.parametrize("network", NETWORKS)

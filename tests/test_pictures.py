@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from stages import pictures
+from stages.methods.recipe import Panel
 
 SHAPE = (10, 14, 12)
 
@@ -52,6 +54,11 @@ def scores(count):
     return {"case": case, "score": values, "score_low": values - 0.01, "score_high": values + 0.02}
 
 
+def panels():
+    error = Panel("error", torch.from_numpy(volume(3)) / 10, error=True)
+    return [Panel("$x$", torch.from_numpy(volume(0)), torch.from_numpy(label())), error]
+
+
 NAMES = ("liver", "left kidney")
 DRAWINGS = {
     "loss curves": lambda path: pictures.loss_curves(log(), path),
@@ -63,6 +70,11 @@ DRAWINGS = {
     "registrations": lambda path: pictures.registration_overlay([registration()] * 2, path, structures=NAMES),
     "registration without label": lambda path: pictures.registration_overlay([registration(warped_label=None)], path),
     "no registrations": lambda path: pictures.registration_overlay([], path),
+    "panels": lambda path: pictures.panels_page([("a", panels()), ("b", panels())], path, structures=NAMES),
+    "panels without error": lambda path: pictures.panels_page(
+        [("a", [Panel("0", torch.zeros(SHAPE), None, True)])], path
+    ),
+    "no panels": lambda path: pictures.panels_page([], path),
     "couples": lambda path: pictures.couples_page([couple()] * 7, path, structures=NAMES, spacing_mm=(1, 1, 2)),
     "couple without origin": lambda path: pictures.couples_page([couple(alpha=None, style=None)], path),
     "no couples": lambda path: pictures.couples_page([], path),

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import Project, draw_no_pictures
+from safetensors import safe_open
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import verify
@@ -29,6 +30,7 @@ KINDS = {
     "lc-voxelmorph": ["registration", "scores"],
     "clmorph": ["registration", "scores"],
     "data-aug": ["registration", "generated", "segmentation", "scores"],
+    "lt-net": ["registration", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
     "os-medseg": ["registration", "generated", "segmentation", "scores"],
     "best": ["generated", "segmentation", "scores"],
@@ -190,11 +192,20 @@ def test_the_dev_part_is_scored_when_asked_for(shared):
     assert shared.made("run", "--method", "unet").out.splitlines()[-1].endswith("v0001")
 
 
-def test_propagated_labels_can_be_written_by_methods_that_need_none(shared):
-    shared.made("run", "--method", "voxelmorph")
-    shared.made("generate", "--method", "voxelmorph")
+def test_the_cycle_is_drawn_beside_the_registration_and_its_helpers_are_kept(shared):
+    shared.made("run", "--method", "lt-net", "--until", "train-reg")
+    folder = shared.workspace / "lt-net" / "registration" / "v0001"
+    assert (folder / "cycle.png").read_bytes().startswith(b"\x89PNG")
+    with safe_open(folder / "weights.safetensors", "pt") as weights:
+        assert {name.split("/")[0] for name in weights.keys()} == {"registration", "backward", "discriminator"}  # noqa: SIM118
 
-    with h5py.File(shared.workspace / "voxelmorph" / "generated" / "v0001" / "generated.h5") as file:
+
+@pytest.mark.parametrize("method", ["voxelmorph", "lt-net"])
+def test_propagated_labels_can_be_written_by_methods_that_need_none(method, shared):
+    shared.made("run", "--method", method)
+    shared.made("generate", "--method", method)
+
+    with h5py.File(shared.workspace / method / "generated" / "v0001" / "generated.h5") as file:
         samples = file["samples"]
         assert list(samples["space"].asstr()[()]) == ["free_1", "free_2"]
         assert samples["image"].shape == (2, 1, 24, 16, 24)

@@ -33,16 +33,16 @@ def test_lower_level_gives_a_narrower_interval():
 
 def test_summary_of_known_values():
     summary = summarize([1, 2, 3, 4])
-    assert (summary["mean"], summary["min"], summary["n"]) == (2.5, 1, 4)
+    assert (summary["mean"], summary["min"], summary["max"], summary["n"]) == (2.5, 1, 4, 4)
     assert summary["std"] == pytest.approx(math.sqrt(1.25))
     assert 1 <= summary["low"] < 2.5 < summary["high"] <= 4
 
 
 def test_summary_of_one_value_and_of_none():
-    assert summarize([0.7]) == {"mean": 0.7, "std": 0, "min": 0.7, "low": 0.7, "high": 0.7, "n": 1}
+    assert summarize([0.7]) == {"mean": 0.7, "std": 0, "min": 0.7, "max": 0.7, "low": 0.7, "high": 0.7, "n": 1}
     summary = summarize([])
     assert summary["n"] == 0
-    assert all(math.isnan(summary[key]) for key in ("mean", "std", "min", "low", "high"))
+    assert all(math.isnan(summary[key]) for key in ("mean", "std", "min", "max", "low", "high"))
 
 
 def test_wilcoxon_of_six_scans_that_all_gain():

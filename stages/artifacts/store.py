@@ -46,7 +46,7 @@ FORMAT_VERSIONS = {
     "generated": 1,
     "segmentation": 1,
     "scores": 1,
-    "comparison": 1,
+    "comparison": 2,
     "plan": 1,
     "suggestion": 1,
 }

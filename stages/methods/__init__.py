@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.config import Config, MethodSettings, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
-from stages.methods import ants, best, brbs, clmorph, data_aug, os_medseg, unet, voxelmorph
+from stages.methods import ants, best, brbs, clmorph, data_aug, lt_net, os_medseg, unet, voxelmorph
 from stages.methods.recipe import Method
 
 METHODS = {
@@ -17,6 +17,7 @@ METHODS = {
         voxelmorph.METHOD,
         voxelmorph.LABEL_CONSTRAINED,
         clmorph.METHOD,
+        lt_net.METHOD,
         data_aug.METHOD,
         brbs.METHOD,
         os_medseg.METHOD,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.config import MethodSettings, TrainSettings
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
-from stages.parts.samplers import Degree, Sampler, Scans
+from stages.parts.samplers import Degree, LabelledPair, Sampler, Scans
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,23 @@ class WarpedAtlases:
     most: int | None = None
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One image of a picture of training.
+
+    Args:
+        heading: what it shows.
+        image: (D, H, W), intensities in [0, 1].
+        label: class indices (D, H, W), drawn as contours; None: none.
+        error: the image is an error, in colour: 0 is right.
+    """
+
+    heading: str
+    image: Tensor
+    label: Tensor | None = None
+    error: bool = False
+
+
 Classical = Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
 """(moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; runs in a process of its own."""
 
@@ -140,6 +157,8 @@ class Recipe:
             that it learned from, rows of (case, volumes) with the same headings.
         train_registration, train_segmentation: phases of the two stages.
         generate: what `lrls generate` writes.
+        label_warp: how a label is propagated: softly by trilinear, or by nearest-neighbour interpolation.
+        pictures: pages that `train-reg` draws besides its own: name -> (a batch of one atlas and scan -> its row).
     """
 
     registration: RegistrationNetwork | None = None
@@ -156,6 +175,8 @@ class Recipe:
     train_registration: Sequence[Phase] = ()
     train_segmentation: Sequence[Phase] = ()
     generate: PathBankWriter | PropagatedLabels | WarpedAtlases | None = None
+    label_warp: Literal["linear", "nearest"] = "linear"
+    pictures: Mapping[str, Callable[[LabelledPair], Sequence[Panel]]] = field(default_factory=dict)
 
     @property
     def registers(self) -> bool:
@@ -225,22 +246,28 @@ def segmentation_network(name: str, task: Task) -> nn.Module:
     return UNet(1, task.num_classes, task.shape, per_group={"published": 4, "full": 1}[name])
 
 
-def registration_network(name: str, task: Task, *, diffeomorphic: bool) -> RegistrationNetwork:
-    """A registration network by its name in the configuration: [fixed, moving] -> displacement."""
+def registration_network(
+    name: str, task: Task, *, diffeomorphic: bool, antisymmetric: bool = True
+) -> RegistrationNetwork:
+    """A registration network by its name in the configuration: [fixed, moving] -> displacement.
+
+    Args:
+        antisymmetric: of the light one, see `RegistrationNetwork`.
+    """
     if name == "light":
         light = LightUNet(2, 3, task.shape, smooth=True)
         small_head(light.head)
-        return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
+        return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=antisymmetric)
     body = {"published": UNet, "voxelmorph": VoxelMorphUNet}[name](2, 3, task.shape)
     return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
 
 
 def published_training(
-    steps: int, *, batch_size: int = 1, augmentation: Literal["none", "paper", "strong"]
+    steps: int, *, batch_size: int = 1, learning_rate: float = 1e-4, augmentation: Literal["none", "paper", "strong"]
 ) -> TrainSettings:
-    """The papers' common schedule: Adam, 1e-4, constant."""
+    """The papers' common schedule: Adam, constant, 1e-4 in most."""
     return TrainSettings(
-        steps=steps, batch_size=batch_size, learning_rate=1e-4, schedule="constant", optimizer="adam", ema=0.0,
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule="constant", optimizer="adam", ema=0.0,
         augmentation=augmentation,
     )  # fmt: skip
 

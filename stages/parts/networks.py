@@ -336,6 +336,38 @@ class VoxelMorphUNet(nn.Module):
         return crop(in_float32(self.head, x), shape)
 
 
+class PatchDiscriminator(nn.Module):
+    """A 3D PatchGAN: says of each patch of an image whether it is real.
+
+    Convolutions 4^3 of stride 2 to 32-64-128-256 channels with LeakyReLU 0.2 and, but for the first, InstanceNorm;
+    then one 4^3 of stride 1 to one channel. Four levels see patches of 94^3 voxels. A grid is padded with zeros to a
+    multiple of 2^levels; small ones get fewer levels, see `derived_depth`: 48 x 64 x 48 and larger four, 24^3 three.
+
+    Source: Isola et al., "pix2pix", CVPR 2017, in 3D as LT-Net (CVPR 2020) uses it; widths as common implementations.
+    """
+
+    WIDTHS = (32, 64, 128, 256)
+
+    def __init__(self, inputs: int, shape: Sequence[int]) -> None:
+        super().__init__()
+        widths = self.WIDTHS[: derived_depth(shape, most=len(self.WIDTHS))]
+        pairs = zip((inputs, *widths[:-1]), widths, strict=True)
+        self.down = nn.ModuleList(nn.Conv3d(a, b, 4, stride=2, padding=1) for a, b in pairs)
+        self.norms = nn.ModuleList(nn.GroupNorm(width, width) for width in widths[1:])
+        self.head = nn.Conv3d(widths[-1], 1, 4)
+        for convolution in self.down:
+            nn.init.kaiming_normal_(convolution.weight, a=0.2)  # type: ignore[arg-type]
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, D, H, W) -> (N, 1, D / 2^levels, ...), rounded up, float32; trained towards 1: real, 0: not."""
+        x = pad_to_multiple(x, 2 ** len(self.down)).contiguous(memory_format=torch.channels_last_3d)
+        x = F.leaky_relu(self.down[0](x), 0.2)
+        for convolution, norm in zip(self.down[1:], self.norms, strict=True):
+            x = normalise_and_rectify(convolution(x), norm, 0.2)  # type: ignore[arg-type]
+        return in_float32(self.head, F.pad(x, (1, 2, 1, 2, 1, 2)))
+
+
 class RegistrationNetwork(nn.Module):
     """A network over [fixed, moving] as a map of image pairs to displacements.
 

@@ -1,0 +1,148 @@
+"""What a forward-backward cycle is trained on: the atlas warped to a scan and back, and the terms over it.
+
+    forward    u_F = G_F(x, y), on the scan's grid:   warped   x o u_F, the atlas in the scan's shape
+    backward   u_B = G_B(warped, x), on the atlas's:  rebuilt  warped o u_B, the atlas again
+
+Source: Wang et al., "LT-Net", CVPR 2020; equations are numbered as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stages.parts import losses
+from stages.parts.networks import PatchDiscriminator, RegistrationNetwork
+from stages.parts.samplers import LabelledPair, Pair
+from stages.parts.warps import one_hot, warp, warp_one_hot, warp_probabilities
+
+
+@dataclass
+class Cycle:
+    """Atlases on their way to a scan and back; what is not asked for is None."""
+
+    atlas: Tensor  # x, (N, 1, D, H, W)
+    scan: Tensor  # y
+    forward: Tensor  # u_F, (N, 3, D, H, W), voxels
+    warped: Tensor  # x o u_F
+    backward: Tensor | None = None  # u_B
+    rebuilt: Tensor | None = None  # warped o u_B
+    label: Tensor | None = None  # x_s, one-hot, (N, C, D, H, W)
+    warped_label: Tensor | None = None  # x_s o u_F
+    rebuilt_label: Tensor | None = None  # (x_s o u_F) o u_B
+    judged: Tensor | None = None  # what the discriminator says of the warped atlas, (N, 1, d, h, w)
+
+
+@dataclass
+class RegisterCycle:
+    """Forward pass of the generators.
+
+    Args:
+        there: G_F.
+        back: G_B; its gradient reaches G_F through the warped atlas. None: one way only.
+        discriminator: D; None: nobody judges.
+        labels: carry the atlas's label along, softly.
+    """
+
+    there: RegistrationNetwork
+    back: RegistrationNetwork | None = None
+    discriminator: PatchDiscriminator | None = None
+    labels: bool = False
+
+    def __call__(self, batch: LabelledPair) -> Cycle:
+        forward = self.there(batch.moving, batch.fixed)
+        cycle = Cycle(batch.moving, batch.fixed, forward, warp(batch.moving, forward))
+        if self.discriminator is not None:
+            cycle.judged = self.discriminator(cycle.warped)
+        if self.back is not None:
+            cycle.backward = self.back(cycle.warped, cycle.atlas)
+            cycle.rebuilt = warp(cycle.warped, cycle.backward)
+        if self.labels:
+            cycle.label = one_hot(batch.label, batch.num_classes)
+            cycle.warped_label = warp_one_hot(batch.label, forward, batch.num_classes)
+            if cycle.backward is not None:
+                cycle.rebuilt_label = warp_probabilities(cycle.warped_label, cycle.backward)
+        return cycle
+
+
+@dataclass
+class Judged:
+    """What the discriminator says, patch by patch, (N, 1, d, h, w)."""
+
+    real: Tensor  # of scans
+    fake: Tensor  # of warped atlases
+
+
+@dataclass
+class JudgeWarped:
+    """Forward pass of the discriminator: real scans, and atlases that the current G_F warps to them.
+
+    G_F stands still: no gradient goes back to it.
+    """
+
+    there: RegistrationNetwork
+    discriminator: nn.Module
+
+    def __call__(self, batch: Pair) -> Judged:
+        with torch.no_grad():
+            warped = warp(batch.moving, self.there(batch.moving, batch.fixed))
+        return Judged(*self.discriminator(torch.cat([batch.fixed, warped])).chunk(2))
+
+
+def real(judged: Judged) -> Tensor:
+    """The discriminator's share of L_GAN on scans: 0 where it says 1."""
+    return losses.least_squares_gan_loss(judged.real, 1.0)
+
+
+def fake(judged: Judged) -> Tensor:
+    """The discriminator's share of L_GAN on warped atlases: 0 where it says 0."""
+    return losses.least_squares_gan_loss(judged.fake, 0.0)
+
+
+def adversarial(cycle: Cycle) -> Tensor:
+    """The generator's share of L_GAN: 0 where the discriminator takes the warped atlas for a scan."""
+    assert cycle.judged is not None
+    return losses.least_squares_gan_loss(cycle.judged, 1.0)
+
+
+def similarity(cycle: Cycle) -> Tensor:
+    """L_sim: 1 - LNCC of warped atlas and scan."""
+    return losses.lncc_loss(cycle.warped, cycle.scan)
+
+
+def smoothness(cycle: Cycle) -> Tensor:
+    """L_smooth: diffusion of the displacements, summed over the directions that there are (Eq. 6)."""
+    fields = [cycle.forward] if cycle.backward is None else [cycle.forward, cycle.backward]
+    return sum(losses.diffusion_loss(field) for field in fields)  # type: ignore[return-value]
+
+
+def image_cycle(cycle: Cycle) -> Tensor:
+    """L_cyc: mean |x - rebuilt x| (Eq. 7)."""
+    assert cycle.rebuilt is not None
+    return (cycle.rebuilt - cycle.atlas).abs().mean()
+
+
+def anatomy_cycle(cycle: Cycle) -> Tensor:
+    """L_anatomy_cyc: Dice between the atlas's label and the rebuilt one, mean over structures (Eq. 9)."""
+    assert cycle.label is not None and cycle.rebuilt_label is not None
+    return losses.dice_loss(cycle.rebuilt_label[:, 1:], cycle.label[:, 1:])
+
+
+def transformation_cycle(cycle: Cycle) -> Tensor:
+    """L_trans: robust penalty of the composed displacements' residual (Eq. 8), in coordinates from -1 to 1."""
+    assert cycle.backward is not None
+    return losses.robust_inverse_loss(cycle.forward, cycle.backward, of_grid=True)
+
+
+def transformation_cycle_in_voxels(cycle: Cycle) -> Tensor:
+    """L_trans with the residual in voxels."""
+    assert cycle.backward is not None
+    return losses.robust_inverse_loss(cycle.forward, cycle.backward)
+
+
+def difference_cycle(cycle: Cycle) -> Tensor:
+    """L_diff_cyc: what the label changes by on the way there, it changes back by (Eq. 10)."""
+    assert cycle.label is not None and cycle.warped_label is not None and cycle.rebuilt_label is not None
+    return losses.anatomy_difference_loss(cycle.label, cycle.warped_label, cycle.rebuilt_label)
