@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from stages.methods.recipe import Panel
+from stages.parts.panels import Panel
 
 DOTS_PER_INCH = 110
 MAX_LEGEND = 8
@@ -119,7 +119,8 @@ def panels_page(
 ) -> None:
     """What a method shows of its training, a row per scan: the axial slice with the most label of a row's first panel.
 
-    An error is shown in colour, from 0 (black) to the 99.5th percentile of that panel in all rows (white).
+    An error is shown in colour, from 0 (black) to the 99.5th percentile of that panel in all rows (white); a feature
+    from its 0.5th to its 99.5th percentile in the slice.
 
     Args:
         rows: case id and panels; the same ones in every row.
@@ -138,12 +139,17 @@ def panels_page(
         labels = [None if panel.label is None else panel.label.cpu().numpy() for panel in panels]
         index = _best_slice(labels[0], panels[0].image.shape, 0)
         for column, (panel, label, axes) in enumerate(zip(panels, labels, line, strict=True)):
-            window, colours = ((0.0, largest[column] or 1.0), "magma") if panel.error else ((0.0, 1.0), "gray")
-            _show(axes, _cut(panel.image.cpu().numpy(), 0, index), 0, spacing_mm, window, colours)
+            plane, window, colours = _cut(panel.image.cpu().numpy(), 0, index), (0.0, 1.0), "gray"
+            if panel.shows == "error":
+                window, colours = (0.0, largest[column] or 1.0), "magma"
+            elif panel.shows == "feature":
+                low, high = (float(value) for value in np.percentile(plane, (0.5, 99.5)))
+                window = (low, high if high > low else low + 1)
+            _show(axes, plane, 0, spacing_mm, window, colours)
             if label is not None:
                 _contours(axes, _cut(label, 0, index))
             if number == 0:
-                scale = f", 0 to {window[1]:.2g}" if panel.error else ""
+                scale = f", 0 to {window[1]:.2g}" if panel.shows == "error" else ""
                 axes.set_title(_plain(panel.heading) + scale, fontsize=9, color=INK)
         _name_row(line[0], case)
     _structure_legend(figure, structures)
@@ -180,33 +186,6 @@ def couples_page(
                 _contours(axes, _cut(label, 0, index))
             axes.set_title(_provenance(couple), fontsize=7.5, color=INK, loc="left", linespacing=1.25)
     _structure_legend(figure, structures)
-    _save(figure, path)
-
-
-def volumes_page(
-    rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], path: Path, *, spacing_mm: Spacing | None = None
-) -> None:
-    """Named volumes side by side, a row per case: the middle axial slice, each in its own range of intensities.
-
-    Args:
-        rows: case id and volumes (D, H, W) by heading, the same headings in every row.
-        path: PNG file to write.
-        spacing_mm: of all volumes; isotropic by default.
-    """
-    if not rows:
-        _write_note("nothing to show", path)
-        return
-    headings = list(rows[0][1])
-    shapes = [_plane_size(next(iter(volumes.values())).shape, 0, spacing_mm) for _, volumes in rows]
-    figure, grid = _image_grid(shapes, len(headings), width=1.9, left=0.3, titles=0.2, structures=())
-    for number, ((case, volumes), line) in enumerate(zip(rows, grid, strict=True)):
-        _name_row(line[0], case)
-        for heading, axes in zip(headings, line, strict=True):
-            plane = _cut(volumes[heading], 0, volumes[heading].shape[0] // 2)
-            low, high = (float(value) for value in np.percentile(plane, (0.5, 99.5)))
-            _show(axes, plane, 0, spacing_mm, (low, high if high > low else low + 1))
-            if number == 0:
-                axes.set_title(_plain(heading), fontsize=8.5, color=INK)
     _save(figure, path)
 
 

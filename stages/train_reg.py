@@ -121,7 +121,7 @@ def _pictures(
     ):
         rows.append(overlay_row(cases[place], (image, label), pairs[place][1], field, cohort, recipe))
     registration_overlay(rows, Path(draft.folder / "registration.png"), structures=cohort.structures)
-    for name, panels in recipe.pictures.items():
+    for name, panels in recipe.registration_pictures.items():
         page = []
         for case, (moving, fixed) in zip(cases, pairs, strict=True):
             batch = LabelledPair(

@@ -69,11 +69,11 @@ def train_segmentation(
 
 
 def _pictures(draft: Draft, cohort: Cohort, recipe: Recipe, log: list[dict[str, Any]], run: Run) -> None:
-    from stages.pictures import loss_curves, volumes_page
+    from stages.pictures import loss_curves, panels_page
 
     loss_curves(log, draft.folder / "losses.png")
     for name, rows_of in recipe.segmentation_pictures.items():
-        volumes_page(rows_of(run.data), draft.folder / f"{name}.png", spacing_mm=cohort.grid.spacing_mm)
+        panels_page(rows_of(run.data), draft.folder / f"{name}.png", spacing_mm=cohort.grid.spacing_mm)
 
 
 def segmentation_run(

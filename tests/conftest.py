@@ -168,7 +168,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PICTURES = (
     "couples_page", "loss_curves", "panels_page", "predictions_page", "registration_overlay", "score_boxes",
-    "suggestion_page", "volumes_page",
+    "suggestion_page",
 )  # fmt: skip
 
 

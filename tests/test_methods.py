@@ -695,7 +695,7 @@ def test_rows_of_the_ablation_have_the_networks_and_terms_that_they_need(on, net
     (phase,) = recipe.train_registration
     assert sorted(phase.players[0].loss.terms) == sorted(terms)
     assert [player.name for player in phase.players][1:] == ["discriminator"] * ("gan" in on)
-    assert list(recipe.pictures) == ["cycle"] * ("cycle" in on)
+    assert list(recipe.registration_pictures) == ["cycle"] * ("cycle" in on)
 
 
 def test_lt_net_that_looks_at_no_scan_is_refused():
@@ -730,9 +730,9 @@ def test_in_the_warm_up_of_lt_net_the_cycle_moves_the_backward_network_alone():
 def test_the_picture_of_the_cycle_has_labels_in_the_space_of_the_image_and_an_error():
     batch = atlas_and_scan()
     with torch.inference_mode():
-        panels = recipe_of("lt-net").pictures["cycle"](batch)
+        panels = recipe_of("lt-net").registration_pictures["cycle"](batch)
     assert [panel.image.shape for panel in panels] == [SHAPE] * 5
-    assert [panel.error for panel in panels] == [False] * 4 + [True]
+    assert [panel.shows for panel in panels] == ["intensities"] * 4 + ["error"]
     atlas, scan, _, rebuilt, error = panels
     assert torch.equal(atlas.label, batch.label[0]) and torch.equal(scan.image, batch.fixed[0, 0])
     torch.testing.assert_close(error.image, (rebuilt.image - atlas.image).abs())

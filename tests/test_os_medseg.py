@@ -254,12 +254,12 @@ def test_pictures_show_both_networks_on_the_same_couple():
     recipe = recipe_of("os-medseg", segmentation_network="light")
     rows = recipe.segmentation_pictures["distillation"](scans())
     assert [case for case, _ in rows] == ["u2", "u3", "u4"]
-    assert list(rows[0][1]) == [
+    assert [panel.heading for panel in rows[0][1]] == [
         "student sees", "teacher sees", "reconstruction",
         "teacher, layer -1", "student, layer -1", "teacher, layer -2", "student, layer -2",
     ]  # fmt: skip
-    assert {volume.shape for _, volumes in rows for volume in volumes.values()} == {SHAPE}
-    torch.testing.assert_close(torch.from_numpy(rows[1][1]["teacher sees"]), scans().images[3, 0].float())
+    assert {tuple(panel.image.shape) for _, panels in rows for panel in panels} == {SHAPE}
+    torch.testing.assert_close(rows[1][1][1].image, scans().images[3, 0].float())
 
 
 # Batches

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from stages import pictures
-from stages.methods.recipe import Panel
+from stages.parts.panels import Panel
 
 SHAPE = (10, 14, 12)
 
@@ -55,7 +55,7 @@ def scores(count):
 
 
 def panels():
-    error = Panel("error", torch.from_numpy(volume(3)) / 10, error=True)
+    error = Panel("error", torch.from_numpy(volume(3)) / 10, shows="error")
     return [Panel("$x$", torch.from_numpy(volume(0)), torch.from_numpy(label())), error]
 
 
@@ -72,7 +72,7 @@ DRAWINGS = {
     "no registrations": lambda path: pictures.registration_overlay([], path),
     "panels": lambda path: pictures.panels_page([("a", panels()), ("b", panels())], path, structures=NAMES),
     "panels without error": lambda path: pictures.panels_page(
-        [("a", [Panel("0", torch.zeros(SHAPE), None, True)])], path
+        [("a", [Panel("0", torch.zeros(SHAPE), None, "error")])], path
     ),
     "no panels": lambda path: pictures.panels_page([], path),
     "couples": lambda path: pictures.couples_page([couple()] * 7, path, structures=NAMES, spacing_mm=(1, 1, 2)),
@@ -86,10 +86,19 @@ DRAWINGS = {
         [prediction(truth=0 * label(), prediction=0 * label(), image=0 * volume(0))], path
     ),
     "no predictions": lambda path: pictures.predictions_page([], path),
-    "volumes": lambda path: pictures.volumes_page(
-        [("scan_1", {"one": volume(0), "other": 0 * volume(1)})] * 2, path, spacing_mm=(3, 1, 1)
+    "features": lambda path: pictures.panels_page(
+        [
+            (
+                "a",
+                [
+                    Panel("0", torch.zeros(SHAPE), shows="feature"),
+                    Panel("1", torch.from_numpy(volume(1)), shows="feature"),
+                ],
+            )
+        ],
+        path,
+        spacing_mm=(3, 1, 1),
     ),
-    "no volumes": lambda path: pictures.volumes_page([], path),
     "scores": lambda path: pictures.score_boxes({"liver": [0.9, 0.95, np.nan], "$x_1$": [0.2], "none": []}, path),
     "no scores": lambda path: pictures.score_boxes({}, path),
 }

@@ -1,7 +1,6 @@
 """What batches hold: who is drawn, that image and label move together, and S3P by its formulas."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import pytest
 import torch
@@ -161,7 +160,7 @@ def test_a_triplet_that_stays_brings_its_augmentation_along():
         torch.testing.assert_close(getattr(moved, name), expected)
 
 
-@pytest.mark.parametrize("sampler", [atlas_and_two_unlabeled, partial(atlas_and_scan, with_label=True)])
+@pytest.mark.parametrize("sampler", [atlas_and_two_unlabeled, atlas_and_scan])
 def test_the_label_moves_with_its_atlas(sampler):
     label = (textured(*SHAPE) > 0.5).short()
     data = cohort(images=label.half().expand(6, 1, *SHAPE), labels={0: label, 1: label})

@@ -32,7 +32,6 @@ from torch import nn
 from stages.config import MethodSettings, TrainSettings
 from stages.methods.recipe import (
     Method,
-    Panel,
     Phase,
     Player,
     PropagatedLabels,
@@ -59,6 +58,7 @@ from stages.parts.cycle import (
     transformation_cycle_in_voxels,
 )
 from stages.parts.networks import PatchDiscriminator
+from stages.parts.panels import Panel
 from stages.parts.samplers import LabelledPair, atlas_and_scan
 
 
@@ -174,7 +174,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         train_registration=phases,
         generate=PropagatedLabels(),
         label_warp="nearest",
-        pictures={"cycle": partial(show, RegisterCycle(G_F, G_B, labels=True))} if G_B is not None else {},
+        registration_pictures={"cycle": partial(show, RegisterCycle(G_F, G_B, labels=True))} if G_B is not None else {},
     )
 
 
@@ -189,7 +189,7 @@ def show(register: RegisterCycle, batch: LabelledPair) -> list[Panel]:
         Panel("scan, transferred label", cycle.scan[0, 0], there),
         Panel("warped atlas", cycle.warped[0, 0], there),
         Panel("rebuilt atlas", cycle.rebuilt[0, 0], back),
-        Panel("|rebuilt - atlas|", error[0, 0], error=True),
+        Panel("|rebuilt - atlas|", error[0, 0], shows="error"),
     ]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stages.config import MethodSettings, TrainSettings
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
+from stages.parts.panels import Panel
 from stages.parts.samplers import Degree, LabelledPair, Sampler, Scans
 
 
@@ -115,28 +116,8 @@ class WarpedAtlases:
     most: int | None = None
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One image of a picture of training.
-
-    Args:
-        heading: what it shows.
-        image: (D, H, W), intensities in [0, 1].
-        label: class indices (D, H, W), drawn as contours; None: none.
-        error: the image is an error, in colour: 0 is right.
-    """
-
-    heading: str
-    image: Tensor
-    label: Tensor | None = None
-    error: bool = False
-
-
 Classical = Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
 """(moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; runs in a process of its own."""
-
-
-NamedVolumes = Mapping[str, np.ndarray]  # heading -> (D, H, W)
 
 
 @dataclass(frozen=True)
@@ -153,12 +134,12 @@ class Recipe:
         flat_borders: where the atlases draw a border as one plane of voxels, the network's answer has one, too.
         segmentation_helpers: further networks that `train-seg` trains; its artifact holds them, and nothing else uses
             them.
-        segmentation_pictures: pictures of `train-seg` besides the loss curves: file stem -> what to show of the data
-            that it learned from, rows of (case, volumes) with the same headings.
         train_registration, train_segmentation: phases of the two stages.
         generate: what `lrls generate` writes.
         label_warp: how a label is propagated: softly by trilinear, or by nearest-neighbour interpolation.
-        pictures: pages that `train-reg` draws besides its own: name -> (a batch of one atlas and scan -> its row).
+        registration_pictures: pages that `train-reg` draws besides its own: name -> (a batch of one atlas and one scan
+            -> its row).
+        segmentation_pictures: pages that `train-seg` draws besides its own: name -> (the data -> rows of case, panels).
     """
 
     registration: RegistrationNetwork | None = None
@@ -169,14 +150,14 @@ class Recipe:
     fuse: bool = False
     flat_borders: bool = False
     segmentation_helpers: dict[str, nn.Module] = field(default_factory=dict)
-    segmentation_pictures: Mapping[str, Callable[[Scans], Sequence[tuple[str, NamedVolumes]]]] = field(
-        default_factory=dict
-    )
     train_registration: Sequence[Phase] = ()
     train_segmentation: Sequence[Phase] = ()
     generate: PathBankWriter | PropagatedLabels | WarpedAtlases | None = None
     label_warp: Literal["linear", "nearest"] = "linear"
-    pictures: Mapping[str, Callable[[LabelledPair], Sequence[Panel]]] = field(default_factory=dict)
+    registration_pictures: Mapping[str, Callable[[LabelledPair], Sequence[Panel]]] = field(default_factory=dict)
+    segmentation_pictures: Mapping[str, Callable[[Scans], Sequence[tuple[str, Sequence[Panel]]]]] = field(
+        default_factory=dict
+    )
 
     @property
     def registers(self) -> bool:

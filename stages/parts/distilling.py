@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.parts import losses
 from stages.parts.networks import Block, FeatureNetwork, LightUNet, UNet
+from stages.parts.panels import Panel
 from stages.parts.samplers import Scans, Triple
 from stages.parts.segmenting import Segmented
 
@@ -108,29 +108,32 @@ def l2_hint(result: Distilled) -> Tensor:
 @torch.no_grad()
 def look_inside(
     networks: TeacherAndStudent, layers: int, data: Scans, *, most: int = 3
-) -> list[tuple[str, Mapping[str, np.ndarray]]]:
+) -> list[tuple[str, list[Panel]]]:
     """What both networks see, the reconstruction, and a channel of each layer that gives hints, side by side.
 
     The channel is the one that varies most in the teacher; coarse layers are stretched onto the image's grid.
 
     Returns:
-        (case, {heading: volume (D, H, W)}) of the first couples.
+        (case, panels) of the first couples.
     """
     assert data.samples is not None
     networks.eval()
     student, teacher = (cast(FeatureNetwork, n) for n in (networks.student, networks.teacher))
-    rows: list[tuple[str, Mapping[str, np.ndarray]]] = []
+    rows = []
     for number in range(min(most, len(data.samples))):
         couple = data.samples[number]
         scan = data.image([data.names.index(couple.scan)])
         image = couple.image[None].to(scan)
         shape = scan.shape[2:]
         learned, taught = student.features(image), teacher.features(scan)
-        volumes = {"student sees": image, "teacher sees": scan, "reconstruction": teacher.answer(taught[-1], shape)}
+        seen = {"student sees": image, "teacher sees": scan, "reconstruction": teacher.answer(taught[-1], shape)}
+        panels = [Panel(heading, each[0, 0].float().cpu()) for heading, each in seen.items()]
+        panels[0] = replace(panels[0], label=couple.label)
         for place in range(1, min(layers, len(taught)) + 1):
             channel = int(taught[-place][0].float().var((1, 2, 3)).argmax())
             for name, features in (("teacher", taught), ("student", learned)):
                 feature = features[-place][:, channel : channel + 1].float()
-                volumes[f"{name}, layer -{place}"] = F.interpolate(feature, size=tuple(shape), mode="nearest")
-        rows.append((couple.scan, {name: volume[0, 0].cpu().numpy() for name, volume in volumes.items()}))
+                feature = F.interpolate(feature, size=tuple(shape), mode="nearest")[0, 0].cpu()
+                panels.append(Panel(f"{name}, layer -{place}", feature, shows="feature"))
+        rows.append((couple.scan, panels))
     return rows
