@@ -150,11 +150,13 @@ def with_steps(
 
 
 def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
-    """What `generate` will take: every couple is registered, for style maps both ways."""
+    """What `generate` will take: every couple is registered, for style maps both ways; a network of theirs is a third."""
     if recipe.registration is None or not isinstance(recipe.generate, PathBankWriter | WarpedAtlases):
         return 0.0
     atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
-    ways = 2 if isinstance(recipe.generate, PathBankWriter) and recipe.generate.style else 1
+    ways = 1
+    if isinstance(recipe.generate, PathBankWriter) and recipe.generate.style:
+        ways = 3 if recipe.generate.style_map else 2
     pair = [as_image(cohort.image(case), device) for case in (atlases[0], scans[0])]
     times = []
     for _ in range(2):  # the first one warms up
