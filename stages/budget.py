@@ -150,7 +150,7 @@ def with_steps(
 
 
 def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
-    """What `generate` will take: every couple is registered, for style maps both ways; a network of theirs is a third."""
+    """What `generate` will take: every couple is registered, for style maps twice; a network for them counts, too."""
     if recipe.registration is None or not isinstance(recipe.generate, PathBankWriter | WarpedAtlases):
         return 0.0
     atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
