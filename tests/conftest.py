@@ -43,16 +43,8 @@ SETTINGS = {
         "lc-voxelmorph": {"registration_network": "light"},
         "os-medseg": {"registration_network": "light", "segmentation_network": "light"},
         "lt-net": {"registration_network": "light"},
-        "sst": {
-            "registration_network": "light",
-            "segmentation_network": "light",
-            "style_batch_size": 2,
-            "samples": 3,
-            "queue": 8,
-            "flow_share": 0.25,
-            "style_share": 0.25,
-            "autoencoder_share": 0.25,
-        },  # fmt: skip
+        "sst": {"registration_network": "light", "segmentation_network": "light", "samples": 3}
+        | {"style_batch_size": 2, "queue": 8, "flow_share": 0.25, "style_share": 0.25, "autoencoder_share": 0.25},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }

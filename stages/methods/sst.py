@@ -317,13 +317,15 @@ def show_codes(R: StyledRegistration, data: Scans) -> Points:
         image = data.image([place])
         others = [places[(i + k) % len(places)] for k in range(1, min(5, len(places)))]
         codes.append(torch.cat([R.code(image), *(R.code(warp(image, R.flow(image, data.image([o])))) for o in others)]))
-    together = torch.cat(codes)
-    centre = together.mean(0)
-    _, size, directions = torch.linalg.svd(together - centre, full_matrices=False)
+    with torch.autocast(codes[0].device.type, enabled=False):
+        together = torch.cat(codes)
+        centre = together.mean(0)
+        _, size, directions = torch.linalg.svd(together - centre, full_matrices=False)
+        flat = [(each - centre) @ directions[:2].T for each in codes]
     share = (size.square() / size.square().sum()).tolist()
     return Points(
         "style codes: every scan, and the same scan in other shapes",
-        {data.names[place]: (each - centre) @ directions[:2].T for place, each in zip(places, codes, strict=True)},
+        {data.names[place]: each for place, each in zip(places, flat, strict=True)},
         (f"{100 * share[0]:.0f} % of the variance", f"{100 * share[1]:.0f} %"),
     )
 

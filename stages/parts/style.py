@@ -154,7 +154,7 @@ class AdaptiveBlock(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """(N, inputs, D, H, W) and (N, CODE) -> (N, outputs, D, H, W)."""
-        scale, offset = (layer(style)[:, :, None, None, None] for layer in (self.scale, self.offset))
+        scale, offset = (in_float32(layer, style)[:, :, None, None, None] for layer in (self.scale, self.offset))
         return F.leaky_relu((1 + scale) * F.instance_norm(self.convolution(x)) + offset, 0.2)
 
 
@@ -201,7 +201,7 @@ class AppearanceModel(nn.Module):
     def forward(self, image: Tensor, code: Tensor) -> Tensor:
         """(N, 1, D, H, W) in [0, 1] and (N, CODE) -> (N, 1, D, H, W) in [0, 1], float32."""
         x = 2 * pad_to_multiple(image, 4) - 1
-        style = self.style(code)
+        style = in_float32(self.style, code)
         x = F.leaky_relu(self.stem(space_to_depth(x) if self.light else x), 0.2)
         for convolution in self.down:
             x = F.leaky_relu(convolution(F.instance_norm(x)), 0.2)
