@@ -46,6 +46,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python docs/benchmarks/brbs_step.py
 	$(BIN)/python docs/benchmarks/best_step.py
+	$(BIN)/python docs/benchmarks/method_steps.py
 
 check suggest-atlas preprocess: $(READY)
 	$(LRLS) $@ $(CONFIG) $(SET)

@@ -152,7 +152,10 @@ def with_steps(
 
 
 def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
-    """What `generate` will take: every couple is registered, for style maps both ways, or every scan drawn."""
+    """What `generate` will take: every couple is registered, for style maps twice; a network for them counts, too.
+
+    Where scans are drawn, every one of them.
+    """
     if isinstance(recipe.generate, SampledScans):
         data, synthesis = cohort.scans(device.torch), recipe.generate.synthesis
         for network in recipe.registration_networks.values():
@@ -163,7 +166,9 @@ def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
     if recipe.registration is None or not isinstance(recipe.generate, PathBankWriter | WarpedAtlases):
         return 0.0
     atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
-    ways = 2 if isinstance(recipe.generate, PathBankWriter) and recipe.generate.style else 1
+    ways = 1
+    if isinstance(recipe.generate, PathBankWriter) and recipe.generate.style:
+        ways = 3 if recipe.generate.style_map else 2
     pair = [as_image(cohort.image(case), device) for case in (atlases[0], scans[0])]
     registration = recipe.registration.to(device.torch)
     return ways * len(couples(cohort, recipe.generate)) * _seconds(lambda: registration(*pair), device)

@@ -86,3 +86,24 @@ def test_box_sum_equals_a_dense_convolution() -> None:
     dense = F.conv3d(image.double().flatten(0, 1)[:, None], torch.ones(1, 1, 9, 9, 9, dtype=torch.float64), padding=4)
 
     torch.testing.assert_close(box_sum(image, 9).double(), dense.view_as(image), atol=1e-3, rtol=0)
+
+
+def test_steps_of_every_stage_of_a_method_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    import method_steps
+
+    monkeypatch.setattr(method_steps, "GRIDS", {"tiny": ((12, 16, 12), 3)})
+    light = {"registration_network": "light", "segmentation_network": "light"}
+    assert light in list(method_steps.variants(method_steps.METHODS["os-medseg"], light_only=True))
+    found = method_steps.measure_one("os-medseg", light, "tiny", repeats=1)
+    assert [(row["stage"], row["batch_size"]) for row in found["phases"]] == [("train_reg", 2), ("train_seg", 2)]
+    assert all(row["seconds"] > 0 for row in found["phases"])
+    found = {
+        "methods": [found],
+        "grid": "tiny",
+        "repeats": 1,
+        "threads": 1,
+        "torch": "",
+        "processor": {"model": "", "flags": []},
+    }
+    assert method_steps.table(found).count("os-medseg") == 2
