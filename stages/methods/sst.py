@@ -150,9 +150,9 @@ def build(task: Task, settings: Settings) -> Recipe:
     pages: dict[str, Any] = {"shapes": partial(show_shapes, G_flow)}
     learning = [flow_pre_training(F, settings), warped_alone(F, settings)]
     if A is not None:
+        D_style = LatentDiscriminator(CODE, layers=5, width=128) if settings.adversarial_weight else None
         E = MomentumContrast(StyleEncoder(task.shape), size=settings.queue)
         R = StyledRegistration(F, A, E, code_of=settings.style_code)
-        D_style = LatentDiscriminator(CODE, layers=5, width=128) if settings.adversarial_weight else None
         helpers["style_discriminator"] = D_style
         learning = [learning[0], style_pre_training(R, D_style, settings), joint(R, D_style, settings)]
         pages |= {"style-codes": partial(show_codes, R), "styles": partial(show_styles, R)}
