@@ -90,8 +90,9 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
         while step < steps:
             batch = phase.batches(run.data, draw)
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
+                rate = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
+                    group["lr"] = rate * group["pace"]
                 terms = _move(player, optimizer, phase, batch, run.device)
                 average.update()
                 watch.see(player.name, terms, batch.scans)
@@ -216,7 +217,11 @@ def learning_rate(peak: float | None, step: int, steps: int, settings: TrainSett
 
 
 def _optimizer(player: Player, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = list(player.trains.parameters())
+    paces = {id(parameter): pace for part, pace in player.paces for parameter in part.parameters()}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in player.trains.parameters():
+        groups.setdefault(paces.get(id(parameter), 1.0), []).append(parameter)
+    parameters = [{"params": group, "pace": pace} for pace, group in groups.items()]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=1.0, betas=(player.momentum, 0.999), weight_decay=1e-2, fused=True)
     return torch.optim.Adam(parameters, lr=1.0, betas=(player.momentum, 0.999), fused=True)

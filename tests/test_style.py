@@ -306,14 +306,22 @@ class Shift(nn.Module):
         return field
 
 
-def test_displacements_are_found_once_a_step_and_mixed_as_the_batch_says():
-    registration = Shift()
-    fixed = torch.tensor([0.2, 0.6]).view(2, 1, 1, 1, 1).expand(2, 1, *SHAPE)
-    batch = OneAtlas(["a"], fixed, fixed, torch.tensor([[1.0, 0.0], [0.25, 0.75]]), drawing())
-    of_atlas = FlowsOfAtlas(registration)
-    found = of_atlas(batch)
-    assert found[:, 0, 0, 0, 0].tolist() == pytest.approx([0.2, 0.25 * 0.2 + 0.75 * 0.6])
-    assert of_atlas(batch) is found and registration.calls == 1
+def test_displacements_are_found_once_for_a_pair_as_far_as_there_is_room_and_mixed_as_the_batch_says():
+    fixed = torch.tensor([0.25, 0.5]).view(2, 1, 1, 1, 1).expand(2, 1, *SHAPE)
+    autoencoder = FlowAutoencoder(SHAPE, light=True)
+    ratio = 31 / (SHAPE[0] - 1)  # voxels of the autoencoder's grid
+    for most_bytes, calls in ((2**30, 2), (3 * 32**3 * 2, 3), (0, 4)):
+        registration = Shift()
+        of_atlas = FlowsOfAtlas(registration, autoencoder, most_bytes)
+        for _ in range(2):
+            batch = OneAtlas(["a", "a", "u", "v"], fixed, fixed, torch.tensor([[1.0, 0.0], [0.25, 0.75]]), drawing())
+            found = of_atlas(batch)
+            expected = [0.25 * ratio, (0.25 * 0.25 + 0.75 * 0.5) * ratio]
+            assert found.shape == (2, 3, 32, 32, 32) and found[:, 0, 0, 0, 0].tolist() == pytest.approx(
+                expected, rel=1e-3
+            )
+            assert of_atlas(batch) is found
+        assert registration.calls == calls
 
 
 def test_terms_of_the_autoencoder():
@@ -408,7 +416,8 @@ def test_apart_the_appearance_model_and_the_flow_model_do_not_reach_each_other()
 def test_discriminators_and_what_they_judge_learn_apart():
     R, judge = styled_networks()
     encoder = R.style.encoder
-    autoencoder, of_atlas = FlowAutoencoder(SHAPE, light=True), FlowsOfAtlas(Shift())
+    autoencoder = FlowAutoencoder(SHAPE, light=True)
+    of_atlas = FlowsOfAtlas(Shift(), autoencoder)
     flow_judge = LatentDiscriminator(autoencoder.code_size, layers=2, width=256)
     one_atlas = one_atlas_and_scans(scans(), drawing())
     rows = [

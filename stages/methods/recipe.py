@@ -59,6 +59,7 @@ class Player:
         loss: terms over that.
         learning_rate: overrides the run's, where a paper has several.
         momentum: Adam's beta_1.
+        paces: parts of the network whose learning rate is so many times the player's.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Player:
     loss: WeightedSum
     learning_rate: float | None = None
     momentum: float = 0.9
+    paces: Sequence[tuple[nn.Module, float]] = ()
 
 
 @dataclass(frozen=True)

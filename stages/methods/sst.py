@@ -119,6 +119,9 @@ class Settings(AnswerSettings):
     autoencoder_share: float = Field(
         0.3, gt=0, lt=1, description="Share of the autoencoder; the joint phase has the rest."
     )
+    style_pace: float = Field(
+        1.0, gt=0, description="Learning rate of style encoder and D_style, in units of the others' (short runs: 0.3)."
+    )
     style_batch_size: int = Field(32, ge=1, description="Scans in a step of the style encoder's pre-training.")
     sampling: Literal["prior", "interpolate"] = Field(
         "prior", description="Shapes: from the prior, or between those of three unlabelled scans."
@@ -140,9 +143,8 @@ def build(task: Task, settings: Settings) -> Recipe:
     light = settings.registration_network == "light"
     F = flow_model(settings, task)
     G_flow = FlowAutoencoder(task.shape, light=light)
-    D_flow = None
-    if settings.autoencoder_adversarial_weight:
-        D_flow = LatentDiscriminator(G_flow.code_size, layers=2, width=256)
+    judge_flows = LatentDiscriminator(G_flow.code_size, layers=2, width=256)
+    D_flow = judge_flows if settings.autoencoder_adversarial_weight else None
     S = segmentation_network(settings.segmentation_network, task)
     A = AppearanceModel(light=light) if settings.appearance else None
     helpers: dict[str, nn.Module | None] = {"autoencoder": G_flow, "flow_discriminator": D_flow}
@@ -150,7 +152,8 @@ def build(task: Task, settings: Settings) -> Recipe:
     pages: dict[str, Any] = {"shapes": partial(show_shapes, G_flow)}
     learning = [flow_pre_training(F, settings), warped_alone(F, settings)]
     if A is not None:
-        D_style = LatentDiscriminator(CODE, layers=5, width=128) if settings.adversarial_weight else None
+        judge_styles = LatentDiscriminator(CODE, layers=5, width=128)
+        D_style = judge_styles if settings.adversarial_weight else None
         E = MomentumContrast(StyleEncoder(task.shape), size=settings.queue)
         R = StyledRegistration(F, A, E, code_of=settings.style_code)
         helpers["style_discriminator"] = D_style
@@ -217,13 +220,21 @@ def warped_alone(F: RegistrationNetwork, settings: Settings) -> Phase:
     )
 
 
-def judge_of_styles(R: StyledRegistration, D_style: LatentDiscriminator | None) -> list[Player]:
+def judge_of_styles(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> list[Player]:
     """D_style, where there is one."""
     if D_style is None:
         return []
     loss = WeightedSum(real=(0.5, real), fake=(0.5, fake))
-    forward = JudgeStyles(R.style.encoder, D_style)
-    return [Player("style-discriminator", trains=D_style, forward=forward, loss=loss, momentum=0.5)]
+    return [
+        Player(
+            "style-discriminator",
+            trains=D_style,
+            forward=JudgeStyles(R.style.encoder, D_style),
+            loss=loss,
+            momentum=0.5,
+            paces=[(D_style, settings.style_pace)],
+        )
+    ]
 
 
 def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> Phase:
@@ -236,13 +247,14 @@ def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | Non
             contrast=(1.0, Contrast(settings.temperature)),
             adversarial=(settings.adversarial_weight, styles.adversarial),
         ),
+        paces=[(R.style.encoder, settings.style_pace)],
     )
     return Phase(
         "style",
         batches=two_scans,
         share=settings.style_share,
         batch_size=settings.style_batch_size,
-        players=[encoder, *judge_of_styles(R, D_style)],
+        players=[encoder, *judge_of_styles(R, D_style, settings)],
     )
 
 
@@ -255,6 +267,7 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
         "adversarial": (settings.adversarial_weight, styles.adversarial),  # lambda_3 L_adv
     }
     encoder_and_appearance = [R.style.encoder, R.appearance]
+    paces = [(R.style.encoder, settings.style_pace)]
     if settings.joint:
         players = [
             Player(
@@ -262,6 +275,7 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
                 trains=nn.ModuleList([*encoder_and_appearance, R.flow]),
                 forward=Transfer(R, D_style),
                 loss=WeightedSum(**of_styles, **flow_terms(settings)),
+                paces=paces,
             )
         ]
     else:
@@ -271,6 +285,7 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
                 trains=nn.ModuleList(encoder_and_appearance),
                 forward=Transfer(R, D_style, registers=False),
                 loss=WeightedSum(**of_styles),
+                paces=paces,
             ),
             Player("flow", trains=R.flow, forward=RegisterStyled(R), loss=WeightedSum(**flow_terms(settings))),
         ]
@@ -278,13 +293,13 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
         "joint",
         batches=two_scans,
         share=1 - settings.flow_share - settings.style_share - settings.autoencoder_share,
-        players=[*players, *judge_of_styles(R, D_style)],
+        players=[*players, *judge_of_styles(R, D_style, settings)],
     )
 
 
 def autoencoder(R: nn.Module, G_flow: FlowAutoencoder, D_flow: LatentDiscriminator | None, settings: Settings) -> Phase:
     """Displacements of the atlases as R, which stands still, finds them; code, and back."""
-    of_atlas = FlowsOfAtlas(R)
+    of_atlas = FlowsOfAtlas(R, G_flow)
     players = [
         Player(
             "autoencoder",

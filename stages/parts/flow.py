@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -133,16 +133,37 @@ class Coded:
 
 @dataclass
 class FlowsOfAtlas:
-    """The displacements of a batch, found once a step; the registration stands still."""
+    """The displacements of a batch on the autoencoder's grid, mixed; the registration stands still.
+
+    Every pair is registered once and kept in float16, as far as there is room; one by one, so that what is found does
+    not depend on the pairs beside it, nor on where a run was resumed.
+
+    Args:
+        most_bytes: room for what is kept.
+    """
 
     registration: nn.Module
+    autoencoder: FlowAutoencoder
+    most_bytes: int = 2 * 2**30
+    kept: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     def __call__(self, batch: OneAtlas) -> Tensor:
         if batch.displacement is None:
-            with torch.no_grad():
-                found = self.registration(batch.moving, batch.fixed).float()
-            batch.displacement = torch.einsum("nm,mcdhw->ncdhw", batch.mixture, found)
+            found = torch.stack([self._of_pair(batch, i) for i in range(len(batch.moving))])
+            batch.displacement = torch.einsum("nm,mcdhw->ncdhw", batch.mixture, found.float())
         return batch.displacement
+
+    @torch.no_grad()
+    def _of_pair(self, batch: OneAtlas, i: int) -> Tensor:
+        """(3, *grid), float16."""
+        names = batch.scans[i], batch.scans[len(batch.moving) + i]
+        found = self.kept.get(names)
+        if found is None:
+            displacement = self.registration(batch.moving[i : i + 1], batch.fixed[i : i + 1])
+            found = self.autoencoder.inside(displacement)[0].half()
+            if (len(self.kept) + 1) * found.nbytes <= self.most_bytes:
+                self.kept[names] = found
+        return found
 
 
 @dataclass
@@ -158,7 +179,7 @@ class EncodeFlows:
     discriminator: LatentDiscriminator | None
 
     def __call__(self, batch: OneAtlas) -> Coded:
-        displacement = self.autoencoder.inside(self.flows(batch))
+        displacement = self.flows(batch)
         code = self.autoencoder.encode(displacement)
         judged = self.discriminator(code) if self.discriminator else None
         return Coded(displacement, self.autoencoder.decode(code), batch.moving, self.autoencoder, judged)
@@ -174,7 +195,7 @@ class JudgeFlows:
 
     def __call__(self, batch: OneAtlas) -> Judged:
         with torch.no_grad():
-            encoded = self.autoencoder.encode(self.autoencoder.inside(self.flows(batch)))
+            encoded = self.autoencoder.encode(self.flows(batch))
         generator = batch.draw.generator
         prior = torch.randn(encoded.shape, generator=generator, device=generator.device)
         return Judged(*self.discriminator(torch.cat([prior, encoded])).chunk(2))

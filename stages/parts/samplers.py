@@ -231,7 +231,7 @@ class OneAtlas(Pair):
 
     mixture: Tensor  # what each sample takes of every pair's displacement, (N, N); rows add up to 1
     draw: Draw
-    displacement: Tensor | None = None  # (N, 3, D, H, W), voxels, mixed; the player that comes first fills it in
+    displacement: Tensor | None = None  # mixed; the player that comes first fills it in
 
 
 def one_atlas_and_scans(data: Scans, draw: Draw, *, mix: bool = False) -> OneAtlas:

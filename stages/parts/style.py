@@ -106,7 +106,7 @@ class MomentumContrast(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.register_buffer("queue", F.normalize(torch.randn(size, CODE), dim=1))
+        self.register_buffer("queue", style_prior(size, torch.Generator().manual_seed(0)))
         self.register_buffer("owners", torch.full((size,), -1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
