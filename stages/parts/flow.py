@@ -149,8 +149,9 @@ class FlowsOfAtlas:
 
     def __call__(self, batch: OneAtlas) -> Tensor:
         if batch.displacement is None:
-            found = torch.stack([self._of_pair(batch, i) for i in range(len(batch.moving))])
-            batch.displacement = torch.einsum("nm,mcdhw->ncdhw", batch.mixture, found.float())
+            found = [self._of_pair(batch, i).float() for i in range(len(batch.moving))]
+            with torch.autocast(batch.moving.device.type, enabled=False):
+                batch.displacement = torch.einsum("nm,mcdhw->ncdhw", batch.mixture, torch.stack(found))
         return batch.displacement
 
     @torch.no_grad()
