@@ -167,8 +167,9 @@ def test_phases_have_the_papers_order_shares_and_batches():
     ]  # fmt: skip
     players = [player for phase in phases for player in phase.players]
     assert all(player.momentum == (0.5 if "discriminator" in player.name else 0.9) for player in players)
-    paces = [player.paces for phase in recipe_of(style_pace=0.3).train_registration for player in phase.players]
-    assert [[pace for _, pace in each] for each in paces] == [[], [0.3], [0.3], [0.3], [0.3], [], []]
+    for settings, pace in (({}, 0.3), ({"registration_network": "published"}, 1), ({"style_pace": 0.5}, 0.5)):
+        paces = [player.paces for phase in recipe_of(**settings).train_registration for player in phase.players]
+        assert [[found for _, found in each] for each in paces] == [[], *[[pace]] * 4, [], []]
     with pytest.raises(LrlsError, match=r"add up to 1\.2, which leaves the joint phase nothing"):
         recipe_of(flow_share=0.8)
 

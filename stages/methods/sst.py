@@ -119,14 +119,21 @@ class Settings(AnswerSettings):
     autoencoder_share: float = Field(
         0.3, gt=0, lt=1, description="Share of the autoencoder; the joint phase has the rest."
     )
-    style_pace: float = Field(
-        1.0, gt=0, description="Learning rate of style encoder and D_style, in units of the others' (short runs: 0.3)."
+    style_pace: float | None = Field(
+        None,
+        gt=0,
+        description="Learning rate of style encoder and D_style, in units of the others'; default: 1, or 0.3 beside the "
+        "light networks, at whose rate all codes would stay alike.",
     )
     style_batch_size: int = Field(32, ge=1, description="Scans in a step of the style encoder's pre-training.")
     sampling: Literal["prior", "interpolate"] = Field(
         "prior", description="Shapes: from the prior, or between those of three unlabelled scans."
     )
     samples: int = Field(1850, ge=1, description="Labelled scans to draw.")
+
+    @property
+    def pace(self) -> float:
+        return self.style_pace or (0.3 if self.registration_network == "light" else 1.0)
 
     @model_validator(mode="after")
     def _the_joint_phase_has_a_share(self) -> Self:
@@ -232,7 +239,7 @@ def judge_of_styles(R: StyledRegistration, D_style: LatentDiscriminator | None, 
             forward=JudgeStyles(R.style.encoder, D_style),
             loss=loss,
             momentum=0.5,
-            paces=[(D_style, settings.style_pace)],
+            paces=[(D_style, settings.pace)],
         )
     ]
 
@@ -247,7 +254,7 @@ def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | Non
             contrast=(1.0, Contrast(settings.temperature)),
             adversarial=(settings.adversarial_weight, styles.adversarial),
         ),
-        paces=[(R.style.encoder, settings.style_pace)],
+        paces=[(R.style.encoder, settings.pace)],
     )
     return Phase(
         "style",
@@ -267,7 +274,7 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
         "adversarial": (settings.adversarial_weight, styles.adversarial),  # lambda_3 L_adv
     }
     encoder_and_appearance = [R.style.encoder, R.appearance]
-    paces = [(R.style.encoder, settings.style_pace)]
+    paces = [(R.style.encoder, settings.pace)]
     if settings.joint:
         players = [
             Player(
