@@ -122,8 +122,8 @@ class Settings(AnswerSettings):
     style_pace: float | None = Field(
         None,
         gt=0,
-        description="Learning rate of style encoder and D_style, in units of the others'; default: 1, or 0.3 beside the "
-        "light networks, at whose rate all codes would stay alike.",
+        description="Learning rate of style encoder and D_style, in units of the others'; default: 1, or 0.3 beside "
+        "the light networks, at whose rate all codes would stay alike.",
     )
     style_batch_size: int = Field(32, ge=1, description="Scans in a step of the style encoder's pre-training.")
     sampling: Literal["prior", "interpolate"] = Field(
