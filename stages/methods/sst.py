@@ -20,9 +20,9 @@ How paper and published code are read:
 - Several atlases (the paper has one): each sample and each step of the autoencoder draws one; all vote on a new scan.
 
 In short runs (phantoms, 14 scans, light networks): at a rate of 1e-3 the style codes all stayed alike, at 3e-4 they
-parted within 200 steps of 16 scans, hence `style_pace`; the autoencoder took 300 steps to rebuild a displacement as well
-as their median does, and needs a thousand or more, which are cheap; 150 joint steps taught the appearance model to
-say an image again, but no differences of style yet.
+parted within 200 steps of 16 scans, hence `style_pace`; the autoencoder took 300 steps to rebuild a displacement no
+better than their median does, and needs many more, which are cheap; 150 joint steps taught the appearance model to say
+an image again, but no differences of style yet.
 
 Ours differs in: displacements sample with aligned corners; labels are warped linearly; grids of any size, see the
 networks; no epochs are published, so the numbers of steps and their shares are ours.
