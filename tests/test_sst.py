@@ -11,6 +11,7 @@ import torch
 from conftest import CASES, Project
 from torch import nn
 
+from stages import budget
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import Draft
 from stages.artifacts.weights import Registration
@@ -331,6 +332,16 @@ def test_samples_are_images_and_labels_from_the_prior_with_their_quality(trained
     assert len(set(samples["seed"])) == 3 and samples["accepted"].all()
     assert np.isfinite(samples["similarity"]).all() and np.isfinite(samples["folding_fraction"]).all()
     assert len({image.tobytes() for image in samples["image"]}) == 3
+
+
+def test_a_budget_counts_the_drawing_of_every_scan(trained, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("stages.budget._seconds", lambda draw, _: drawn.append(draw().shape) or 2.0)
+    cohort = Cohort.open(trained.workspace / "cohort" / "v0001")
+    recipe = make_recipe(METHODS["sst"], cohort, trained.config)
+    device = Device(torch.device("cpu"), torch.float32)
+    assert budget._generate_seconds(recipe, cohort, device) == 3 * 2.0
+    assert drawn == [(1, 1, 24, 16, 24)]
 
 
 def test_more_samples_are_drawn_without_training_anew_and_the_first_ones_stay(trained):
