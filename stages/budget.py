@@ -11,6 +11,7 @@ import json
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,7 @@ from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.generate import couples
 from stages.methods import find_method, training_of
-from stages.methods.recipe import PathBankWriter, Recipe, WarpedAtlases
+from stages.methods.recipe import PathBankWriter, Recipe, SampledScans, WarpedAtlases
 from stages.registering import as_image
 from stages.train_reg import make_recipe, registration_run, stage_config
 from stages.train_seg import segmentation_run
@@ -104,7 +105,8 @@ def with_steps(
     inputs = {"cohort": cohort, "registration": registration, "generated": generated}
     made_from = {role: each.manifest for role, each in inputs.items() if each}
     device = choose_device(config)
-    settings = stage_config(method, config, stage, segments=stage == "train_seg")
+    after = stage == "train_seg"
+    settings = stage_config(method, config, stage, generates=after, segments=after)
     settings[stage] = {key: value for key, value in settings[stage].items() if key != "steps"}
     identity = Identity(
         kind="plan",
@@ -150,7 +152,17 @@ def with_steps(
 
 
 def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
-    """What `generate` will take: every couple is registered, for style maps twice; a network for them counts, too."""
+    """What `generate` will take: every couple is registered, for style maps twice; a network for them counts, too.
+
+    Where scans are drawn, every one of them.
+    """
+    if isinstance(recipe.generate, SampledScans):
+        data, synthesis = cohort.scans(device.torch), recipe.generate.synthesis
+        for network in recipe.registration_networks.values():
+            network.to(device.torch)
+        return recipe.generate.count * _seconds(
+            lambda: synthesis(data, data.atlases[0], torch.Generator()).image, device
+        )
     if recipe.registration is None or not isinstance(recipe.generate, PathBankWriter | WarpedAtlases):
         return 0.0
     atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
@@ -158,13 +170,18 @@ def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
     if isinstance(recipe.generate, PathBankWriter) and recipe.generate.style:
         ways = 3 if recipe.generate.style_map else 2
     pair = [as_image(cohort.image(case), device) for case in (atlases[0], scans[0])]
-    times = []
-    for _ in range(2):  # the first one warms up
+    registration = recipe.registration.to(device.torch)
+    return ways * len(couples(cohort, recipe.generate)) * _seconds(lambda: registration(*pair), device)
+
+
+def _seconds(pass_through: Callable[[], torch.Tensor], device: Device) -> float:
+    """What a pass through networks takes without gradients; the first of two warms up."""
+    for _ in range(2):
         began = time.monotonic()
         with torch.inference_mode(), device.autocast():
-            float(recipe.registration.to(device.torch)(*pair).sum())
-        times.append(time.monotonic() - began)
-    return ways * len(couples(cohort, recipe.generate)) * times[-1]
+            float(pass_through().sum())
+        taken = time.monotonic() - began
+    return taken
 
 
 def _earlier_plans(target: Path, identity: Identity) -> list[Manifest]:

@@ -138,6 +138,7 @@ class MethodSettings(Section):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     ANSWERS: ClassVar[tuple[str, ...]] = ()  # settings that only `eval` reads: changing them trains nothing anew
+    GENERATES: ClassVar[tuple[str, ...]] = ()  # settings that only `generate` reads, and what follows: R stays
     SEGMENTS: ClassVar[tuple[str, ...]] = ()  # settings that only `train-seg` reads, and `eval`: R stays as it is
 
     @model_validator(mode="before")

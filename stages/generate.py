@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +29,55 @@ from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method
-from stages.methods.recipe import PathBankWriter, PropagatedLabels, Recipe, WarpedAtlases
+from stages.methods.recipe import PathBankWriter, PropagatedLabels, Recipe, SampledScans, WarpedAtlases
 from stages.parts.losses import lncc
 from stages.parts.metrics import folding_fraction, jacobian_determinant
+from stages.parts.samplers import pick
 from stages.parts.warps import warp, warp_label, warp_one_hot
 from stages.progress import Progress
 from stages.registering import displacements, vote
 from stages.train_reg import make_recipe, next_stage, stage_config
 
+APPEARANCE = "registration/appearance"  # where the weights of a registration artifact hold its looks
 QUALITY = ("similarity", "inverse_error_voxels", "folding_fraction")
 
 
 def generate(
-    cohort: Cohort, config: Config, method_name: str, *, registration: Registration | None = None, force: bool = False
+    cohort: Cohort,
+    config: Config,
+    method_name: str,
+    *,
+    registration: Registration | None = None,
+    appearance: Registration | None = None,
+    force: bool = False,
 ) -> Generated:
     """Write what a method's segmentation learns from.
 
+    Args:
+        registration: what was trained on this cohort.
+        appearance: what was trained on another one, whose looks the samples take instead of this one's.
+
     Raises:
-        LrlsError: the method generates nothing, the disk has no room, or the screening accepts nothing.
+        LrlsError: the method generates nothing or has no looks to exchange, the disk has no room, or the screening
+            accepts nothing.
     """
     method = find_method(method_name)
     recipe = make_recipe(method, cohort, config)
     if recipe.generate is None:
         raise LrlsError(f"{method.name} generates nothing; go on with `lrls {next_stage(recipe)}`.")
+    _check_appearance(appearance, recipe, method.name)
     settings = config.generate.model_dump(mode="json")
     identity = Identity(
         kind=Generated.KIND,
         format_version=FORMAT_VERSIONS[Generated.KIND],
         made_by="generate",
-        config=stage_config(method, config, segments=False) | {"generate": settings},
+        config=stage_config(method, config, segments=False, appearance=appearance) | {"generate": settings},
         seed=config.seed,
-        inputs={"cohort": cohort.manifest.digest}
-        | ({"registration": registration.manifest.digest} if registration else {}),
+        inputs={
+            role: each.manifest.digest
+            for role, each in (("cohort", cohort), ("registration", registration), ("appearance", appearance))
+            if each
+        },
     )
     target = config.workspace / method.name / "generated"
     if not force and (done := find_finished(target, identity)):
@@ -67,20 +86,53 @@ def generate(
     if registration:
         verify(registration.folder)
         registration.load(recipe.registration_networks)
+    if appearance:
+        verify(appearance.folder)
+        recipe = with_appearance(recipe, appearance)
     device = choose_device(config)
     num_bytes = planned_bytes(cohort, recipe, config)
     print(f"generated.h5 will hold {num_bytes / 1e6:.0f} MB.", flush=True)
     if fault := intake.disk_fault(config.workspace, 2 * num_bytes):
         raise LrlsError(str(fault))
     with new_artifact(target, identity, device=str(device)) as draft:
-        writer = {PathBankWriter: _write_paths, WarpedAtlases: _write_warped, PropagatedLabels: _write_propagated}[
-            type(recipe.generate)
-        ]
+        writer = {
+            PathBankWriter: _write_paths,
+            WarpedAtlases: _write_warped,
+            PropagatedLabels: _write_propagated,
+            SampledScans: _write_sampled,
+        }[type(recipe.generate)]
         with h5py.File(draft.folder / "generated.h5", "w") as file:
             writer(file, recipe, cohort, config, device, draft.resume)
         (draft.folder / "qc").mkdir(exist_ok=True)
         _pictures(draft.folder, cohort, recipe, config)
     return Generated.open(draft.result)
+
+
+def _check_appearance(appearance: Registration | None, recipe: Recipe, method: str) -> None:
+    """Raises LrlsError where the method or the other artifact has no looks to exchange."""
+    if appearance is None:
+        return
+    if not isinstance(recipe.generate, SampledScans) or recipe.generate.synthesis.appearance is None:
+        raise LrlsError(
+            f"--appearance-from: {method} with these settings has no appearance model; "
+            "leave the option out, or use sst with its setting `appearance`."
+        )
+    found = appearance.manifest.identity.config.get("method")
+    if found != method:
+        raise LrlsError(
+            f"--appearance-from: {appearance.folder.name} was trained by {found}, expected {method}; "
+            f"name a workspace where `lrls train-reg --method {method}` has run."
+        )
+
+
+def with_appearance(recipe: Recipe, appearance: Registration) -> Recipe:
+    """The recipe with another artifact's looks for its samples; its own registration stays as it is."""
+    assert isinstance(recipe.generate, SampledScans)
+    other = copy.deepcopy(recipe.generate.synthesis.appearance)
+    assert other is not None
+    appearance.load({APPEARANCE: other})
+    synthesis = replace(recipe.generate.synthesis, appearance=other)
+    return replace(recipe, generate=replace(recipe.generate, synthesis=synthesis))
 
 
 def planned_bytes(cohort: Cohort, recipe: Recipe, config: Config) -> int:
@@ -89,6 +141,8 @@ def planned_bytes(cohort: Cohort, recipe: Recipe, config: Config) -> int:
     label = 1 if cohort.num_classes <= 256 else 2
     if isinstance(recipe.generate, PropagatedLabels):
         return len(cohort.parts["unlabeled"]) * voxels * (2 + label)
+    if isinstance(recipe.generate, SampledScans):
+        return recipe.generate.count * voxels * (2 + label)
     if isinstance(recipe.generate, WarpedAtlases):
         return len(couples(cohort, recipe.generate)) * voxels * (2 + label)
     assert isinstance(recipe.generate, PathBankWriter)
@@ -245,6 +299,41 @@ def _write_warped(
     _write_samples(file, origins, cohort, config, resume)
 
 
+def _write_sampled(
+    file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config, device: Device, resume: Path
+) -> None:
+    """Drawn scans; sample i depends on the seed and i alone. Their similarity is to the atlas in the same shape."""
+    assert isinstance(recipe.generate, SampledScans)
+    synthesis, count = recipe.generate.synthesis, recipe.generate.count
+    for network in (*recipe.registration_networks.values(), synthesis.appearance):
+        if network is not None:
+            network.to(device.torch).eval()
+    data = cohort.scans(device.torch)
+    kind = np.min_scalar_type(cohort.num_classes - 1)
+    origins = []
+    with Progress("draw scans", count) as progress:
+        for i in range(count):
+            seed = config.seed * 1_000_003 + i
+            generator = torch.Generator().manual_seed(seed)
+            (atlas,) = pick(data.atlases, 1, generator)
+            if not _stored(resume, i).exists():
+                with torch.inference_mode(), device.autocast():
+                    drawn = synthesis(data, atlas, generator)
+                label = warp_one_hot(data.label([atlas]), drawn.displacement, cohort.num_classes).argmax(1)
+                quality = {
+                    "similarity": float(lncc(drawn.image, drawn.plain).mean()),
+                    "inverse_error_voxels": float("nan"),
+                    "folding_fraction": float(folding_fraction(jacobian_determinant(drawn.displacement))[0]),
+                }
+                values = {"image": drawn.image[0].cpu().half().numpy(), "label": label[0].cpu().numpy().astype(kind)}
+                _remember(resume, i, values | quality | {"space": drawn.space, "style": drawn.style})
+            with np.load(_stored(resume, i)) as stored:
+                origin = {"space": str(stored["space"]), "style": str(stored["style"])}
+            origins.append({"atlas": data.names[atlas], **origin, "alpha": 1.0, "beta": 1.0, "seed": seed})
+            progress.advance()
+    _write_samples(file, origins, cohort, config, resume)
+
+
 def _write_samples(
     file: h5py.File, origins: list[dict[str, Any]], cohort: Cohort, config: Config, resume: Path
 ) -> None:
@@ -364,7 +453,7 @@ def _pictures(folder: Path, cohort: Cohort, recipe: Recipe, config: Config) -> N
             stored = file["samples"]
             drawn = [
                 {name: stored[name][i] for name in ("image", "label")}
-                | {name: stored[name].asstr()[i] for name in ("atlas", "space")}
+                | {name: stored[name].asstr()[i] for name in ("atlas", "space", "style")}
                 for i in range(min(16, len(stored["image"])))
             ]
     for couple in drawn:

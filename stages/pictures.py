@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from stages.parts.panels import Panel
+from stages.parts.panels import Panel, Points
 
 DOTS_PER_INCH = 110
 MAX_LEGEND = 8
@@ -153,6 +153,24 @@ def panels_page(
                 axes.set_title(_plain(panel.heading) + scale, fontsize=9, color=INK)
         _name_row(line[0], case)
     _structure_legend(figure, structures)
+    _save(figure, path)
+
+
+def points_plot(points: Points, path: Path) -> None:
+    """Groups of points, a colour each, its first point large and named where there are 30 groups at most."""
+    figure = _new_figure(6.5, 5.5)
+    axes = figure.add_subplot()
+    named = len(points.groups) <= 30
+    for number, (name, places) in enumerate(points.groups.items()):
+        color = LINE_COLORS[number % len(LINE_COLORS)]
+        x, y = places.cpu().numpy().T
+        axes.plot(x[1:], y[1:], ".", color=color, markersize=5, alpha=0.5, markeredgewidth=0)
+        axes.plot(x[:1], y[:1], "o", color=color, markersize=6)
+        if named:
+            axes.annotate(_plain(name), (x[0], y[0]), xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
+    _style_plot(axes, points.title)
+    axes.set_xlabel(points.axes[0], fontsize=8, color=MUTED)
+    axes.set_ylabel(points.axes[1], fontsize=8, color=MUTED)
     _save(figure, path)
 
 

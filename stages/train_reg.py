@@ -16,6 +16,7 @@ from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Recipe, Task
+from stages.parts.panels import Points
 from stages.parts.samplers import LabelledPair
 from stages.registering import as_image, displacements, vote
 from stages.training import Run, train
@@ -32,20 +33,32 @@ def make_recipe(method: Method, cohort: Cohort, config: Config) -> Recipe:
 
 
 def stage_config(
-    method: Method, config: Config, stage: str | None = None, *, segments: bool = True, answers: bool = False
+    method: Method,
+    config: Config,
+    stage: str | None = None,
+    *,
+    generates: bool = True,
+    segments: bool = True,
+    answers: bool = False,
+    appearance: Registration | None = None,
 ) -> dict[str, Any]:
     """What a stage's result depends on, besides its inputs and seed.
 
     Args:
         stage: "train_reg" or "train_seg", for its training numbers.
+        generates: with what only generation and what follows it read.
         segments: with what only segmentation reads.
         answers: with what only `eval` reads.
+        appearance: what was trained on another cohort, whose looks samples take.
     """
     found = settings_of(method, config)
-    left_out = {*(() if segments else found.SEGMENTS), *(() if answers else found.ANSWERS)}
+    read = ((found.GENERATES, generates), (found.SEGMENTS, segments), (found.ANSWERS, answers))
+    left_out = {name for names, is_read in read if not is_read for name in names}
     own = found.model_dump(mode="json", exclude=left_out)
     settings: dict[str, Any] = {"method": method.name, "settings": own}
     settings["precision"] = config.precision
+    if appearance:
+        settings["appearance_from"] = appearance.manifest.digest
     if stage:
         settings[stage] = training_of(method, config, stage).model_dump(mode="json")
     return settings
@@ -65,7 +78,7 @@ def train_registration(cohort: Cohort, config: Config, method_name: str, *, forc
         kind=Registration.KIND,
         format_version=FORMAT_VERSIONS[Registration.KIND],
         made_by="train-reg",
-        config=stage_config(method, config, "train_reg", segments=False),
+        config=stage_config(method, config, "train_reg", generates=False, segments=False),
         seed=config.seed,
         inputs={"cohort": cohort.manifest.digest},
     )
@@ -106,7 +119,7 @@ def next_stage(recipe: Recipe) -> str:
 def _pictures(
     draft: Draft, cohort: Cohort, recipe: Recipe, log: list[dict[str, Any]], device: Device, config: Config
 ) -> None:
-    from stages.pictures import loss_curves, panels_page, registration_overlay
+    from stages.pictures import loss_curves, panels_page, points_plot, registration_overlay
 
     for network in recipe.registration_networks.values():
         network.eval()
@@ -132,6 +145,15 @@ def _pictures(
                 page.append((case, panels(batch)))
         path = draft.folder / f"{name}.png"
         panels_page(page, path, structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm)
+    data = cohort.scans(device.torch) if recipe.registration_pages else None
+    for name, page_of in recipe.registration_pages.items():
+        with torch.inference_mode(), device.autocast():
+            shown = page_of(data)  # type: ignore[arg-type]
+        path = draft.folder / f"{name}.png"
+        if isinstance(shown, Points):
+            points_plot(shown, path)
+        else:
+            panels_page(shown, path, structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm)
 
 
 def overlay_row(

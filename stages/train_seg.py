@@ -25,6 +25,7 @@ def train_segmentation(
     *,
     registration: Registration | None = None,
     generated: Generated | None = None,
+    appearance: Registration | None = None,
     force: bool = False,
 ) -> Segmentation:
     """Train a method's segmentation network; it starts from the registration artifact's helper where there is one.
@@ -33,6 +34,7 @@ def train_segmentation(
         cohort: labelled (and unlabelled) scans.
         registration: weights of `train-reg`, for methods that train S beside R.
         generated: what `generate` wrote, for methods that learn from it.
+        appearance: what was trained on another cohort, whose looks that took.
 
     Raises:
         LrlsError: the method trains no segmentation network.
@@ -47,7 +49,7 @@ def train_segmentation(
         kind=Segmentation.KIND,
         format_version=FORMAT_VERSIONS[Segmentation.KIND],
         made_by="train-seg",
-        config=stage_config(method, config, "train_seg" if has_phases else None),
+        config=stage_config(method, config, "train_seg" if has_phases else None, appearance=appearance),
         seed=config.seed,
         inputs={role: artifact.manifest.digest for role, artifact in inputs.items() if artifact},
     )

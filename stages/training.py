@@ -72,7 +72,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
     phase, settings = run.phases[index], run.settings
     assert settings.steps is not None
     steps = round(settings.steps * phase.share)
-    draw = _draw(run)
+    draw = _draw(run, phase)
     optimizers = [_optimizer(player, settings) for player in phase.players]
     averages = [_Average(player.trains, settings.ema or 0.0) for player in phase.players]
     step = 0
@@ -90,8 +90,9 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
         while step < steps:
             batch = phase.batches(run.data, draw)
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
+                rate = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
+                    group["lr"] = rate * group["pace"]
                 terms = _move(player, optimizer, phase, batch, run.device)
                 average.update()
                 watch.see(player.name, terms, batch.scans)
@@ -123,7 +124,7 @@ def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 
     """
     total = 0.0
     for phase in run.phases:
-        draw = _draw(run)
+        draw = _draw(run, phase)
         optimizers = [_optimizer(player, run.settings) for player in phase.players]
         averages = [_Average(player.trains, run.settings.ema or 0.0) for player in phase.players]
         began, times = time.monotonic(), []
@@ -144,9 +145,9 @@ def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 
     return total
 
 
-def _draw(run: Run) -> Draw:
+def _draw(run: Run, phase: Phase) -> Draw:
     assert run.settings.augmentation is not None and run.settings.batch_size is not None
-    return Draw(run.settings.batch_size, *AUGMENTATIONS[run.settings.augmentation], run.generator)
+    return Draw(phase.batch_size or run.settings.batch_size, *AUGMENTATIONS[run.settings.augmentation], run.generator)
 
 
 def _move(
@@ -216,10 +217,14 @@ def learning_rate(peak: float | None, step: int, steps: int, settings: TrainSett
 
 
 def _optimizer(player: Player, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = list(player.trains.parameters())
+    paces = {id(parameter): pace for part, pace in player.paces for parameter in part.parameters()}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in player.trains.parameters():
+        groups.setdefault(paces.get(id(parameter), 1.0), []).append(parameter)
+    parameters = [{"params": group, "pace": pace} for pace, group in groups.items()]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=1e-2, fused=True)
-    return torch.optim.Adam(parameters, lr=1.0, fused=True)
+        return torch.optim.AdamW(parameters, lr=1.0, betas=(player.momentum, 0.999), weight_decay=1e-2, fused=True)
+    return torch.optim.Adam(parameters, lr=1.0, betas=(player.momentum, 0.999), fused=True)
 
 
 class _Average:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from stages import intake
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import latest, versions
+from stages.artifacts.store import MANIFEST, latest, versions
 from stages.artifacts.weights import Registration, Segmentation
 from stages.budget import Budget, with_steps
 from stages.config import Config
@@ -52,6 +53,7 @@ def run(
     *,
     until: Stage = "eval",
     budget: Budget | None = None,
+    appearance_from: Path | None = None,
     force: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Made:
@@ -60,6 +62,7 @@ def run(
     Args:
         until: the last stage.
         budget: how long training may take; none: the steps that the configuration says.
+        appearance_from: workspace or registration artifact of another cohort, whose looks generated data take.
         force: make everything of the method again, but not the cohort.
         tell: receives a line per stage.
     """
@@ -69,6 +72,7 @@ def run(
         tell(f"{artifact.KIND}: {artifact.folder.relative_to(config.workspace)}")
         return artifact
 
+    appearance = other_registration(appearance_from, method) if appearance_from else None
     if budget and not (method.train_reg or method.train_seg):
         tell(f"{method.name} trains nothing: --budget has no effect")
     if until == "eval" and config.part(config.eval.part):
@@ -86,7 +90,9 @@ def run(
             tell(f"train-reg: {training_of(method, settled, 'train_reg').steps} steps")
         registration = told(train_registration(cohort, settled, method_name, force=force))
     if "generate" in wanted and recipe.generate and recipe.train_segmentation:
-        generated = told(generate(cohort, config, method_name, registration=registration, force=force))
+        generated = told(
+            generate(cohort, config, method_name, registration=registration, appearance=appearance, force=force)
+        )
     if "train-seg" in wanted and recipe.segmentation:
         settled = config
         if budget and recipe.train_segmentation:
@@ -97,7 +103,13 @@ def run(
             tell(f"train-seg: {training_of(method, settled, 'train_seg').steps} steps")
         segmentation = told(
             train_segmentation(
-                cohort, settled, method_name, registration=registration, generated=generated, force=force
+                cohort,
+                settled,
+                method_name,
+                registration=registration,
+                generated=generated,
+                appearance=appearance,
+                force=force,
             )
         )
     if "eval" in wanted and not config.part(config.eval.part):
@@ -148,10 +160,25 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
     )
 
 
+def other_registration(place: Path, method: Method) -> Registration:
+    """The registration artifact at a place, or the newest one of the method in the workspace that it is.
+
+    Raises:
+        LrlsError: there is none.
+    """
+    if not (place / MANIFEST).exists():
+        place = latest(place / method.name / "registration", kind=Registration.KIND)
+    return Registration.open(place)
+
+
 def run_stage(
-    config: Config, method_name: str, stage: Stage, *, force: bool = False
+    config: Config, method_name: str, stage: Stage, *, appearance_from: Path | None = None, force: bool = False
 ) -> Registration | Generated | Segmentation | Scores:
-    """One stage on the newest cohort of these settings and the newest artifacts that were made from it."""
+    """One stage on the newest cohort of these settings and the newest artifacts that were made from it.
+
+    Args:
+        appearance_from: as of `run`; what was generated with other looks, or trained on that, is not looked at.
+    """
     method = find_method(method_name)
     cohort = opened_cohort(config, method.cohort)
     recipe = make_recipe(method, cohort, config)
@@ -159,14 +186,17 @@ def run_stage(
     if stage == "train-reg":
         return train_registration(cohort, config, method_name, force=force)
     made_from = {"cohort": cohort.manifest}
-    settings = stage_config(method, config, segments=False)
+    settings = stage_config(method, config, generates=False, segments=False)
     registration = None
     if recipe.train_registration:
         found = latest(folder / "registration", kind=Registration.KIND, made_from=made_from, settings=settings)
         registration = Registration.open(found)
         made_from["registration"] = registration.manifest
+    appearance = other_registration(appearance_from, method) if appearance_from else None
+    looks = {"appearance_from": appearance.manifest.digest if appearance else None}
+    settings = stage_config(method, config, segments=False) | looks
     if stage == "generate":
-        return generate(cohort, config, method_name, registration=registration, force=force)
+        return generate(cohort, config, method_name, registration=registration, appearance=appearance, force=force)
     if stage == "train-seg":
         generated = None
         if recipe.generate and recipe.train_segmentation:
@@ -174,11 +204,17 @@ def run_stage(
                 latest(folder / "generated", kind=Generated.KIND, made_from=made_from, settings=settings)
             )
         return train_segmentation(
-            cohort, config, method_name, registration=registration, generated=generated, force=force
+            cohort,
+            config,
+            method_name,
+            registration=registration,
+            generated=generated,
+            appearance=appearance,
+            force=force,
         )
     segmentation = None
     if recipe.segmentation:
-        settings = stage_config(method, config)
+        settings = stage_config(method, config) | looks
         found = latest(folder / "segmentation", kind=Segmentation.KIND, made_from=made_from, settings=settings)
         segmentation = Segmentation.open(found)
     held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)

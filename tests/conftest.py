@@ -43,6 +43,8 @@ SETTINGS = {
         "lc-voxelmorph": {"registration_network": "light"},
         "os-medseg": {"registration_network": "light", "segmentation_network": "light"},
         "lt-net": {"registration_network": "light"},
+        "sst": {"registration_network": "light", "segmentation_network": "light", "samples": 3}
+        | {"style_batch_size": 2, "queue": 8, "flow_share": 0.25, "style_share": 0.25, "autoencoder_share": 0.25},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
@@ -167,8 +169,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PICTURES = (
-    "couples_page", "loss_curves", "panels_page", "predictions_page", "registration_overlay", "score_boxes",
-    "suggestion_page",
+    "couples_page", "loss_curves", "panels_page", "points_plot", "predictions_page", "registration_overlay",
+    "score_boxes", "suggestion_page",
 )  # fmt: skip
 
 

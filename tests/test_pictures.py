@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from stages import pictures
-from stages.parts.panels import Panel
+from stages.parts.panels import Panel, Points
 
 SHAPE = (10, 14, 12)
 
@@ -59,6 +59,11 @@ def panels():
     return [Panel("$x$", torch.from_numpy(volume(0)), torch.from_numpy(label())), error]
 
 
+def points(count):
+    groups = {f"$scan_{number}$": torch.from_numpy(volume(number)[0, :4, :2]) for number in range(count)}
+    return Points("codes", groups, ("first", "second"))
+
+
 NAMES = ("liver", "left kidney")
 DRAWINGS = {
     "loss curves": lambda path: pictures.loss_curves(log(), path),
@@ -99,6 +104,8 @@ DRAWINGS = {
         path,
         spacing_mm=(3, 1, 1),
     ),
+    "points": lambda path: pictures.points_plot(points(3), path),
+    "points of many": lambda path: pictures.points_plot(points(40), path),
     "scores": lambda path: pictures.score_boxes({"liver": [0.9, 0.95, np.nan], "$x_1$": [0.2], "none": []}, path),
     "no scores": lambda path: pictures.score_boxes({}, path),
 }

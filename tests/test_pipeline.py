@@ -33,6 +33,7 @@ KINDS = {
     "data-aug": ["registration", "generated", "segmentation", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
     "os-medseg": ["registration", "generated", "segmentation", "scores"],
+    "sst": ["registration", "generated", "segmentation", "scores"],
     "best": ["generated", "segmentation", "scores"],
 }
 MORE = {"lc-voxelmorph": ("--set", "data.atlases=[atlas_1, atlas_2]", "--set", "data.supervised=[]")}

@@ -471,6 +471,15 @@ def test_one_network_can_be_loaded_alone(tmp_path):
     assert torch.equal(alone.weight, networks["S"].weight)
 
 
+def test_a_part_of_a_network_can_be_loaded_alone_and_must_fit(tmp_path):
+    path, networks = weights_and_networks(tmp_path)
+    part = torch.nn.Conv3d(1, 2, 3)
+    load_weights({"R/0": part}, path)
+    assert torch.equal(part.weight, networks["R"][0].weight)
+    with pytest.raises(LrlsError, match=r"tensor R/0\.bias: found \(2,\), the network expects \(3,\); use"):
+        load_weights({"R/0": torch.nn.Conv3d(1, 3, 3)}, path)
+
+
 def test_weights_are_stored_in_float32_and_same_weights_give_the_same_bytes(tmp_path):
     from safetensors.torch import load_file
 

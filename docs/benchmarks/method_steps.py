@@ -108,10 +108,12 @@ def measure_one(name: str, settings: dict[str, Any], grid: str, repeats: int) ->
     for stage, phase in phases(recipe):
         train = training_of(method, config, stage)
         assert train.batch_size is not None and train.augmentation is not None
-        draw = Draw(train.batch_size, *AUGMENTATIONS[train.augmentation], torch.Generator().manual_seed(0))
+        batch_size = phase.batch_size or train.batch_size
+        draw = Draw(batch_size, *AUGMENTATIONS[train.augmentation], torch.Generator().manual_seed(0))
         optimizers = [training._optimizer(player, train) for player in phase.players]
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = 1e-5
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-5
 
         def step(phase=phase, draw=draw, optimizers=optimizers) -> None:  # type: ignore[no-untyped-def]
             batch = phase.batches(data, draw)
@@ -121,7 +123,7 @@ def measure_one(name: str, settings: dict[str, Any], grid: str, repeats: int) ->
         step()  # warm-up
         times = [timed(step) for _ in range(repeats)]
         rows.append(
-            {"stage": stage, "phase": phase.name, "batch_size": train.batch_size, "seconds": statistics.median(times),
+            {"stage": stage, "phase": phase.name, "batch_size": batch_size, "seconds": statistics.median(times),
              "least": min(times), "most": max(times)}
         )  # fmt: skip
     return {"method": name, "settings": settings, "phases": rows, "peak_memory_mib": peak_memory_mib()}

@@ -14,9 +14,11 @@ samples/   one row per finished couple
     image                  (n, 1, D, H, W) float16 in about [0, 1]
     label                  (n, D, H, W) class indices, smallest unsigned type
     atlas, space, style    (n,) case ids: whose label, whose anatomy, whose style; of a warped atlas (`os-medseg`) the
-                           style is its own, `space` the real scan that it imitates, its label a nearest-neighbour warp
+                           style is its own, `space` the real scan that it imitates, its label a nearest-neighbour warp;
+                           "prior" where a scan was drawn (`sst`)
     alpha, beta            (n,) float32 degrees; seed (n,) int64
-    similarity, inverse_error_voxels, folding_fraction, accepted   as above
+    similarity, inverse_error_voxels, folding_fraction, accepted   as above; of drawn scans, the similarity is to the
+                           atlas in the same shape
 """
 
 from __future__ import annotations

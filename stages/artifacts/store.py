@@ -432,6 +432,9 @@ def save_weights(modules: Mapping[str, torch.nn.Module], path: Path, metadata: M
 def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str, Any]:
     """Fill networks from a file of `save_weights` and return its metadata; other networks in it are left alone.
 
+    Args:
+        modules: by name; a part of a network by "network/part".
+
     Raises:
         LrlsError: the file is missing, truncated or changed, or does not fit the networks, which then stay as they are.
     """
@@ -450,8 +453,9 @@ def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str
         raise LrlsError(f"{_shown(path)} changed since it was written; make it again with --force.")
     states = {}
     for name, module in modules.items():
-        expected = {f"{name}/{key}": tensor for key, tensor in module.state_dict().items()}
-        found = {key: tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+        prefix = f"{name}." if "/" in name else f"{name}/"
+        expected = {f"{prefix}{key}": tensor for key, tensor in module.state_dict().items()}
+        found = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         remedy = "use the configuration that it was trained with, or train again."
         for key in sorted(expected.keys() | found.keys()):
             shapes = [tuple(side[key].shape) if key in side else "nothing" for side in (found, expected)]
@@ -459,7 +463,7 @@ def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str
                 raise LrlsError(
                     f"{_shown(path)}: tensor {key}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}"
                 )
-        states[name] = {key.removeprefix(f"{name}/"): tensor for key, tensor in found.items()}
+        states[name] = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
     for name, module in modules.items():
         module.load_state_dict(states[name])
     return metadata

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.config import Config, MethodSettings, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
-from stages.methods import ants, best, brbs, clmorph, data_aug, lt_net, os_medseg, unet, voxelmorph
+from stages.methods import ants, best, brbs, clmorph, data_aug, lt_net, os_medseg, sst, unet, voxelmorph
 from stages.methods.recipe import Method
 
 METHODS = {
@@ -21,6 +21,7 @@ METHODS = {
         data_aug.METHOD,
         brbs.METHOD,
         os_medseg.METHOD,
+        sst.METHOD,
         best.METHOD,
     )
 }

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from stages.config import MethodSettings, TrainSettings
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
-from stages.parts.panels import Panel
+from stages.parts.panels import Panel, Points
 from stages.parts.samplers import Degree, LabelledPair, Sampler, Scans
+from stages.parts.synthesis import Synthesis
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Player:
         forward: batch -> what the loss looks at.
         loss: terms over that.
         learning_rate: overrides the run's, where a paper has several.
+        momentum: Adam's beta_1.
+        paces: parts of the network whose learning rate is so many times the player's.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Player:
     forward: Callable[[Any], Any]
     loss: WeightedSum
     learning_rate: float | None = None
+    momentum: float = 0.9
+    paces: Sequence[tuple[nn.Module, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,14 @@ class Phase:
 
     Args:
         share: part of the run's steps that this phase takes.
+        batch_size: overrides the run's, where a paper has several.
     """
 
     name: str
     batches: Sampler
     players: Sequence[Player]
     share: float = 1.0
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,19 @@ class WarpedAtlases:
     most: int | None = None
 
 
+@dataclass(frozen=True)
+class SampledScans:
+    """`generate` stores atlases in shapes and looks that are drawn anew, image and label.
+
+    Args:
+        synthesis: draws them.
+        count: how many; the first ones are the same whatever the number.
+    """
+
+    synthesis: Synthesis
+    count: int
+
+
 Classical = Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
 """(moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; runs in a process of its own."""
 
@@ -125,7 +145,8 @@ class Recipe:
     """Everything that the stages need to run a method; None or empty: the method has no such part.
 
     Args:
-        registration: the network that registers; its weights, and those of `helpers`, are what `train-reg` writes.
+        registration: the network that registers, (moving, fixed) -> displacement; its weights, and those of `helpers`,
+            are what `train-reg` writes.
         helpers: further networks that `train-reg` trains.
         classical: registers without learning, in processes of its own.
         instance: registers without learning, by gradient descent, on the training device.
@@ -139,10 +160,12 @@ class Recipe:
         label_warp: how a label is propagated: softly by trilinear, or by nearest-neighbour interpolation.
         registration_pictures: pages that `train-reg` draws besides its own: name -> (a batch of one atlas and one scan
             -> its row).
+        registration_pages: pages of the whole cohort that `train-reg` draws: name -> (the data -> points, or rows of
+            case, panels).
         segmentation_pictures: pages that `train-seg` draws besides its own: name -> (the data -> rows of case, panels).
     """
 
-    registration: RegistrationNetwork | None = None
+    registration: nn.Module | None = None
     helpers: dict[str, nn.Module] = field(default_factory=dict)
     classical: Classical | None = None
     instance: InstanceOptimisation | None = None
@@ -152,9 +175,12 @@ class Recipe:
     segmentation_helpers: dict[str, nn.Module] = field(default_factory=dict)
     train_registration: Sequence[Phase] = ()
     train_segmentation: Sequence[Phase] = ()
-    generate: PathBankWriter | PropagatedLabels | WarpedAtlases | None = None
+    generate: PathBankWriter | PropagatedLabels | WarpedAtlases | SampledScans | None = None
     label_warp: Literal["linear", "nearest"] = "linear"
     registration_pictures: Mapping[str, Callable[[LabelledPair], Sequence[Panel]]] = field(default_factory=dict)
+    registration_pages: Mapping[str, Callable[[Scans], Points | Sequence[tuple[str, Sequence[Panel]]]]] = field(
+        default_factory=dict
+    )
     segmentation_pictures: Mapping[str, Callable[[Scans], Sequence[tuple[str, Sequence[Panel]]]]] = field(
         default_factory=dict
     )

@@ -193,6 +193,84 @@ def least_squares_gan_loss(judged: Tensor, answer: float) -> Tensor:
     return (judged.float() - answer).square().mean()
 
 
+def absolute_gradient_loss(displacement: Tensor) -> Tensor:
+    """Mean absolute forward difference of a field, averaged over the axes; 0 for a translation.
+
+    Args:
+        displacement: (N, 3, D, H, W), voxels.
+
+    Source: SST Eq. 9.
+    """
+    displacement = displacement.float()
+    return sum(displacement.diff(dim=axis).abs().mean() for axis in (2, 3, 4)) / 3  # type: ignore[return-value]
+
+
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the finest scale down
+
+
+def ms_ssim(first: Tensor, second: Tensor, *, window: int = 7, most_scales: int = 5) -> Tensor:
+    """Multi-scale structural similarity, mean over the batch.
+
+        product over scales k of s_k^w_k,  s_k: contrast and structure; at the coarsest scale luminance, too
+
+    Each is a mean over the places where a Gaussian window (standard deviation 1.5 voxels) lies within the image. Scales
+    are halved as long as the shortest axis holds the window, so 48 voxels have 3 of them, 128 all 5; the weights of
+    those that there are add up to 1. An axis shorter than the window shortens it.
+
+    Args:
+        first, second: (N, 1, D, H, W), in [0, 1].
+        window: voxels an axis; odd.
+        most_scales: 1: plain SSIM.
+
+    Returns:
+        Scalar in about [0, 1]; 1: equal images. Negative means count as 1e-4, with no gradient.
+
+    Source: Wang, Simoncelli, Bovik, Asilomar 2003; a window of 7 as SST's published code.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = first.float(), second.float()
+        shortest = min(first.shape[2:])
+        window = min(window, shortest - 1 + shortest % 2)
+        scales = sum(shortest >> k >= window for k in range(most_scales))
+        weights = [weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales]]
+        result = torch.ones(len(first), device=first.device)
+        for k, weight in enumerate(weights):
+            if k:
+                first, second = F.avg_pool3d(first, 2), F.avg_pool3d(second, 2)
+            structure, whole = _ssim(first, second, window)
+            value = whole if k == scales - 1 else structure
+            result = result * value.mean((1, 2, 3, 4)).clamp(min=1e-4) ** weight
+        return result.mean()
+
+
+def _ssim(first: Tensor, second: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Contrast and structure, and SSIM, at every place of the window; values from 0 to 1."""
+    moments = torch.cat([first, second, first * first, second * second, first * second], 1)
+    d, h, w = (_gaussian_band(n, window, first) for n in first.shape[2:])
+    blurred = (d @ (h @ (moments @ w.T)).flatten(3)).unflatten(3, (len(h), len(w)))
+    m1, m2, m11, m22, m12 = blurred.split(1, dim=1)
+    structure = (2 * (m12 - m1 * m2) + 0.03**2) / (m11 - m1 * m1 + m22 - m2 * m2 + 0.03**2)
+    return structure, structure * (2 * m1 * m2 + 0.01**2) / (m1 * m1 + m2 * m2 + 0.01**2)
+
+
+def _gaussian_band(size: int, window: int, like: Tensor) -> Tensor:
+    """The filter along an axis as a matrix, (size - window + 1, size), see `box_sum`."""
+    offset = torch.arange(size, device=like.device) - torch.arange(size - window + 1, device=like.device)[:, None]
+    weight = (-0.5 * ((offset - window // 2) / 1.5) ** 2).exp() * ((offset >= 0) & (offset < window))
+    return weight / weight.sum(1, keepdim=True)
+
+
+def structural_loss(first: Tensor, second: Tensor) -> Tensor:
+    """L_SSIM-L1: mean absolute difference plus 1 - `ms_ssim`; 0 for equal images.
+
+    Args:
+        first, second: (N, 1, D, H, W), in [0, 1]. SST's images go from -1 to 1, where they are twice as far apart.
+
+    Source: SST Eq. 4.
+    """
+    return 2 * (first.float() - second.float()).abs().mean() + 1 - ms_ssim(first, second)
+
+
 def self_warped_inverse_loss(forward: Tensor, backward: Tensor) -> Tensor:
     """BRBS Eq. 2 as printed: mean square of phi - I(phi^-1) with I(phi^-1) = -T(phi^-1, phi^-1).
 
@@ -282,6 +360,27 @@ def contrastive_loss(anchor: Tensor, positive: Tensor, *, temperature: float = 0
     itself = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
     others = (anchor @ anchor.T / temperature).masked_fill(itself, -torch.inf)
     return (others.logsumexp(1) - (anchor * positive).sum(1) / temperature).mean()
+
+
+def info_nce_loss(query: Tensor, key: Tensor, negatives: Tensor, own: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy of telling each query's key from the negatives.
+
+        mean over queries of -log [exp(q k+ / tau) / (exp(q k+ / tau) + sum_i exp(q k_i / tau))]
+
+    Args:
+        query, key: unit vectors, (N, K).
+        negatives: unit vectors, (M, K).
+        own: (N, M), true where a negative is left out for that query, because it shows the same scan.
+
+    Returns:
+        Scalar >= 0; 0: no negative is left.
+
+    Source: He et al., "MoCo", CVPR 2020, Eq. 1; SST Eq. 1.
+    """
+    met = (query.float() * key.float()).sum(1, keepdim=True)
+    others = (query.float() @ negatives.float().T).masked_fill(own, -torch.inf)
+    first = torch.zeros(len(query), dtype=torch.long, device=query.device)
+    return F.cross_entropy(torch.cat([met, others], 1) / temperature, first)
 
 
 def nt_xent_loss(first: Tensor, second: Tensor, *, temperature: float = 0.5) -> Tensor:

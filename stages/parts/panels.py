@@ -24,3 +24,18 @@ class Panel:
     image: Tensor
     label: Tensor | None = None
     shows: Literal["intensities", "error", "feature"] = "intensities"
+
+
+@dataclass(frozen=True)
+class Points:
+    """A plot of points in two dimensions, in groups.
+
+    Args:
+        title: what they are.
+        groups: name -> (n, 2); the first point of a group is the one that has its name.
+        axes: what the two directions are.
+    """
+
+    title: str
+    groups: dict[str, Tensor]
+    axes: tuple[str, str]

@@ -202,6 +202,57 @@ def _pair(atlases: Sequence[int], scans: Sequence[int], data: Scans, draw: Draw)
 
 
 @dataclass
+class TwoScans(Pair):
+    """Two training scans, of any kind, that differ."""
+
+    owner: Tensor  # place of the moving one in the cohort, (N,)
+    draw: Draw  # the players draw from the prior with it
+
+
+def two_scans(data: Scans, draw: Draw) -> TwoScans:
+    """Any two atlases or unlabelled scans, never one twice, under the same random displacement."""
+    places = [*data.atlases, *data.unlabeled]
+    moving = pick(range(len(places)), draw.batch_size, draw.generator)
+    ahead = pick(range(1, len(places)), draw.batch_size, draw.generator)
+    fixed = [places[(i + step) % len(places)] for i, step in zip(moving, ahead, strict=True)]
+    moving = [places[i] for i in moving]
+    images = data.image([*moving, *fixed])
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+    names = [data.names[place] for place in (*moving, *fixed)]
+    first, second = images.chunk(2)
+    return TwoScans(names, first, second, torch.tensor(moving, device=images.device), draw)
+
+
+@dataclass
+class OneAtlas(Pair):
+    """An atlas, the same in all pairs, and unlabelled scans, none of them augmented."""
+
+    mixture: Tensor  # what each sample takes of every pair's displacement, (N, N); rows add up to 1
+    draw: Draw
+    displacement: Tensor | None = None  # mixed; the player that comes first fills it in
+
+
+def one_atlas_and_scans(data: Scans, draw: Draw, *, mix: bool = False) -> OneAtlas:
+    """An atlas and N unlabelled scans.
+
+    Args:
+        mix: a sample takes, of its own pair and two that are drawn, shares of 1, U(0, 0.3) and U(0, 0.3) over their sum
+            (SST's published code); otherwise its own pair's displacement alone.
+    """
+    n, generator = draw.batch_size, draw.generator
+    atlases, scans = pick(data.atlases, 1, generator) * n, pick(data.unlabeled, n, generator)
+    mixture = torch.eye(n, device=generator.device)
+    if mix:
+        others = torch.randint(n, (n, 2), generator=generator, device=generator.device)
+        mixture.scatter_add_(1, others, 0.3 * torch.rand((n, 2), generator=generator, device=generator.device))
+        mixture /= mixture.sum(1, keepdim=True)
+    names = [data.names[place] for place in (*atlases, *scans)]
+    return OneAtlas(names, data.image(atlases), data.image(scans), mixture, draw)
+
+
+@dataclass
 class LabelledPairs(Pair):
     """Pairs to register; the last ones have labels."""
 

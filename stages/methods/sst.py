@@ -1,0 +1,412 @@
+"""SST: labelled scans from the prior, an atlas in shapes and looks that were learned from unlabelled scans.
+
+Tomar, Bozorgtabar, Lortkipanidze, Vray, Rad, Thiran, "Self-Supervised Generative Style Transfer for One-Shot Medical
+Image Segmentation", WACV 2022; code github.com/devavratTomar/SST. `train-reg` pre-trains the flow model and the style
+encoder, trains both with the appearance model, and then an adversarial autoencoder of the atlas's displacements;
+`generate` draws from the prior; `train-seg` learns from what it drew.
+
+How paper and published code are read:
+- Temperature: 0.07 (code); the paper prints 0.7 (preset `paper`).
+- The appearance model sees the codes of the encoder that learns (paper: its gradient trains all three networks), or
+  of the momentum encoder (preset `official`).
+- Eq. 4 is L1 + (1 - MS-SSIM), L1 over images from -1 to 1; the code takes half of both (`official`, by the weights).
+- Eq. 10 is printed the other way round: D_style learns 1 for the prior and 0 for codes, the encoder to be told 1, with
+  1/2 each for D. Its prior is n / |n|, on the sphere where the codes are.
+- The autoencoder learns by L1 and LSGAN (weight 0.05, code), to which `official` adds the SSIM of the warped atlas and
+  mixtures of displacements. The prior of its codes is N(0, I); `official` mixes the codes of three scans instead.
+- T, which makes the positive keys, is the flow model itself: as pre-trained while styles are, and as it is later on,
+  where the code keeps the pre-trained one. The joint phase goes on with the pre-trained flow model; the code's starts
+  anew. A query is the scan that moves; keys of the query's own scan are no negatives.
+- Several atlases (the paper has one): each sample and each step of the autoencoder draws one; all vote on a new scan.
+
+In short runs (phantoms, 14 scans, light networks): at a rate of 1e-3 the style codes all stayed alike, at 3e-4 they
+parted within 200 steps of 16 scans, hence `style_pace`; the autoencoder took 300 steps to rebuild a displacement no
+better than their median does, and needs many more, which are cheap; 150 joint steps taught the appearance model to say
+an image again, but no differences of style yet.
+
+Ours differs in: displacements sample with aligned corners; labels are warped linearly; grids of any size, see the
+networks; no epochs are published, so the numbers of steps and their shares are ours.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from stages.config import TrainSettings
+from stages.methods.recipe import (
+    SEGMENTATION_NAMES,
+    AnswerSettings,
+    Method,
+    Phase,
+    Player,
+    Recipe,
+    SampledScans,
+    SegmentationName,
+    Task,
+    Terms,
+    WeightedSum,
+    published_training,
+    registration_network,
+    segmentation_network,
+    short_training,
+)
+from stages.parts import flow as flows
+from stages.parts import style as styles
+from stages.parts.consistency import RegisterPair, similarity
+from stages.parts.cycle import fake, real
+from stages.parts.flow import EncodeFlows, FlowAutoencoder, FlowsOfAtlas, JudgeFlows, StridedUNet
+from stages.parts.networks import RegistrationNetwork
+from stages.parts.panels import Panel, Points
+from stages.parts.samplers import Scans, generated_samples, one_atlas_and_scans, two_scans
+from stages.parts.segmenting import Segment, overlap_and_cross_entropy
+from stages.parts.style import (
+    CODE,
+    AppearanceModel,
+    Contrast,
+    ContrastStyles,
+    JudgeStyles,
+    LatentDiscriminator,
+    MomentumContrast,
+    RegisterStyled,
+    StyledRegistration,
+    StyleEncoder,
+    Transfer,
+)
+from stages.parts.synthesis import Synthesis
+from stages.parts.warps import warp, warp_label
+
+
+class Settings(AnswerSettings):
+    """Settings of `sst`; `appearance` and `joint` are the rows of the paper's Table 2, `samples` is its Fig. 7."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"temperature": 0.7},
+        "official": {
+            "style_code": "key", "appearance_weight": 2.5, "flow_weight": 0.5, "smoothness_weight": 0.2,
+            "autoencoder_image_weight": 1.0, "mix_flows": True, "sampling": "interpolate",
+        },
+    }  # fmt: skip
+    GENERATES: ClassVar[tuple[str, ...]] = ("samples", "sampling")
+    SEGMENTS: ClassVar[tuple[str, ...]] = ("segmentation_network",)
+
+    preset: Literal["default", "paper", "official"] = Field(
+        "default", description="paper: the text; official: the published code."
+    )
+    registration_network: Literal["published", "light"] = Field(
+        "published", description="Flow and appearance model, autoencoder: the published ones, or light ones."
+    )
+    segmentation_network: SegmentationName = Field("published", description=f"S: {SEGMENTATION_NAMES}")
+    diffeomorphic: bool = Field(False, description="The flow model predicts a velocity field, which is integrated.")
+    appearance: bool = Field(True, description="Off: no appearance model; samples are the warped atlas (Table 2).")
+    joint: bool = Field(
+        True, description="Off: appearance and flow model do not reach each other by gradients (Table 2)."
+    )
+    style_code: Literal["query", "key"] = Field(
+        "query", description="Whose codes the appearance model sees: the encoder's, or its momentum copy's."
+    )
+    temperature: float = Field(0.07, gt=0, description="tau of L_vol.cl.")
+    queue: int = Field(1024, ge=1, description="Keys that a query is compared with.")
+    appearance_weight: float = Field(5.0, gt=0, description="lambda_1, of L_app.")
+    flow_weight: float = Field(1.0, gt=0, description="lambda_2, of L_flow.")
+    smoothness_weight: float = Field(0.1, ge=0, description="lambda_reg, within L_flow.")
+    adversarial_weight: float = Field(0.1, ge=0, description="lambda_3, of L_adv; 0: no D_style.")
+    first_smoothness_weight: float = Field(0.3, ge=0, description="Of the flow model's pre-training, beside LNCC.")
+    autoencoder_image_weight: float = Field(0.0, ge=0, description="Of 1 - SSIM of the atlas, warped either way.")
+    autoencoder_adversarial_weight: float = Field(0.05, ge=0, description="Of the flow codes' L_adv; 0: no D_flow.")
+    mix_flows: bool = Field(False, description="The autoencoder learns mixtures of a batch's displacements.")
+    flow_share: float = Field(0.2, ge=0, lt=1, description="Share of train-reg that pre-trains the flow model.")
+    style_share: float = Field(0.1, ge=0, lt=1, description="Share that pre-trains the style encoder.")
+    autoencoder_share: float = Field(
+        0.3, gt=0, lt=1, description="Share of the autoencoder; the joint phase has the rest."
+    )
+    style_pace: float | None = Field(
+        None,
+        gt=0,
+        description="Learning rate of style encoder and D_style, in units of the others'; default: 1, or 0.3 beside "
+        "the light networks, at whose rate all codes would stay alike.",
+    )
+    style_batch_size: int = Field(32, ge=1, description="Scans in a step of the style encoder's pre-training.")
+    sampling: Literal["prior", "interpolate"] = Field(
+        "prior", description="Shapes: from the prior, or between those of three unlabelled scans."
+    )
+    samples: int = Field(1850, ge=1, description="Labelled scans to draw.")
+
+    @property
+    def pace(self) -> float:
+        return self.style_pace or (0.3 if self.registration_network == "light" else 1.0)
+
+    @model_validator(mode="after")
+    def _the_joint_phase_has_a_share(self) -> Self:
+        shares = self.flow_share + self.style_share + self.autoencoder_share
+        if shares >= 1:
+            raise ValueError(
+                f"flow_share, style_share and autoencoder_share add up to {shares:.3g}, which leaves the joint phase "
+                "nothing; they must stay below 1"
+            )
+        return self
+
+
+def build(task: Task, settings: Settings) -> Recipe:
+    light = settings.registration_network == "light"
+    F = flow_model(settings, task)
+    G_flow = FlowAutoencoder(task.shape, light=light)
+    judge_flows = LatentDiscriminator(G_flow.code_size, layers=2, width=256)
+    D_flow = judge_flows if settings.autoencoder_adversarial_weight else None
+    S = segmentation_network(settings.segmentation_network, task)
+    A = AppearanceModel(light=light) if settings.appearance else None
+    helpers: dict[str, nn.Module | None] = {"autoencoder": G_flow, "flow_discriminator": D_flow}
+    R: RegistrationNetwork | StyledRegistration = F
+    pages: dict[str, Any] = {"shapes": partial(show_shapes, G_flow)}
+    learning = [flow_pre_training(F, settings), warped_alone(F, settings)]
+    if A is not None:
+        judge_styles = LatentDiscriminator(CODE, layers=5, width=128)
+        D_style = judge_styles if settings.adversarial_weight else None
+        E = MomentumContrast(StyleEncoder(task.shape), size=settings.queue)
+        R = StyledRegistration(F, A, E, code_of=settings.style_code)
+        helpers["style_discriminator"] = D_style
+        learning = [learning[0], style_pre_training(R, D_style, settings), joint(R, D_style, settings)]
+        pages |= {"style-codes": partial(show_codes, R), "styles": partial(show_styles, R)}
+    return Recipe(
+        registration=R,
+        helpers={name: network for name, network in helpers.items() if network is not None},
+        segmentation=S,
+        flat_borders=settings.flat_borders,
+        train_registration=[*learning, autoencoder(R, G_flow, D_flow, settings)],
+        registration_pages=pages,
+        generate=SampledScans(
+            Synthesis(R, G_flow, A, interpolate=settings.sampling == "interpolate"), count=settings.samples
+        ),
+        train_segmentation=[
+            Phase(
+                "samples",
+                batches=generated_samples,
+                players=[
+                    Player(
+                        "segmentation",
+                        trains=S,
+                        forward=Segment(S),
+                        loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy)),
+                    )
+                ],
+            )
+        ],
+    )
+
+
+def flow_model(settings: Settings, task: Task) -> RegistrationNetwork:
+    """F, by its name in the settings."""
+    if settings.registration_network == "light":
+        return registration_network("light", task, diffeomorphic=settings.diffeomorphic)
+    return RegistrationNetwork(StridedUNet(2, 3, task.shape), diffeomorphic=settings.diffeomorphic)
+
+
+def flow_pre_training(F: RegistrationNetwork, settings: Settings) -> Phase:
+    """T: scans as they look, by LNCC."""
+    loss = WeightedSum(similarity=(1.0, similarity), smoothness=(settings.first_smoothness_weight, styles.gradient))
+    return Phase(
+        "flow",
+        batches=two_scans,
+        share=settings.flow_share,
+        players=[Player("flow", trains=F, forward=RegisterPair(F), loss=loss)],
+    )
+
+
+def flow_terms(settings: Settings) -> Terms:
+    """lambda_2 L_flow."""
+    return {
+        "reconstruction": (settings.flow_weight, styles.reconstruction),
+        "smoothness": (settings.flow_weight * settings.smoothness_weight, styles.gradient),
+    }
+
+
+def warped_alone(F: RegistrationNetwork, settings: Settings) -> Phase:
+    """Without appearance model: F goes on with scans as they look, by L_flow; it has the time of the styles, too."""
+    player = Player("flow", trains=F, forward=RegisterPair(F), loss=WeightedSum(**flow_terms(settings)))
+    return Phase(
+        "joint", batches=two_scans, share=1 - settings.flow_share - settings.autoencoder_share, players=[player]
+    )
+
+
+def judge_of_styles(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> list[Player]:
+    """D_style, where there is one."""
+    if D_style is None:
+        return []
+    loss = WeightedSum(real=(0.5, real), fake=(0.5, fake))
+    return [
+        Player(
+            "style-discriminator",
+            trains=D_style,
+            forward=JudgeStyles(R.style.encoder, D_style),
+            loss=loss,
+            momentum=0.5,
+            paces=[(D_style, settings.pace)],
+        )
+    ]
+
+
+def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> Phase:
+    """The encoder alone: L_vol.cl + lambda_3 L_adv."""
+    encoder = Player(
+        "style",
+        trains=R.style.encoder,
+        forward=ContrastStyles(R.style, R.flow, D_style),
+        loss=WeightedSum(
+            contrast=(1.0, Contrast(settings.temperature)),
+            adversarial=(settings.adversarial_weight, styles.adversarial),
+        ),
+        paces=[(R.style.encoder, settings.pace)],
+    )
+    return Phase(
+        "style",
+        batches=two_scans,
+        share=settings.style_share,
+        batch_size=settings.style_batch_size,
+        players=[encoder, *judge_of_styles(R, D_style, settings)],
+    )
+
+
+def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> Phase:
+    """L_total; without `joint`, its parts by two players."""
+    of_styles: Terms = {
+        "contrast": (1.0, Contrast(settings.temperature)),  # L_vol.cl
+        "style_cycle": (settings.appearance_weight, styles.style_cycle),  # lambda_1 L_app
+        "style_identity": (settings.appearance_weight, styles.style_identity),
+        "adversarial": (settings.adversarial_weight, styles.adversarial),  # lambda_3 L_adv
+    }
+    encoder_and_appearance = [R.style.encoder, R.appearance]
+    paces = [(R.style.encoder, settings.pace)]
+    if settings.joint:
+        players = [
+            Player(
+                "joint",
+                trains=nn.ModuleList([*encoder_and_appearance, R.flow]),
+                forward=Transfer(R, D_style),
+                loss=WeightedSum(**of_styles, **flow_terms(settings)),
+                paces=paces,
+            )
+        ]
+    else:
+        players = [
+            Player(
+                "appearance",
+                trains=nn.ModuleList(encoder_and_appearance),
+                forward=Transfer(R, D_style, registers=False),
+                loss=WeightedSum(**of_styles),
+                paces=paces,
+            ),
+            Player("flow", trains=R.flow, forward=RegisterStyled(R), loss=WeightedSum(**flow_terms(settings))),
+        ]
+    return Phase(
+        "joint",
+        batches=two_scans,
+        share=1 - settings.flow_share - settings.style_share - settings.autoencoder_share,
+        players=[*players, *judge_of_styles(R, D_style, settings)],
+    )
+
+
+def autoencoder(R: nn.Module, G_flow: FlowAutoencoder, D_flow: LatentDiscriminator | None, settings: Settings) -> Phase:
+    """Displacements of the atlases as R, which stands still, finds them; code, and back."""
+    of_atlas = FlowsOfAtlas(R, G_flow)
+    players = [
+        Player(
+            "autoencoder",
+            trains=G_flow,
+            forward=EncodeFlows(of_atlas, G_flow, D_flow),
+            loss=WeightedSum(
+                reconstruction=(1.0, flows.flow_reconstruction),
+                image=(settings.autoencoder_image_weight, flows.image_reconstruction),
+                adversarial=(settings.autoencoder_adversarial_weight, flows.adversarial),
+            ),
+        )
+    ]
+    if D_flow is not None:
+        loss = WeightedSum(real=(0.5, real), fake=(0.5, fake))
+        forward = JudgeFlows(of_atlas, G_flow, D_flow)
+        players.append(Player("flow-discriminator", trains=D_flow, forward=forward, loss=loss, momentum=0.5))
+    return Phase(
+        "autoencoder",
+        batches=partial(one_atlas_and_scans, mix=settings.mix_flows),
+        share=settings.autoencoder_share,
+        players=players,
+    )
+
+
+def show_codes(R: StyledRegistration, data: Scans) -> Points:
+    """Every scan's style code, with those of the scan in the shapes of four others, in their two main directions."""
+    places = [*data.atlases, *data.unlabeled]
+    codes = []
+    for i, place in enumerate(places):
+        image = data.image([place])
+        others = [places[(i + k) % len(places)] for k in range(1, min(5, len(places)))]
+        codes.append(torch.cat([R.code(image), *(R.code(warp(image, R.flow(image, data.image([o])))) for o in others)]))
+    with torch.autocast(codes[0].device.type, enabled=False):
+        together = torch.cat(codes)
+        centre = together.mean(0)
+        _, size, directions = torch.linalg.svd(together - centre, full_matrices=False)
+        flat = [(each - centre) @ directions[:2].T for each in codes]
+    share = (size.square() / size.square().sum()).tolist()
+    return Points(
+        "style codes: every scan, and the same scan in other shapes",
+        {data.names[place]: each for place, each in zip(places, flat, strict=True)},
+        (f"{100 * share[0]:.0f} % of the variance", f"{100 * share[1]:.0f} %"),
+    )
+
+
+def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Panel]]]:
+    """The first atlas and two scans, each in its own look and in that of five scans."""
+    looks = data.unlabeled[:5]
+    rows = []
+    for place in [data.atlases[0], *data.unlabeled[:2]]:
+        image = data.image([place])
+        panels = [Panel("as it is", image[0, 0], data.labels.get(place))]
+        panels += [
+            Panel(f"in the look of {data.names[look]}", R.restyled(image, data.image([look]))[0, 0]) for look in looks
+        ]
+        rows.append((data.names[place], panels))
+    return rows
+
+
+def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Panel]]]:
+    """The first atlas under displacements that are drawn from the prior."""
+    place = data.atlases[0]
+    atlas, label, generator = data.image([place]), data.label([place]), torch.Generator().manual_seed(0)
+    rows = []
+    for draw in range(4):
+        code = torch.randn((1, *G_flow.code_shape), generator=generator).to(atlas.device)
+        field = G_flow.outside(G_flow.decode(code))
+        panels = [
+            Panel("atlas", atlas[0, 0], label[0]),
+            Panel("in a drawn shape", warp(atlas, field)[0, 0], warp_label(label, field)[0]),
+            Panel("displacement, voxels", field[0].norm(dim=0), shows="error"),
+        ]
+        rows.append((f"draw {draw + 1}", panels))
+    return rows
+
+
+def train_reg(settings: Settings) -> TrainSettings:
+    if settings.registration_network == "light":
+        return short_training(2000, batch_size=2, learning_rate=1e-3).model_copy(update={"augmentation": "none"})
+    return published_training(100_000, batch_size=4, learning_rate=2e-4, augmentation="none")
+
+
+def train_seg(settings: Settings) -> TrainSettings:
+    if settings.segmentation_network == "published":
+        return published_training(10_000, augmentation="none")
+    return short_training(1000, learning_rate=3e-3 if settings.segmentation_network == "light" else 2e-3)
+
+
+METHOD = Method(
+    name="sst",
+    summary="labelled scans drawn from learned priors of style and shape",
+    source="Tomar et al., WACV 2022",
+    settings=Settings,
+    recipe=build,
+    train_reg=train_reg,
+    train_seg=train_seg,
+    registration_share=0.6,
+)

@@ -1,0 +1,419 @@
+"""SST: every switch, the order of the phases, resume within them, samples on disk, and looks of another site."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import CASES, Project
+from torch import nn
+
+from stages import budget
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.store import Draft
+from stages.artifacts.weights import Registration
+from stages.config import Config, TrainSettings
+from stages.device import Device
+from stages.errors import LrlsError
+from stages.generate import APPEARANCE, with_appearance
+from stages.methods import METHODS, settings_of, sst, training_of
+from stages.methods.recipe import Phase, Player, Task, WeightedSum
+from stages.parts.flow import FlowAutoencoder, StridedUNet
+from stages.parts.networks import LightUNet, UNet
+from stages.parts.panels import Points
+from stages.parts.samplers import Draw, Scans
+from stages.parts.style import StyledRegistration
+from stages.train_reg import make_recipe, stage_config
+from stages.training import Run, _optimizer, train
+
+SHAPE = (10, 12, 12)
+LIGHT = {"registration_network": "light", "segmentation_network": "light", "style_batch_size": 2, "queue": 8}
+ALIKE = {"temperature": 0.5}  # at first all codes are alike, and 0.07 makes of that a loss of nearly 0
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def textured(*size, seed=0):
+    return torch.rand(size, generator=generator(seed))
+
+
+def scans():
+    labels = {0: torch.randint(3, SHAPE, generator=generator()).short()}
+    return Scans(list("abcd"), textured(4, 1, *SHAPE).half(), labels, [0], [1, 2, 3], 3, (1.0, 1.0, 1.0))
+
+
+def config(**settings):
+    values = {"workspace": "runs", "data": {"folder": "."}, "structures": {"a": 1, "b": 2}}
+    return Config.model_validate(values | {"methods": {"sst": settings}})
+
+
+def recipe_of(shape=SHAPE, **settings):
+    torch.manual_seed(0)
+    return METHODS["sst"].recipe(Task(shape, 3, 1), settings_of(METHODS["sst"], config(**{**LIGHT, **settings})))
+
+
+def terms(**settings):
+    """Every term of a step of every phase, and the totals; the flow model moves things, and styles tell."""
+    recipe = recipe_of(**{**ALIKE, **settings})
+    R = recipe.registration
+    flow = R.flow if isinstance(R, StyledRegistration) else R
+    nn.init.normal_(flow.body.head.weight, std=0.05, generator=generator())
+    if isinstance(R, StyledRegistration):
+        for number, block in enumerate(R.appearance.up):
+            nn.init.normal_(block.scale.weight, std=0.1, generator=generator(number))
+    values = {}
+    for phase in recipe.train_registration:
+        batch = phase.batches(scans(), Draw(phase.batch_size or 2, None, None, generator(1)))
+        for player in phase.players:
+            with torch.no_grad():
+                total, found = player.loss(player.forward(batch))
+            named = {**found, "total": total}.items()
+            values |= {f"{phase.name}/{player.name}/{name}": float(term) for name, term in named}
+    return values
+
+
+@pytest.fixture(scope="module")
+def default():
+    return terms()
+
+
+# Switches
+
+
+def of(prefix, *names):
+    return {f"{prefix}/{name}" for name in names}
+
+
+FLOW = of("flow/flow", "similarity", "smoothness", "total")
+STYLE = of("style/style", "contrast", "adversarial", "total")
+STYLE_JUDGE = of("style/style-discriminator", "real", "fake", "total")
+JOINT_STYLE = of("joint/joint", "contrast", "style_cycle", "style_identity", "adversarial")
+JOINT_FLOW = of("joint/joint", "reconstruction", "smoothness")
+JOINT = JOINT_STYLE | JOINT_FLOW | of("joint/joint", "total")
+JOINT_JUDGE = of("joint/style-discriminator", "real", "fake", "total")
+CODE = of("autoencoder/autoencoder", "reconstruction", "adversarial", "total")
+CODE_JUDGE = of("autoencoder/flow-discriminator", "real", "fake", "total")
+BY_FLOW = {*FLOW, *of("style/style", "contrast", "total"), *of("joint/joint", "contrast", "total"), *JOINT_FLOW}
+BY_CODES = CODE | of("autoencoder/flow-discriminator", "fake", "total")
+TOTALS = of("style/style", "total") | of("joint/joint", "total")
+ALL = FLOW | STYLE | STYLE_JUDGE | JOINT | JOINT_JUDGE | CODE | CODE_JUDGE
+BY_CONTRAST = TOTALS | of("style/style", "contrast") | of("joint/joint", "contrast")
+FLOW_ALONE = of("joint/flow", "reconstruction", "smoothness", "total")
+STYLE_ALONE = {name.replace("joint/joint", "joint/appearance") for name in JOINT_STYLE} | of(
+    "joint/appearance", "total"
+)
+TOLD = of("style/style", "adversarial") | of("joint/joint", "adversarial")
+NO, TOTAL, CODED = set(), of("joint/joint", "total"), of("autoencoder/autoencoder", "total")
+SWITCHES = [
+    # setting, its value, terms that go, terms that come, terms that change
+    ("registration_network", "published", NO, NO, ALL),
+    ("diffeomorphic", True, NO, NO, BY_FLOW | BY_CODES),
+    ("appearance", False, STYLE | STYLE_JUDGE | JOINT | JOINT_JUDGE, FLOW_ALONE, BY_CODES),
+    ("joint", False, JOINT, FLOW_ALONE | STYLE_ALONE, NO),
+    ("style_code", "key", NO, NO, NO),  # whom gradients reach, see test_style.py
+    ("temperature", 0.07, NO, NO, BY_CONTRAST),
+    ("queue", 16, NO, NO, BY_CONTRAST),
+    ("appearance_weight", 1.0, NO, NO, TOTAL),
+    ("flow_weight", 2.0, NO, NO, TOTAL),
+    ("smoothness_weight", 1.0, NO, NO, TOTAL),
+    ("adversarial_weight", 0.0, STYLE_JUDGE | JOINT_JUDGE | TOLD, NO, TOTALS),
+    ("first_smoothness_weight", 1.0, NO, NO, of("flow/flow", "total")),
+    ("autoencoder_image_weight", 1.0, NO, of("autoencoder/autoencoder", "image"), CODED),
+    ("autoencoder_adversarial_weight", 0.0, CODE_JUDGE | of("autoencoder/autoencoder", "adversarial"), NO, CODED),
+    ("mix_flows", True, NO, NO, CODE | CODE_JUDGE),  # the prior is drawn behind the mixture
+    ("style_batch_size", 3, NO, NO, STYLE | STYLE_JUDGE | of("joint/joint", "contrast", "total")),
+]
+SHARES = {"flow_share", "style_share", "autoencoder_share"}
+OTHERS = {"preset", "style_pace", "flat_borders", "segmentation_network", "sampling", "samples", *SHARES}
+
+
+@pytest.mark.parametrize(("setting", "value", "gone", "new", "moved"), SWITCHES, ids=[row[0] for row in SWITCHES])
+def test_switch_changes_the_terms_that_it_is_about_and_no_other(default, setting, value, gone, new, moved):
+    found = terms(**{setting: value})
+    assert default.keys() - found.keys() == gone
+    assert found.keys() - default.keys() == new
+    both = default.keys() & found.keys()
+    assert {name for name in both if found[name] != pytest.approx(default[name], rel=1e-5, abs=1e-9)} == moved
+
+
+def test_every_setting_is_in_the_table_above_or_below():
+    assert {row[0] for row in SWITCHES} | OTHERS == set(sst.Settings.model_fields)
+
+
+def test_settings_that_no_term_of_train_reg_shows_change_what_they_are_about():
+    assert type(recipe_of(segmentation_network="full").segmentation) is UNet
+    assert type(recipe_of().segmentation) is LightUNet
+    assert recipe_of(flat_borders=True).flat_borders and not recipe_of().flat_borders
+    plain, between = recipe_of().generate, recipe_of(sampling="interpolate", samples=7).generate
+    assert (plain.count, plain.synthesis.interpolate) == (1850, False)
+    assert (between.count, between.synthesis.interpolate) == (7, True)
+    assert recipe_of(appearance=False).generate.synthesis.appearance is None
+
+
+def test_phases_have_the_papers_order_shares_and_batches():
+    phases = recipe_of(style_batch_size=32).train_registration
+    assert [phase.name for phase in phases] == ["flow", "style", "joint", "autoencoder"]
+    assert [phase.share for phase in phases] == pytest.approx([0.2, 0.1, 0.4, 0.3])
+    assert [phase.batch_size for phase in phases] == [None, 32, None, None]
+    shares = {"flow_share": 0.3, "style_share": 0.2, "autoencoder_share": 0.1}
+    assert [phase.share for phase in recipe_of(**shares).train_registration] == pytest.approx([0.3, 0.2, 0.4, 0.1])
+    without = recipe_of(appearance=False).train_registration
+    assert [(phase.name, phase.share) for phase in without] == [
+        ("flow", 0.2), ("joint", pytest.approx(0.5)), ("autoencoder", 0.3),
+    ]  # fmt: skip
+    players = [player for phase in phases for player in phase.players]
+    assert all(player.momentum == (0.5 if "discriminator" in player.name else 0.9) for player in players)
+    for settings, pace in (({}, 0.3), ({"registration_network": "published"}, 1), ({"style_pace": 0.5}, 0.5)):
+        paces = [player.paces for phase in recipe_of(**settings).train_registration for player in phase.players]
+        assert [[found for _, found in each] for each in paces] == [[], *[[pace]] * 4, [], []]
+    with pytest.raises(LrlsError, match=r"add up to 1\.2, which leaves the joint phase nothing"):
+        recipe_of(flow_share=0.8)
+
+
+def test_totals_have_the_papers_weights(default):
+    joint = {name.rpartition("/")[2]: value for name, value in default.items() if name.startswith("joint/joint")}
+    weights = {"contrast": 1, "style_cycle": 5, "style_identity": 5, "adversarial": 0.1}
+    weights |= {"reconstruction": 1, "smoothness": 0.1}
+    assert joint["total"] == pytest.approx(sum(weight * joint[name] for name, weight in weights.items()))
+    assert default["style/style/total"] == pytest.approx(
+        default["style/style/contrast"] + 0.1 * default["style/style/adversarial"]
+    )
+    assert default["flow/flow/total"] == pytest.approx(
+        default["flow/flow/similarity"] + 0.3 * default["flow/flow/smoothness"]
+    )
+
+
+def test_presets_are_the_text_and_the_published_code_and_what_is_given_wins():
+    paper, official = (settings_of(sst.METHOD, config(preset=preset)) for preset in ("paper", "official"))
+    plain = settings_of(sst.METHOD, config())
+    assert (paper.temperature, plain.temperature, official.temperature) == (0.7, 0.07, 0.07)
+    assert (official.style_code, official.sampling, official.mix_flows) == ("key", "interpolate", True)
+    assert official.flow_weight * official.smoothness_weight == pytest.approx(0.1)
+    assert settings_of(sst.METHOD, config(preset="official", sampling="prior")).sampling == "prior"
+    training = training_of(sst.METHOD, config(), "train_reg")
+    assert (training.batch_size, training.learning_rate, training.augmentation) == (4, 2e-4, "none")
+
+
+def test_published_networks_are_the_default():
+    torch.manual_seed(0)
+    recipe = METHODS["sst"].recipe(Task((48, 64, 48), 3, 1), settings_of(METHODS["sst"], config()))
+    R = recipe.registration
+    assert type(R.flow.body) is StridedUNet and not R.appearance.light and len(R.appearance.up) == 3
+    autoencoder = recipe.helpers["autoencoder"]
+    assert type(autoencoder) is FlowAutoencoder and autoencoder.grid == (64, 64, 64)
+    assert len(R.style.queue) == 1024
+    names = {"registration", "autoencoder", "flow_discriminator", "style_discriminator"}
+    assert recipe.registration_networks.keys() == names
+    assert recipe_of((16, 17, 40)).registration(*textured(2, 1, 1, 16, 17, 40)).shape == (1, 3, 16, 17, 40)
+
+
+def test_pages_show_codes_looks_and_shapes():
+    recipe, data = recipe_of(), scans()
+    with torch.inference_mode():
+        shown = {name: page(data) for name, page in recipe.registration_pages.items()}
+    assert list(shown) == ["shapes", "style-codes", "styles"]
+    codes = shown["style-codes"]
+    assert isinstance(codes, Points) and list(codes.groups) == list("abcd")
+    assert all(points.shape == (4, 2) for points in codes.groups.values())
+    assert torch.cat(list(codes.groups.values())).mean(0).abs().max() < 1e-5
+    case, looks = shown["styles"][1]
+    assert case == "b" and [panel.heading for panel in looks] == ["as it is", *(f"in the look of {n}" for n in "bcd")]
+    torch.testing.assert_close(looks[2].image, recipe.registration.restyled(data.image([1]), data.image([2]))[0, 0])
+    assert len({float(panels[2].image.sum()) for _, panels in shown["shapes"]}) == 4
+    assert list(recipe_of(appearance=False).registration_pages) == ["shapes"]
+
+
+# Training and artifacts
+
+
+def test_phases_may_have_batches_of_their_own_and_parts_of_a_player_their_own_pace(tmp_path):
+    networks = nn.ModuleList(nn.Linear(3, 1) for _ in range(2))
+    before = [network.weight.detach().clone() for network in networks]
+    seen = []
+
+    def batches(data, draw):
+        seen.append(draw.batch_size)
+        return SimpleNamespace(scans=["a"], x=torch.ones(1, 3))
+
+    loss = WeightedSum(sum=(1.0, lambda batch: sum(network(batch.x).sum() for network in networks)))
+    player = Player("p", networks, lambda batch: batch, loss, momentum=0.5, paces=[(networks[1], 0.1)])
+    training = TrainSettings(
+        steps=1, batch_size=4, learning_rate=0.01, schedule="constant", optimizer="adam", ema=0.0, augmentation="none"
+    )
+    device = Device(torch.device("cpu"), torch.float32)
+    phases = [Phase("one", batches, [player], batch_size=7), Phase("two", batches, [player])]
+    train(Run(phases, {"n": networks}, scans(), training, device, 0, Draft(tmp_path)))
+    assert seen == [7, 4]
+    for network, start, pace in zip(networks, before, (1.0, 0.1), strict=True):  # Adam's first step is the rate
+        torch.testing.assert_close(start - network.weight, torch.full_like(start, 2 * 0.01 * pace), rtol=1e-3, atol=0)
+    assert all(group["betas"] == (0.5, 0.999) for group in _optimizer(player, training).param_groups)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_is_killed_in_any_phase_ends_with_the_same_networks_and_queue(tmp_path):
+    training = training_of(METHODS["sst"], config(**LIGHT), "train_reg").model_copy(
+        update={"steps": 10, "batch_size": 1, "checkpoint_steps": 2}
+    )
+
+    def run(name, stop_in=None, after=0):
+        recipe = recipe_of()
+        phases = list(recipe.train_registration)
+        if stop_in is not None:
+            left = iter(range(after))
+
+            def until(data, draw, batches=phases[stop_in].batches):
+                if next(left, None) is None:
+                    raise Killed
+                return batches(data, draw)
+
+            phases[stop_in] = replace(phases[stop_in], batches=until)
+        device = Device(torch.device("cpu"), torch.float32)
+        (tmp_path / name).mkdir(exist_ok=True)
+        train(Run(phases, recipe.registration_networks, scans(), training, device, 3, Draft(tmp_path / name)))
+        return {
+            f"{name}.{key}": value
+            for name, network in recipe.registration_networks.items()
+            for key, value in network.state_dict().items()
+        }
+
+    whole = run("whole")
+    for phase, after in ((2, 3), (3, 2)):  # of four and three steps; a checkpoint is written after two
+        with pytest.raises(Killed):
+            run("killed", stop_in=phase, after=after)
+    resumed = run("killed")
+    assert int((whole["registration.style.owners"] >= 0).sum()) == 2 + 4  # a step of two scans, then four of one
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, new_project, no_pictures_in_module) -> Project:
+    project = new_project(tmp_path_factory.mktemp("here"))
+    project.made("run", "--method", "sst", "--until", "generate")
+    return project
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory, new_project, scans) -> Project:
+    """The same anatomies at a site whose scanner shows dark what is bright here."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for case in CASES:
+        for kind in ("images", "labels"):
+            image = sitk.ReadImage(str(scans / kind / f"{case}.nii.gz"))
+            (folder / kind).mkdir(exist_ok=True)
+            if kind == "images":
+                values = sitk.GetArrayFromImage(image)
+                inverted = sitk.GetImageFromArray(np.where(values > 0, values.max() + 50 - values, 0))
+                inverted.CopyInformation(image)
+                image = inverted
+            sitk.WriteImage(image, str(folder / kind / f"{case}.nii.gz"))
+    project = new_project(folder / "project", data={"folder": str(folder)})
+    project.made("run", "--method", "sst", "--until", "train-reg")
+    return project
+
+
+def samples_of(project, version):
+    with h5py.File(project.workspace / "sst" / "generated" / version / "generated.h5") as file:
+        return {name: file["samples"][name][()] for name in file["samples"]}
+
+
+def test_samples_are_images_and_labels_from_the_prior_with_their_quality(trained):
+    samples = samples_of(trained, "v0001")
+    assert samples["image"].shape == (3, 1, 24, 16, 24) and set(np.unique(samples["label"])) <= {0, 1, 2, 3, 4}
+    assert samples["image"].min() >= 0 and samples["image"].max() <= 1
+    assert set(samples["space"]) == set(samples["style"]) == {b"prior"} and set(samples["atlas"]) == {b"atlas_1"}
+    assert len(set(samples["seed"])) == 3 and samples["accepted"].all()
+    assert np.isfinite(samples["similarity"]).all() and np.isfinite(samples["folding_fraction"]).all()
+    assert len({image.tobytes() for image in samples["image"]}) == 3
+
+
+def test_a_budget_counts_the_drawing_of_every_scan(trained, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("stages.budget._seconds", lambda draw, _: drawn.append(draw().shape) or 2.0)
+    cohort = Cohort.open(trained.workspace / "cohort" / "v0001")
+    recipe = make_recipe(METHODS["sst"], cohort, trained.config)
+    device = Device(torch.device("cpu"), torch.float32)
+    assert budget._generate_seconds(recipe, cohort, device) == 3 * 2.0
+    assert drawn == [(1, 1, 24, 16, 24)]
+
+
+def test_more_samples_are_drawn_without_training_anew_and_the_first_ones_stay(trained):
+    trained.made("generate", "--method", "sst", "--set", "methods.sst.samples=4")
+    newest = trained.versions("sst/generated")[-1]
+    few, many = samples_of(trained, "v0001"), samples_of(trained, newest)
+    assert len(many["image"]) == 4
+    assert all(np.array_equal(few[name], many[name][:3], equal_nan=name == "inverse_error_voxels") for name in few)
+    trained.made("run", "--method", "sst", "--until", "generate", "--set", "methods.sst.sampling=interpolate")
+    newest = trained.versions("sst/generated")[-1]
+    between = samples_of(trained, newest)
+    assert all(set(space.decode().split("+")) <= {"free_1", "free_2"} for space in between["space"])
+    assert trained.versions("sst/registration") == ["v0001"]
+    kept = [stage_config(METHODS["sst"], trained.config, generates=generates) for generates in (True, False)]
+    assert kept[0]["settings"].keys() - kept[1]["settings"].keys() == {"samples", "sampling"}
+
+
+def test_looks_of_another_site_go_with_the_shapes_of_this_one(trained, elsewhere):
+    option = ("--appearance-from", str(elsewhere.workspace))
+    trained.made("generate", "--method", "sst", *option)
+    newest = trained.versions("sst/generated")[-1]
+    identity = trained.manifest("sst/generated", newest).identity
+    other = elsewhere.manifest("sst/registration")
+    assert identity.inputs["appearance"] == other.digest
+    assert identity.inputs["registration"] == trained.manifest("sst/registration").digest != other.digest
+    own, foreign = samples_of(trained, "v0001"), samples_of(trained, newest)
+    assert np.array_equal(own["label"], foreign["label"])  # shapes are this site's
+    assert np.array_equal(own["folding_fraction"], foreign["folding_fraction"])
+
+    cohort = Cohort.open(trained.workspace / "cohort" / "v0001")
+    recipe = make_recipe(METHODS["sst"], cohort, trained.config)
+    Registration.open(trained.workspace / "sst" / "registration" / "v0001").load(recipe.registration_networks)
+    there = Registration.open(elsewhere.workspace / "sst" / "registration" / "v0001")
+    crossed = with_appearance(recipe, there)
+    looks, A = crossed.generate.synthesis.appearance, recipe.registration.appearance
+    assert looks is not A and crossed.registration is recipe.registration
+    before = {name: tensor.clone() for name, tensor in A.state_dict().items()}
+    there.load({APPEARANCE: A})
+    assert all(torch.equal(tensor, looks.state_dict()[name]) for name, tensor in A.state_dict().items())
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in A.state_dict().items())
+    draw = generator(int(foreign["seed"][0]))
+    torch.randint(1, (1,), generator=draw)  # the atlas
+    with torch.inference_mode():
+        expected = crossed.generate.synthesis(cohort.scans(torch.device("cpu")), 0, draw).image
+    assert np.abs(expected[0].numpy() - foreign["image"][0]).max() < 0.05  # of bfloat16
+    assert np.abs(own["image"][0] - foreign["image"][0]).max() > 0.05
+
+
+def test_single_commands_tell_the_looks_of_here_from_those_of_elsewhere(trained, elsewhere):
+    option = ("--appearance-from", str(elsewhere.workspace / "sst" / "registration" / "v0001"))
+    trained.made("generate", "--method", "sst", *option)
+    made = [trained.manifest("sst/generated", version) for version in trained.versions("sst/generated")]
+    versions = {manifest.digest: "appearance" in manifest.identity.inputs for manifest in made}
+    for arguments, is_foreign in ((), False), (option, True):
+        done = trained.made("train-seg", "--method", "sst", *arguments)
+        newest = done.out.splitlines()[-1].rpartition("/")[2]
+        assert versions[trained.manifest("sst/segmentation", newest).identity.inputs["generated"]] is is_foreign
+        done = trained.made("eval", "--method", "sst", *arguments)
+        scores = trained.manifest("sst/scores", done.out.splitlines()[-1].rpartition("/")[2]).identity
+        assert scores.inputs["segmentation"] == trained.manifest("sst/segmentation", newest).digest
+
+
+def test_looks_that_do_not_fit_or_are_not_there_are_refused(trained, tmp_path):
+    for place, settings, message in (
+        (tmp_path, (), "holds no finished registration artifact; make it with `lrls train-reg`."),
+        (trained.workspace / "cohort" / "v0001", (), "holds a cohort artifact, expected registration"),
+    ):
+        done = trained.lrls("generate", "--method", "sst", "--appearance-from", str(place), *settings)
+        assert done.code == 1 and message in done.err and done.err.count("\n") == 1
+    trained.made("run", "--method", "voxelmorph", "--until", "train-reg")
+    place = trained.workspace / "voxelmorph" / "registration" / "v0001"
+    done = trained.lrls("generate", "--method", "voxelmorph", "--appearance-from", str(place))
+    assert "--appearance-from: voxelmorph with these settings has no appearance model; leave the option out" in done.err
+    done = trained.lrls("generate", "--method", "sst", "--appearance-from", str(place))
+    assert "was trained by voxelmorph, expected sst; name a workspace where" in done.err
