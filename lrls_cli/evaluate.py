@@ -2,10 +2,16 @@
 
 import typer
 
-from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
-def evaluate(config: ConfigFile, method: MethodName, settings: Settings = [], force: Force = False) -> None:  # noqa: B006
+def evaluate(
+    config: ConfigFile,
+    method: MethodName,
+    settings: Settings = [],  # noqa: B006
+    round: Round = None,
+    force: Force = False,
+) -> None:
     """Score a method on the held-out scans, in their own space.
 
     Example: lrls eval lrls.yaml --method brbs --set eval.part=dev
@@ -16,7 +22,7 @@ def evaluate(config: ConfigFile, method: MethodName, settings: Settings = [], fo
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    scores = run_stage(load_config(config, settings), method, "eval", force=force)
+    scores = run_stage(load_config(config, settings), method, "eval", round=round, force=force)
     assert isinstance(scores, Scores)
     print_scores(method, scores)
     typer.echo(scores.folder)

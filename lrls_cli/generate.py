@@ -2,10 +2,16 @@
 
 import typer
 
-from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
-def generate(config: ConfigFile, method: MethodName, settings: Settings = [], force: Force = False) -> None:  # noqa: B006
+def generate(
+    config: ConfigFile,
+    method: MethodName,
+    settings: Settings = [],  # noqa: B006
+    round: Round = None,
+    force: Force = False,
+) -> None:
     """Write the data that a method's segmentation learns from.
 
     Example: lrls generate lrls.yaml --method brbs
@@ -14,4 +20,4 @@ def generate(config: ConfigFile, method: MethodName, settings: Settings = [], fo
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    typer.echo(run_stage(load_config(config, settings), method, "generate", force=force).folder)
+    typer.echo(run_stage(load_config(config, settings), method, "generate", round=round, force=force).folder)

@@ -9,3 +9,7 @@ ConfigFile = Annotated[Path, typer.Argument(help="The project's YAML file; `lrls
 MethodName = Annotated[str, typer.Option("--method", help="See `lrls methods`.")]
 Settings = Annotated[list[str], typer.Option("--set", help="Override a setting, e.g. train_seg.steps=500; repeatable.")]
 Force = Annotated[bool, typer.Option("--force", help="Make a new version though one is up to date.")]
+Round = Annotated[
+    int | None,
+    typer.Option(help="Of methods with rounds; default: the last one to score, the first one (0) of other stages."),
+]

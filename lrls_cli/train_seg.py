@@ -2,10 +2,16 @@
 
 import typer
 
-from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
-def train_seg(config: ConfigFile, method: MethodName, settings: Settings = [], force: Force = False) -> None:  # noqa: B006
+def train_seg(
+    config: ConfigFile,
+    method: MethodName,
+    settings: Settings = [],  # noqa: B006
+    round: Round = None,
+    force: Force = False,
+) -> None:
     """Train a method's segmentation network.
 
     Example: lrls train-seg lrls.yaml --method brbs
@@ -14,4 +20,4 @@ def train_seg(config: ConfigFile, method: MethodName, settings: Settings = [], f
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    typer.echo(run_stage(load_config(config, settings), method, "train-seg", force=force).folder)
+    typer.echo(run_stage(load_config(config, settings), method, "train-seg", round=round, force=force).folder)

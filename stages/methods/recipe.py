@@ -180,6 +180,7 @@ class Recipe:
         classical: registers without learning, in processes of its own.
         instance: registers without learning, by gradient descent, on the training device.
         segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
+        scores_pseudo_labels: `eval` also scores the pseudo-labels of the rounds, where their scans have label maps.
         fuse: the answer is the mean of the network's probabilities and the propagated ones.
         flat_borders: where the atlases draw a border as one plane of voxels, the network's answer has one, too.
         segmentation_helpers: further networks that `train-seg` trains; its artifact holds them, and nothing else uses
@@ -187,7 +188,7 @@ class Recipe:
         train_registration, train_segmentation: phases of the two stages.
         generate: what `lrls generate` writes.
         self_training: the rounds that follow; see `at_round`.
-        teacher: in those rounds, the segmentation network as the round before left it, for `train-seg`; it stands still.
+        teacher: in those rounds, the segmentation network as the round before left it; it stands still.
         label_warp: how a label is propagated: softly by trilinear, or by nearest-neighbour interpolation.
         registration_pictures: pages that `train-reg` draws besides its own: name -> (a batch of one atlas and one scan
             -> its row).
@@ -199,6 +200,7 @@ class Recipe:
     classical: Classical | None = None
     instance: InstanceOptimisation | None = None
     segmentation: nn.Module | None = None
+    scores_pseudo_labels: bool = False
     fuse: bool = False
     flat_borders: bool = False
     segmentation_helpers: dict[str, nn.Module] = field(default_factory=dict)

@@ -249,9 +249,7 @@ def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * logits.float().log_softmax(1)).sum(1).mean()
 
 
-def weighted_cross_entropy_loss(
-    logits: Tensor, label: Tensor, weights: Tensor, counts: Tensor | None = None
-) -> Tensor:
+def weighted_cross_entropy_loss(logits: Tensor, label: Tensor, weights: Tensor, counts: Tensor | None = None) -> Tensor:
     """Cross-entropy, mean over the voxels that count, each weighted by its class.
 
     Args:

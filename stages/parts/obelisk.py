@@ -75,8 +75,7 @@ class DenseBranch(nn.Module):
         widths = [self.WIDTH + self.GROWTH * i for i in range(self.LAYERS + 1)]
         self.norms = nn.ModuleList(nn.BatchNorm3d(width) for width in widths)
         self.layers = nn.ModuleList(
-            nn.Conv3d(a, b, 1, bias=False)
-            for a, b in zip(widths, [*[self.GROWTH] * self.LAYERS, outputs], strict=True)
+            nn.Conv3d(a, b, 1, bias=False) for a, b in zip(widths, [*[self.GROWTH] * self.LAYERS, outputs], strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:
