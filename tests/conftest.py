@@ -43,7 +43,7 @@ SETTINGS = {
         "lc-voxelmorph": {"registration_network": "light"},
         "os-medseg": {"registration_network": "light", "segmentation_network": "light"},
         "lt-net": {"registration_network": "light"},
-        "jrss": {"rounds": 2, "round_share": 1.0, "threshold": 0.3},
+        "jrss": {"rounds": 2, "round_share": 1.0, "threshold": 0.2},
         "deep-atlas": {"registration_network": "light", "segmentation_network": "light"},
         "rsegnet": {"registration_network": "light", "segmentation_network": "light"},
         "syn": {"reg_iterations": [2, 1, 0]},
@@ -171,7 +171,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PICTURES = (
     "couples_page", "loss_curves", "panels_page", "predictions_page", "registration_overlay", "rounds_page",
-    "score_boxes",    "suggestion_page",
+    "score_boxes", "suggestion_page",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -237,7 +238,7 @@ def channels_dropped(network: nn.Module, rate: float, generator: Generator) -> I
         kept = torch.rand((*output.shape[:2], 1, 1, 1), generator=generator, device=output.device) >= rate
         return output * (kept / (1 - rate)).to(output.dtype)
 
-    layers: list[nn.Module] = [body.down[-1], body.up[0]] if rate else []  # type: ignore[index]
+    layers = [cast(nn.ModuleList, body.down)[-1], cast(nn.ModuleList, body.up)[0]] if rate else []
     handles = [layer.register_forward_hook(drop) for layer in layers]
     try:
         yield
