@@ -1,7 +1,8 @@
 """JRSS: joint registration and segmentation self-training.
 
 Shi, Lu, Yin, Zhong, Yang, "Joint few-shot registration and segmentation self-training of 3D medical images",
-Biomedical Signal Processing and Control 2023. The published code has the single-task networks, not the self-training.
+Biomedical Signal Processing and Control 80 (2023), doi:10.1016/j.bspc.2022.104294. The published code has the
+single-task networks, not the self-training.
 
 Round 0 trains R, and S on the atlases. Each later round: S as it is, the teacher, labels the unlabelled scans, and what
 it is unsure of is screened out; R goes on with these labels; a student goes on from the teacher's weights with R's
