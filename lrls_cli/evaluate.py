@@ -2,13 +2,14 @@
 
 import typer
 
-from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Settings
+from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Round, Settings
 
 
 def evaluate(
     config: ConfigFile,
     method: MethodName,
     settings: Settings = [],  # noqa: B006
+    round: Round = None,
     appearance_from: AppearanceFrom = None,
     force: Force = False,
 ) -> None:
@@ -22,7 +23,9 @@ def evaluate(
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    scores = run_stage(load_config(config, settings), method, "eval", appearance_from=appearance_from, force=force)
+    scores = run_stage(
+        load_config(config, settings), method, "eval", round=round, appearance_from=appearance_from, force=force
+    )
     assert isinstance(scores, Scores)
     print_scores(method, scores)
     typer.echo(scores.folder)

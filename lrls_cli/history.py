@@ -30,7 +30,9 @@ def history(config: ConfigFile, settings: Settings = []) -> None:  # noqa: B006
         ]
         made_from += [f"{len(scans)} scans"] if scans else []
         table.add_row(
-            str(folder.relative_to(workspace)), identity.made_by, "\n".join(made_from), str(identity.seed),
+            str(folder.relative_to(workspace)),
+            f"{identity.made_by}, round {identity.round}" if identity.round else identity.made_by,
+            "\n".join(made_from), str(identity.seed),
             f"{manifest.wall_time_s:.0f} s", manifest.digest[:8],
         )  # fmt: skip
     console = Console()

@@ -13,3 +13,7 @@ AppearanceFrom = Annotated[
     Path | None,
     typer.Option(help="Workspace or registration artifact of another cohort, whose looks generated data take (sst)."),
 ]
+Round = Annotated[
+    int | None,
+    typer.Option(help="Of methods with rounds; default: the last one to score, the first one (0) of other stages."),
+]

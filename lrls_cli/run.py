@@ -27,6 +27,7 @@ def run(
         str | None,
         typer.Option(help="Time to the last weights: 90s, 10m, 2h (or 2000steps); sets how long the stages train."),
     ] = None,
+    round: Annotated[int | None, typer.Option(help="The last round to run, of methods with rounds.")] = None,
     appearance_from: AppearanceFrom = None,
     force: Force = False,
 ) -> None:
@@ -41,7 +42,7 @@ def run(
     from stages.workflow import run as run_all
 
     made = run_all(
-        load_config(config, settings), method, until=until.value,  # type: ignore[arg-type]
+        load_config(config, settings), method, until=until.value, round=round,  # type: ignore[arg-type]
         budget=Budget.parse(budget) if budget is not None else None, appearance_from=appearance_from,
         force=force, tell=typer.echo,
     )  # fmt: skip

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def print_scores(method: str, scores: Scores) -> None:
     """A row per structure and output, the mean last."""
     summary = scores.summary
+    if number := scores.manifest.identity.round:
+        method = f"{method}, round {number}"
     for output, found in summary["outputs"].items():
         table = Table(title=f"{method}, {output}, {summary['part']}, {summary['scans']} scans", title_justify="left")
         for column in ("structure", "DSC", "HD95 mm", "ASSD mm", "missed"):

@@ -2,10 +2,16 @@
 
 import typer
 
-from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
-def train_reg(config: ConfigFile, method: MethodName, settings: Settings = [], force: Force = False) -> None:  # noqa: B006
+def train_reg(
+    config: ConfigFile,
+    method: MethodName,
+    settings: Settings = [],  # noqa: B006
+    round: Round = None,
+    force: Force = False,
+) -> None:
     """Train a method's registration networks on the cohort.
 
     Example: lrls train-reg lrls.yaml --method brbs
@@ -14,4 +20,4 @@ def train_reg(config: ConfigFile, method: MethodName, settings: Settings = [], f
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    typer.echo(run_stage(load_config(config, settings), method, "train-reg", force=force).folder)
+    typer.echo(run_stage(load_config(config, settings), method, "train-reg", round=round, force=force).folder)

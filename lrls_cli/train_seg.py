@@ -2,13 +2,14 @@
 
 import typer
 
-from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Settings
+from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Round, Settings
 
 
 def train_seg(
     config: ConfigFile,
     method: MethodName,
     settings: Settings = [],  # noqa: B006
+    round: Round = None,
     appearance_from: AppearanceFrom = None,
     force: Force = False,
 ) -> None:
@@ -20,8 +21,7 @@ def train_seg(
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    typer.echo(
-        run_stage(
-            load_config(config, settings), method, "train-seg", appearance_from=appearance_from, force=force
-        ).folder
+    made = run_stage(
+        load_config(config, settings), method, "train-seg", round=round, appearance_from=appearance_from, force=force
     )
+    typer.echo(made.folder)

@@ -11,10 +11,10 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -38,7 +38,7 @@ from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.generate import couples
 from stages.methods import find_method, training_of
-from stages.methods.recipe import PathBankWriter, Recipe, SampledScans, WarpedAtlases
+from stages.methods.recipe import PathBankWriter, Phase, Recipe, SampledScans, WarpedAtlases
 from stages.registering import as_image
 from stages.train_reg import make_recipe, registration_run, stage_config
 from stages.train_seg import segmentation_run
@@ -47,6 +47,13 @@ from stages.training import step_seconds
 MARGIN = 0.04  # of the whole budget: for checkpoints, pictures and a machine that slows down
 LEAST_STEPS = 20
 TrainStage = Literal["train_reg", "train_seg"]
+
+
+class Artifact(Protocol):
+    """Whatever took time."""
+
+    @property
+    def manifest(self) -> Manifest: ...
 
 
 @dataclass(frozen=True)
@@ -82,31 +89,37 @@ def with_steps(
     method_name: str,
     cohort: Cohort,
     *,
-    registration: Registration | None = None,
-    generated: Generated | None = None,
+    round: int = 0,
+    read: Mapping[str, Registration | Generated | None] | None = None,
+    spent_on: Sequence[Artifact] = (),
     force: bool = False,
 ) -> Config:
     """The configuration with the steps of a stage that the budget allows.
 
     Args:
-        cohort, registration, generated: what the stage will read; the time that they took is spent.
+        cohort: what the stage will read.
+        round: of a method with rounds; a time is shared among what is left to train in all of them.
+        read: what else it will read, by role.
+        spent_on: what was made so far; the time that it took is spent.
         force: measure again though there is a plan.
 
     Raises:
         LrlsError: the time left is too short for `LEAST_STEPS`.
     """
     method = find_method(method_name)
-    recipe = make_recipe(method, cohort, config)
+    recipe = make_recipe(method, cohort, config, round)
     stages = trained_stages(recipe)
+    shares = shares_of(recipe)
     if budget.steps is not None:
         own = {stage: training_of(method, config, stage).steps or 1 for stage in stages}
-        return _set_steps(config, method_name, stage, max(1, round(budget.steps * own[stage] / sum(own.values()))))
+        all_steps = sum(own[each] * share for (_, each), share in shares.items())
+        return _set_steps(config, method_name, stage, max(1, int(budget.steps * own[stage] / all_steps + 0.5)))
     assert budget.seconds is not None
-    inputs = {"cohort": cohort, "registration": registration, "generated": generated}
+    inputs = {"cohort": cohort} | dict(read or {})
     made_from = {role: each.manifest for role, each in inputs.items() if each}
     device = choose_device(config)
     after = stage == "train_seg"
-    settings = stage_config(method, config, stage, generates=after, segments=after)
+    settings = stage_config(method, config, stage, generates=after, segments=after, round=round)
     settings[stage] = {key: value for key, value in settings[stage].items() if key != "steps"}
     identity = Identity(
         kind="plan",
@@ -114,25 +127,30 @@ def with_steps(
         made_by="budget",
         config=settings | {"stage": stage, "budget_s": budget.seconds, "device": str(device)},
         seed=config.seed,
+        round=round,
         inputs={role: manifest.digest for role, manifest in made_from.items()},
     )
     target = config.workspace / method.name / "plan"
     done = None if force else find_finished(target, identity)
     if done is None:
-        spent = sum(manifest.wall_time_s for manifest in [*made_from.values(), *_earlier_plans(target, identity)])
+        before = made_from | {artifact.manifest.digest: artifact.manifest for artifact in spent_on}
+        unique = {manifest.digest: manifest for manifest in [*before.values(), *_earlier_plans(target, identity)]}
+        spent = sum(manifest.wall_time_s for manifest in unique.values())
         with new_artifact(target, identity, device=str(device)) as draft:
             began = time.monotonic()
+            generated = inputs.get("generated")
+            assert generated is None or isinstance(generated, Generated)
             with tempfile.TemporaryDirectory() as folder:
                 nowhere = Draft(Path(folder))
                 run = (
-                    registration_run(cohort, config, method, recipe, device, nowhere)
+                    registration_run(cohort, config, method, recipe, device, nowhere, generated, round)
                     if stage == "train_reg"
-                    else segmentation_run(cohort, config, method, recipe, device, nowhere, generated)
+                    else segmentation_run(cohort, config, method, recipe, device, nowhere, generated, round)
                 )
                 step_s = step_seconds(run)
             generate_s = _generate_seconds(recipe, cohort, device) if stage == "train_reg" and len(stages) > 1 else 0.0
             measuring = time.monotonic() - began
-            share = method.registration_share if stage == "train_reg" and len(stages) > 1 else 1.0
+            share = _share_of_time(shares, method.registration_share, round, stage)
             left = (budget.seconds * (1 - MARGIN) - spent - generate_s) * share
             steps = int((left - measuring) / step_s)
             plan = {
@@ -184,18 +202,38 @@ def _seconds(pass_through: Callable[[], torch.Tensor], device: Device) -> float:
     return taken
 
 
+def shares_of(recipe: Recipe) -> dict[tuple[int, TrainStage], float]:
+    """What every stage of every round trains, in the order in which it does, in parts of the stage's steps."""
+    phases: list[tuple[int, TrainStage, Sequence[Phase]]] = []
+    for number in range(recipe.last_round + 1):
+        of_round = recipe.at_round(number)
+        phases.append((number, "train_reg", of_round.train_registration))
+        phases.append((number, "train_seg", of_round.train_segmentation))
+    return {(number, stage): sum(phase.share for phase in found) for number, stage, found in phases if found}
+
+
+def _share_of_time(
+    shares: dict[tuple[int, TrainStage], float], of_registration: float, round: int, stage: TrainStage
+) -> float:
+    """What a stage of a round gets of the time that is left for it and all that come after it."""
+    weights = {"train_reg": of_registration, "train_seg": 1 - of_registration}
+    if len({each for _, each in shares}) == 1:
+        weights = {"train_reg": 1.0, "train_seg": 1.0}
+    left = [weights[each] * share for key, share in shares.items() for each in key[1:] if key >= (round, stage)]
+    return weights[stage] * shares[round, stage] / sum(left)
+
+
 def _earlier_plans(target: Path, identity: Identity) -> list[Manifest]:
-    """The newest plan for train-reg within the same budget, where this is one for train-seg: measuring took time."""
-    if identity.config["stage"] == "train_reg":
-        return []
-    plans = [read_manifest(folder) for folder in versions(target)]
-    return [
-        plan
-        for plan in plans
-        if plan.identity.inputs == {"cohort": identity.inputs["cohort"]}
-        and plan.identity.config["stage"] == "train_reg"
-        and plan.identity.config["budget_s"] == identity.config["budget_s"]
-    ][-1:]
+    """The newest plan within the same budget of every stage that comes before this one: measuring took time."""
+    found: dict[tuple[int, str], Manifest] = {}
+    now = (identity.round, identity.config["stage"])
+    for plan in (read_manifest(folder) for folder in versions(target)):
+        about = plan.identity
+        key = (about.round, about.config["stage"])
+        alike = about.inputs["cohort"] == identity.inputs["cohort"] and about.seed == identity.seed
+        if key < now and alike and about.config["budget_s"] == identity.config["budget_s"]:
+            found[key] = plan
+    return list(found.values())
 
 
 def trained_stages(recipe: Recipe) -> list[TrainStage]:

@@ -36,11 +36,14 @@ def newest_scores(config: Config, method_name: str, seed: int) -> Scores:
         LrlsError: there are none.
     """
     method = find_method(method_name)
+    found = []
     for folder in reversed(versions(config.workspace / method.name / "scores")):
         scores = Scores.open(folder)
         identity = scores.manifest.identity
         if identity.config["part"] == config.eval.part and identity.seed == seed:
-            return scores
+            found.append(scores)
+    if found:  # of a method with rounds, the last one that was scored
+        return max(found, key=lambda scores: scores.manifest.identity.round)
     raise LrlsError(
         f"{method.name} has no scores on {config.eval.part} with seed {seed}; "
         f"run `lrls run --method {method.name} --set seed={seed}` first."

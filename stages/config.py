@@ -104,13 +104,16 @@ class TrainSettings(Section):
     steps: int | None = Field(None, ge=0, description="Optimiser steps of every player.")
     batch_size: int | None = Field(None, ge=1, description="Couples in a step.")
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate.")
-    schedule: Literal["constant", "one-cycle"] | None = Field(None, description="Learning-rate schedule.")
+    schedule: Literal["constant", "one-cycle", "exponential"] | None = Field(
+        None, description="Learning-rate schedule; exponential: falls to a twentieth."
+    )
     optimizer: Literal["adam", "adamw"] | None = Field(None, description="Optimiser.")
     ema: float | None = Field(None, ge=0, lt=1, description="Decay of averaged weights, which then count; 0: off.")
-    augmentation: Literal["none", "paper", "mild", "strong"] | None = Field(
+    augmentation: Literal["none", "paper", "affine", "half-affine", "mild", "strong"] | None = Field(
         None,
-        description="paper: rotation and scaling; strong: also elastic, gamma, contrast, noise, blur; mild: the same, "
-        "but turning, scaling and bending a third to a half as far.",
+        description="paper: rotation and scaling; affine: random affine maps, half-affine: half as far; strong: also "
+        "elastic, gamma, contrast, noise, blur; mild: the same, but turning, scaling and bending a third to a half as "
+        "far.",
     )
     checkpoint_steps: int = Field(200, ge=1, description="A stopped run resumes from the last multiple of this.")
 
@@ -140,6 +143,7 @@ class MethodSettings(Section):
     ANSWERS: ClassVar[tuple[str, ...]] = ()  # settings that only `eval` reads: changing them trains nothing anew
     GENERATES: ClassVar[tuple[str, ...]] = ()  # settings that only `generate` reads, and what follows: R stays
     SEGMENTS: ClassVar[tuple[str, ...]] = ()  # settings that only `train-seg` reads, and `eval`: R stays as it is
+    ROUNDS: ClassVar[tuple[str, ...]] = ()  # settings that nothing reads in round 0: what it trained stays as it is
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 import torch
-from torch import Tensor
 
 from stages import intake
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import (
     FORMAT_VERSIONS,
@@ -40,8 +40,9 @@ from stages.parts.metrics import (
     score_structures,
     sd_log_jacobian,
 )
+from stages.parts.warps import one_hot
 from stages.progress import Progress
-from stages.registering import as_image, displacements, vote
+from stages.registering import displacements, segment, vote
 from stages.statistics import summarize
 from stages.train_reg import make_recipe, overlay_row, stage_config
 
@@ -54,8 +55,10 @@ def evaluate(
     config: Config,
     method_name: str,
     *,
+    round: int = 0,
     registration: Registration | None = None,
     segmentation: Segmentation | None = None,
+    pseudo_labels: Sequence[Generated] = (),
     force: bool = False,
 ) -> Scores:
     """Score what a method learned.
@@ -63,13 +66,15 @@ def evaluate(
     Args:
         cohort: what it learned from; its atlases are propagated.
         held_out: scans of the part to score, on the same grid.
+        round: that they were trained in.
         registration, segmentation: what was trained; a method without a segmentation network propagates labels.
+        pseudo_labels: that led to it, round by round.
 
     Raises:
         LrlsError: the part is empty, a label map is faulty, or nothing was trained.
     """
     method = find_method(method_name)
-    recipe = make_recipe(method, cohort, config)
+    recipe = make_recipe(method, cohort, config, round)
     part = config.eval.part
     cases = held_out.parts[part]
     if not cases:
@@ -87,14 +92,18 @@ def evaluate(
     scans = {case: intake.read_scan(config, case, label=True) for case in cases}
     truths = {case: intake.scan_digest(scan) for case, scan in scans.items()}
     inputs = {"cohort": cohort, "held-out": held_out, "registration": registration, "segmentation": segmentation}
+    checked = _unlabeled_with_labels(cohort, config) if pseudo_labels and recipe.scores_pseudo_labels else {}
     identity = Identity(
         kind=Scores.KIND,
         format_version=FORMAT_VERSIONS[Scores.KIND],
         made_by="eval",
         config=stage_config(method, config, answers=True) | {"part": part},
         seed=config.seed,
+        round=round,
         inputs={role: each.manifest.digest for role, each in inputs.items() if each}
-        | {f"truth/{case}": digest for case, digest in truths.items()},
+        | {f"truth/{case}": digest for case, digest in truths.items()}
+        | {f"pseudo-labels/{each.manifest.identity.round}": each.manifest.digest for each in pseudo_labels}
+        | {f"scan/{case}": intake.scan_digest(scan) for case, scan in checked.items()},
     )
     target = config.workspace / method.name / "scores"
     if not force and (done := find_finished(target, identity)):
@@ -135,6 +144,9 @@ def evaluate(
         summary["flat_borders"] = [[cohort.structures[c - 1] for c in border.classes] for border in borders]
         summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
         atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
+        if pseudo_labels:
+            summary["rounds"] = _rounds(draft, pseudo_labels, checked, cohort, config)
+            atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
         _pictures(draft, table, outputs, recipe, cohort, held_out, config, scans)
     return Scores.open(draft.result)
 
@@ -147,6 +159,40 @@ def _flat_borders(cohort: Cohort, config: Config) -> list[FlatBorder]:
         for case in cohort.parts.get(part, [])
     )
     return find_flat_borders((_classes(config, scan), scan.image.GetDirection()) for scan in scans)
+
+
+def _unlabeled_with_labels(cohort: Cohort, config: Config) -> dict[str, intake.Scan]:
+    """The scans learned from without labels, of those that do have a label map; to score pseudo-labels with."""
+    folders, found = intake.sub_folders(config, config.data.labels), {}
+    for case in cohort.parts["unlabeled"]:
+        try:
+            intake.find_file(folders, case, "label map")
+        except intake.IntakeError:
+            continue
+        found[case] = intake.read_scan(config, case, label=True)
+    return found
+
+
+def _rounds(
+    draft: Draft, pseudo_labels: Sequence[Generated], scans: dict[str, intake.Scan], cohort: Cohort, config: Config
+) -> list[dict[str, float]]:
+    """How pseudo-labels changed by round, as table and picture: what was accepted, and the DSC where asked for."""
+    from stages.pictures import rounds_page
+
+    rows = []
+    for generated in pseudo_labels:
+        row = {"round": generated.manifest.identity.round} | generated.screening()
+        dice = []
+        for case, scan in scans.items():
+            label = torch.from_numpy(generated.pseudo_label(case).astype(np.int16))
+            whole = one_hot(label[None], cohort.num_classes)[0]
+            classes = classes_in_own_space(whole, cohort.transform(case), cohort.grid)
+            found = [each["dsc"] for each in _score("pseudo-labels", case, scan, classes, config)]
+            dice.append(float(np.mean(found)))
+        rows.append(row | ({"dsc": float(np.mean(dice))} if dice else {}))
+    pd.DataFrame(rows).to_csv(draft.folder / "rounds.csv", index=False, float_format="%.6f")
+    rounds_page(rows, draft.folder / "rounds.png")
+    return rows
 
 
 def registers(recipe: Recipe, cohort: Cohort) -> bool:
@@ -209,13 +255,6 @@ def _predict(
                 answer = flatten(answer, mean, border, record, cohort.grid)
             classes["segmentation"] = answer
         yield case, {"classes": classes, "registration": measures, "field": here[0] if measures else None}
-
-
-def segment(network: torch.nn.Module, scan: np.ndarray, device: Device) -> Tensor:
-    """Class probabilities (C, D, H, W) of a scan on the grid, on the device."""
-    with torch.inference_mode(), device.autocast():
-        logits = network(as_image(scan, device))
-    return logits[0].float().softmax(0)
 
 
 def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort, config: Config) -> None:

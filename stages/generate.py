@@ -20,22 +20,32 @@ from stages.artifacts.store import (
     FORMAT_VERSIONS,
     Identity,
     atomic_write_bytes,
+    atomic_write_text,
     find_finished,
     new_artifact,
     verify,
 )
-from stages.artifacts.weights import Registration
+from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method
-from stages.methods.recipe import PathBankWriter, PropagatedLabels, Recipe, SampledScans, WarpedAtlases
+from stages.methods.recipe import (
+    PathBankWriter,
+    PropagatedLabels,
+    PseudoLabels,
+    Recipe,
+    SampledScans,
+    WarpedAtlases,
+)
 from stages.parts.losses import lncc
 from stages.parts.metrics import folding_fraction, jacobian_determinant
+from stages.parts.panels import Panel
 from stages.parts.samplers import pick
+from stages.parts.self_training import screen
 from stages.parts.warps import warp, warp_label, warp_one_hot
 from stages.progress import Progress
-from stages.registering import displacements, vote
+from stages.registering import displacements, segment, vote
 from stages.train_reg import make_recipe, next_stage, stage_config
 
 APPEARANCE = "registration/appearance"  # where the weights of a registration artifact hold its looks
@@ -47,47 +57,54 @@ def generate(
     config: Config,
     method_name: str,
     *,
+    round: int = 0,
     registration: Registration | None = None,
+    segmentation: Segmentation | None = None,
     appearance: Registration | None = None,
     force: bool = False,
 ) -> Generated:
     """Write what a method's segmentation learns from.
 
     Args:
-        registration: what was trained on this cohort.
-        appearance: what was trained on another one, whose looks the samples take instead of this one's.
+        round: 0, or of a method with rounds.
+        registration: what was trained on this cohort, for methods that generate by it.
+        segmentation: of the round before, for pseudo-labels.
+        appearance: what was trained on another cohort, whose looks the samples take instead of this one's.
 
     Raises:
         LrlsError: the method generates nothing or has no looks to exchange, the disk has no room, or the screening
             accepts nothing.
     """
     method = find_method(method_name)
-    recipe = make_recipe(method, cohort, config)
+    recipe = make_recipe(method, cohort, config, round)
+    if recipe.generate is None and recipe.last_round:
+        raise LrlsError(f"{method.name} generates nothing in round 0; name a later one with --round.")
     if recipe.generate is None:
         raise LrlsError(f"{method.name} generates nothing; go on with `lrls {next_stage(recipe)}`.")
-    _check_appearance(appearance, recipe, method.name)
+    check_appearance(appearance, recipe, method.name)
+    inputs = {"cohort": cohort, "registration": registration, "segmentation": segmentation, "appearance": appearance}
     settings = config.generate.model_dump(mode="json")
     identity = Identity(
         kind=Generated.KIND,
         format_version=FORMAT_VERSIONS[Generated.KIND],
         made_by="generate",
-        config=stage_config(method, config, segments=False, appearance=appearance) | {"generate": settings},
+        config=stage_config(method, config, segments=False, round=round, appearance=appearance)
+        | {"generate": settings},
         seed=config.seed,
-        inputs={
-            role: each.manifest.digest
-            for role, each in (("cohort", cohort), ("registration", registration), ("appearance", appearance))
-            if each
-        },
+        round=round,
+        inputs={role: artifact.manifest.digest for role, artifact in inputs.items() if artifact},
     )
     target = config.workspace / method.name / "generated"
     if not force and (done := find_finished(target, identity)):
         return Generated.open(done)
-    verify(cohort.folder)
+    for artifact in inputs.values():
+        if artifact:
+            verify(artifact.folder)
     if registration:
-        verify(registration.folder)
         registration.load(recipe.registration_networks)
+    if segmentation:
+        segmentation.load(recipe.segmentation_networks)
     if appearance:
-        verify(appearance.folder)
         recipe = with_appearance(recipe, appearance)
     device = choose_device(config)
     num_bytes = planned_bytes(cohort, recipe, config)
@@ -100,6 +117,7 @@ def generate(
             WarpedAtlases: _write_warped,
             PropagatedLabels: _write_propagated,
             SampledScans: _write_sampled,
+            PseudoLabels: _write_pseudo,
         }[type(recipe.generate)]
         with h5py.File(draft.folder / "generated.h5", "w") as file:
             writer(file, recipe, cohort, config, device, draft.resume)
@@ -108,7 +126,7 @@ def generate(
     return Generated.open(draft.result)
 
 
-def _check_appearance(appearance: Registration | None, recipe: Recipe, method: str) -> None:
+def check_appearance(appearance: Registration | None, recipe: Recipe, method: str) -> None:
     """Raises LrlsError where the method or the other artifact has no looks to exchange."""
     if appearance is None:
         return
@@ -139,6 +157,8 @@ def planned_bytes(cohort: Cohort, recipe: Recipe, config: Config) -> int:
     """Size of `generated.h5`."""
     voxels = int(np.prod(cohort.grid.shape))
     label = 1 if cohort.num_classes <= 256 else 2
+    if isinstance(recipe.generate, PseudoLabels):
+        return len(cohort.parts["unlabeled"]) * voxels * (2 + 1 + label)
     if isinstance(recipe.generate, PropagatedLabels):
         return len(cohort.parts["unlabeled"]) * voxels * (2 + label)
     if isinstance(recipe.generate, SampledScans):
@@ -440,9 +460,79 @@ def _write_propagated(
     _write_samples(file, origins, cohort, config, resume)
 
 
+def _write_pseudo(
+    file: h5py.File, recipe: Recipe, cohort: Cohort, config: Config, device: Device, resume: Path
+) -> None:
+    assert isinstance(recipe.generate, PseudoLabels) and recipe.segmentation is not None
+    scans, shape = cohort.parts["unlabeled"], cohort.grid.shape
+    kind = np.min_scalar_type(cohort.num_classes - 1)
+    network = recipe.segmentation.to(device.torch).eval()
+    group = file.create_group("pseudo")
+    volumes = {
+        name: group.create_dataset(name, (len(scans), *shape), dtype, chunks=(1, *shape))
+        for name, dtype in (("label", kind), ("certainty", "f2"), ("trusted", "?"))
+    }
+    columns: dict[str, list[Any]] = {"class_voxels": [], "class_confidence": [], "class_accepted": []}
+    with Progress("pseudo-labels", len(scans)) as progress:
+        for place, scan in enumerate(scans):
+            found = screen(segment(network, cohort.image(scan), device), recipe.generate.threshold)
+            volumes["label"][place] = found.label.cpu().numpy().astype(kind)
+            volumes["certainty"][place] = found.certainty.half().cpu().numpy()
+            volumes["trusted"][place] = found.trusted.cpu().numpy()
+            for name, column in columns.items():
+                column.append(getattr(found, name.removeprefix("class_")).cpu().numpy())
+            progress.advance()
+    group.create_dataset("scan", data=scans, dtype=h5py.string_dtype())
+    for name, column in columns.items():
+        group[name] = np.stack(column)
+    group["accepted"] = group["class_accepted"][:, 1:].any(1)
+    labelled = int(group["accepted"][()].sum())
+    trusted = float(np.mean([rows.mean() for rows in group["trusted"]]))
+    print(
+        f"{labelled} of {len(scans)} scans have a structure that the network is sure of "
+        f"(tau {recipe.generate.threshold}); {100 * trusted:.0f} % of all voxels are trusted.",
+        flush=True,
+    )
+
+
+def _pseudo_pictures(folder: Path, cohort: Cohort, file: h5py.File) -> None:
+    """The first scans with their pseudo-labels, and a table of the screening."""
+    from stages.pictures import panels_page
+
+    group = file["pseudo"]
+    scans = group["scan"].asstr()[()]
+    rows = []
+    for place, scan in enumerate(scans[:4]):
+        image = torch.from_numpy(cohort.image(scan).astype(np.float32))
+        label = torch.from_numpy(group["label"][place].astype(np.int16))
+        counts = (
+            torch.from_numpy(group["trusted"][place]) & torch.from_numpy(group["class_accepted"][place])[label.long()]
+        )
+        doubt = 1 - torch.from_numpy(group["certainty"][place].astype(np.float32))
+        panels = [
+            Panel("pseudo-label", image, label),
+            Panel("accepted structures, trusted voxels", image, label * counts),
+            Panel("1 - certainty", doubt, shows="error"),
+        ]
+        rows.append((str(scan), panels))
+    panels_page(rows, folder / "pseudo-labels.png", structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm)
+    lines = ["scan,structure,voxels,confidence,accepted"]
+    for place, scan in enumerate(scans):
+        for c, name in enumerate(("background", *cohort.structures)):
+            confidence = group["class_confidence"][place, c]
+            shown = "" if np.isnan(confidence) else f"{confidence:.4f}"
+            accepted = int(group["class_accepted"][place, c])
+            lines.append(f"{scan},{name},{group['class_voxels'][place, c]},{shown},{accepted}")
+    atomic_write_text(folder / "pseudo-labels.csv", "\n".join(lines) + "\n")
+
+
 def _pictures(folder: Path, cohort: Cohort, recipe: Recipe, config: Config) -> None:
     from stages.pictures import couples_page
 
+    if isinstance(recipe.generate, PseudoLabels):
+        with h5py.File(folder / "generated.h5") as file:
+            _pseudo_pictures(folder / "qc", cohort, file)
+        return
     with h5py.File(folder / "generated.h5") as file:
         if isinstance(recipe.generate, PathBankWriter):
             drawn = list(draw_samples(file, recipe, cohort, config, 16))

@@ -303,6 +303,34 @@ def score_boxes(table: Mapping[str, Sequence[float]], path: Path) -> None:
     _save(figure, path)
 
 
+def rounds_page(rows: Sequence[Row], path: Path) -> None:
+    """How pseudo-labels changed by round: what the screening accepted, and their DSC where it is known.
+
+    Args:
+        rows: `round`, `trusted_voxels`, `accepted_structures`, `labelled_scans` (shares), and perhaps `dsc`.
+        path: PNG file to write.
+    """
+    if not rows:
+        _write_note("no rounds", path)
+        return
+    figure = _new_figure(6.5, 3.4)
+    axes = figure.add_subplot()
+    lines = {
+        "trusted_voxels": "trusted voxels", "accepted_structures": "accepted structures",
+        "labelled_scans": "scans with a label", "dsc": "DSC of the pseudo-labels",
+    }  # fmt: skip
+    numbers = [row["round"] for row in rows]
+    for color, (key, name) in zip(LINE_COLORS, lines.items(), strict=False):
+        if key in rows[0]:
+            axes.plot(numbers, [row[key] for row in rows], marker="o", color=color, linewidth=1.6, label=name)
+    _style_plot(axes, "pseudo-labels by round")
+    axes.set_xticks(numbers)
+    axes.set_xlabel("round", fontsize=8, color=MUTED)
+    axes.set_ylim(-0.02, 1.02)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    _save(figure, path)
+
+
 def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """DSC per structure, a line of dots per method: the mean over scans, a bar between its quartiles.
 

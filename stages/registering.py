@@ -1,4 +1,4 @@
-"""Registering pairs of a cohort's grid and propagating labels, by a network, by ANTs or by gradient descent."""
+"""What trained networks, ANTs or gradient descent say on a cohort's grid: displacements, propagated labels, answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.config import Config
 from stages.device import Device
@@ -64,6 +64,13 @@ def displacements(
 def as_image(array: np.ndarray, device: Device) -> Tensor:
     """(D, H, W) -> (1, 1, D, H, W) float32 on the device."""
     return torch.from_numpy(array.astype(np.float32)).to(device.torch)[None, None]
+
+
+def segment(network: nn.Module, scan: np.ndarray, device: Device) -> Tensor:
+    """Class probabilities (C, D, H, W) of a scan on the grid, on the device."""
+    with torch.inference_mode(), device.autocast():
+        logits = network(as_image(scan, device))
+    return logits[0].float().softmax(0)
 
 
 def vote(

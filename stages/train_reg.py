@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
 from stages.artifacts.store import FORMAT_VERSIONS, Draft, Identity, find_finished, new_artifact, save_weights, verify
 from stages.artifacts.weights import Registration
 from stages.config import Config
@@ -17,7 +19,7 @@ from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Recipe, Task
 from stages.parts.panels import Points
-from stages.parts.samplers import LabelledPair
+from stages.parts.samplers import LabelledPair, Scans
 from stages.registering import as_image, displacements, vote
 from stages.training import Run, train
 
@@ -26,10 +28,10 @@ def task_of(cohort: Cohort) -> Task:
     return Task(cohort.grid.shape, cohort.num_classes, len(cohort.parts.get("atlases", ())))
 
 
-def make_recipe(method: Method, cohort: Cohort, config: Config) -> Recipe:
-    """The recipe with freshly initialised networks."""
+def make_recipe(method: Method, cohort: Cohort, config: Config, round: int = 0) -> Recipe:
+    """The recipe with freshly initialised networks, as it is in a round."""
     torch.manual_seed(config.seed)
-    return method.recipe(task_of(cohort), settings_of(method, config))
+    return method.recipe(task_of(cohort), settings_of(method, config)).at_round(round)
 
 
 def stage_config(
@@ -40,6 +42,7 @@ def stage_config(
     generates: bool = True,
     segments: bool = True,
     answers: bool = False,
+    round: int = 0,
     appearance: Registration | None = None,
 ) -> dict[str, Any]:
     """What a stage's result depends on, besides its inputs and seed.
@@ -52,7 +55,12 @@ def stage_config(
         appearance: what was trained on another cohort, whose looks samples take.
     """
     found = settings_of(method, config)
-    read = ((found.GENERATES, generates), (found.SEGMENTS, segments), (found.ANSWERS, answers))
+    read = (
+        (found.GENERATES, generates),
+        (found.SEGMENTS, segments),
+        (found.ANSWERS, answers),
+        (found.ROUNDS, round > 0 or answers),
+    )
     left_out = {name for names, is_read in read if not is_read for name in names}
     own = found.model_dump(mode="json", exclude=left_out)
     settings: dict[str, Any] = {"method": method.name, "settings": own}
@@ -64,48 +72,88 @@ def stage_config(
     return settings
 
 
-def train_registration(cohort: Cohort, config: Config, method_name: str, *, force: bool = False) -> Registration:
+def train_registration(
+    cohort: Cohort,
+    config: Config,
+    method_name: str,
+    *,
+    round: int = 0,
+    registration: Registration | None = None,
+    generated: Generated | None = None,
+    force: bool = False,
+) -> Registration:
     """Train a method's registration networks on the cohort.
+
+    Args:
+        round: 0, or of a method with rounds.
+        registration: in a later round, what the round before trained; it goes on from there.
+        generated: in a later round, what `generate` wrote in it.
 
     Raises:
         LrlsError: the method learns no registration.
     """
     method = find_method(method_name)
-    recipe = make_recipe(method, cohort, config)
+    recipe = make_recipe(method, cohort, config, round)
     if not recipe.train_registration:
         raise LrlsError(f"{method.name} learns no registration; go on with `lrls {next_stage(recipe)}`.")
+    inputs = {"cohort": cohort, "registration": registration, "generated": generated}
     identity = Identity(
         kind=Registration.KIND,
         format_version=FORMAT_VERSIONS[Registration.KIND],
         made_by="train-reg",
-        config=stage_config(method, config, "train_reg", generates=False, segments=False),
+        config=stage_config(method, config, "train_reg", generates=False, segments=False, round=round),
         seed=config.seed,
-        inputs={"cohort": cohort.manifest.digest},
+        round=round,
+        inputs={role: artifact.manifest.digest for role, artifact in inputs.items() if artifact},
     )
     target = config.workspace / method.name / "registration"
     if not force and (done := find_finished(target, identity)):
         return Registration.open(done)
-    verify(cohort.folder)
+    for artifact in inputs.values():
+        if artifact:
+            verify(artifact.folder)
     device = choose_device(config)
     with new_artifact(target, identity, device=str(device)) as draft:
-        log = train(registration_run(cohort, config, method, recipe, device, draft))
+        if registration:
+            registration.load(recipe.registration_networks)
+        log = train(registration_run(cohort, config, method, recipe, device, draft, generated, round))
         save_weights(recipe.registration_networks, draft.folder / "weights.safetensors", {"method": method.name})
         _pictures(draft, cohort, recipe, log, device, config)
     return Registration.open(draft.result)
 
 
 def registration_run(
-    cohort: Cohort, config: Config, method: Method, recipe: Recipe, device: Device, draft: Draft
+    cohort: Cohort,
+    config: Config,
+    method: Method,
+    recipe: Recipe,
+    device: Device,
+    draft: Draft,
+    generated: Generated | None = None,
+    round: int = 0,
 ) -> Run:
     """What `train-reg` trains."""
     return Run(
         phases=recipe.train_registration,
         networks=recipe.registration_networks,
-        data=cohort.scans(device.torch),
+        data=scans_to_learn_from(cohort, generated, device),
         settings=training_of(method, config, "train_reg"),
         device=device,
-        seed=config.seed,
+        seed=config.seed + 2 * round,
         draft=draft,
+    )
+
+
+def scans_to_learn_from(cohort: Cohort, generated: Generated | None, device: Device) -> Scans:
+    """The cohort in memory, with what `generate` wrote."""
+    data = cohort.scans(device.torch)
+    if generated is None:
+        return data
+    return replace(
+        data,
+        bank=generated.bank(data.names),
+        samples=generated.samples(),
+        pseudo=generated.pseudo_labels(data.names, device.torch),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from stages.artifacts.cohort import Cohort
@@ -14,7 +13,7 @@ from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, training_of
 from stages.methods.recipe import Method, Recipe
-from stages.train_reg import make_recipe, stage_config
+from stages.train_reg import make_recipe, scans_to_learn_from, stage_config
 from stages.training import Run, train
 
 
@@ -23,6 +22,8 @@ def train_segmentation(
     config: Config,
     method_name: str,
     *,
+    round: int = 0,
+    segmentation: Segmentation | None = None,
     registration: Registration | None = None,
     generated: Generated | None = None,
     appearance: Registration | None = None,
@@ -32,6 +33,8 @@ def train_segmentation(
 
     Args:
         cohort: labelled (and unlabelled) scans.
+        round: 0, or of a method with rounds.
+        segmentation: in a later round, what the round before trained: the teacher, and where the student starts.
         registration: weights of `train-reg`, for methods that train S beside R.
         generated: what `generate` wrote, for methods that learn from it.
         appearance: what was trained on another cohort, whose looks that took.
@@ -40,17 +43,18 @@ def train_segmentation(
         LrlsError: the method trains no segmentation network.
     """
     method = find_method(method_name)
-    recipe = make_recipe(method, cohort, config)
+    recipe = make_recipe(method, cohort, config, round)
     if recipe.segmentation is None:
         raise LrlsError(f"{method.name} trains no segmentation network; go on with `lrls eval`.")
     has_phases = bool(recipe.train_segmentation)
-    inputs = {"cohort": cohort, "registration": registration, "generated": generated}
+    inputs = {"cohort": cohort, "registration": registration, "generated": generated, "segmentation": segmentation}
     identity = Identity(
         kind=Segmentation.KIND,
         format_version=FORMAT_VERSIONS[Segmentation.KIND],
         made_by="train-seg",
-        config=stage_config(method, config, "train_seg" if has_phases else None, appearance=appearance),
+        config=stage_config(method, config, "train_seg" if has_phases else None, round=round, appearance=appearance),
         seed=config.seed,
+        round=round,
         inputs={role: artifact.manifest.digest for role, artifact in inputs.items() if artifact},
     )
     target = config.workspace / method.name / "segmentation"
@@ -63,8 +67,14 @@ def train_segmentation(
     with new_artifact(target, identity, device=str(device)) as draft:
         if registration and recipe.helpers.keys() & recipe.segmentation_networks.keys():
             registration.load(recipe.segmentation_networks)
+        if segmentation:
+            segmentation.load(recipe.segmentation_networks)
+            if recipe.teacher is not None:
+                segmentation.load({"segmentation": recipe.teacher})
+            if registration:
+                registration.load(recipe.registration_networks)
         if has_phases:
-            run = segmentation_run(cohort, config, method, recipe, device, draft, generated)
+            run = segmentation_run(cohort, config, method, recipe, device, draft, generated, round)
             _pictures(draft, cohort, recipe, train(run), run)
         save_weights(recipe.segmentation_networks, draft.folder / "weights.safetensors", {"method": method.name})
     return Segmentation.open(draft.result)
@@ -86,17 +96,16 @@ def segmentation_run(
     device: Device,
     draft: Draft,
     generated: Generated | None,
+    round: int = 0,
 ) -> Run:
     """What `train-seg` trains."""
-    data = cohort.scans(device.torch)
-    if generated:
-        data = replace(data, bank=generated.bank(data.names), samples=generated.samples())
     return Run(
         phases=recipe.train_segmentation,
         networks=recipe.segmentation_networks,
-        data=data,
+        data=scans_to_learn_from(cohort, generated, device),
         settings=training_of(method, config, "train_seg"),
         device=device,
-        seed=config.seed + 1,  # not the draws of train-reg once more
+        seed=config.seed + 2 * round + 1,  # not the draws of train-reg once more
         draft=draft,
+        frozen=[each for each in (recipe.teacher, recipe.registration) if each is not None] if round else [],
     )

@@ -24,6 +24,7 @@ from stages.parts.samplers import Draw, Scans
 from stages.progress import Progress
 
 LOG_STEPS = 10  # a log record and a look for NaN
+EPOCHS = 300  # in which an exponential schedule falls; as many as OBELISK-Net is trained for
 
 
 @dataclass
@@ -37,13 +38,14 @@ class Run:
     device: Device
     seed: int
     draft: Draft
+    frozen: Sequence[nn.Module] = ()  # looked at, never moved
     generator: torch.Generator = field(init=False)
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator(self.device.torch)
         self.generator.manual_seed(self.seed)
-        for network in self.networks.values():
+        for network in (*self.networks.values(), *self.frozen):
             network.to(self.device.torch)
 
 
@@ -74,7 +76,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
     steps = round(settings.steps * phase.share)
     draw = _draw(run, phase)
     optimizers = [_optimizer(player, settings) for player in phase.players]
-    averages = [_Average(player.trains, settings.ema or 0.0) for player in phase.players]
+    averages = [_average(player, settings) for player in phase.players]
     step = 0
     if state:
         step = state["step"]
@@ -90,12 +92,14 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
         while step < steps:
             batch = phase.batches(run.data, draw)
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
+                if step % player.every:
+                    continue
                 rate = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["pace"]
-                terms = _move(player, optimizer, phase, batch, run.device)
+                terms = _move(player, optimizer, phase, batch, run.device, step)
                 average.update()
-                watch.see(player.name, terms, batch.scans)
+                watch.see(player.name, terms, step + 1, batch.scans)
             step += 1
             saves = step % settings.checkpoint_steps == 0 or step == steps
             if step % LOG_STEPS == 0 or saves:
@@ -126,21 +130,24 @@ def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 
     for phase in run.phases:
         draw = _draw(run, phase)
         optimizers = [_optimizer(player, run.settings) for player in phase.players]
-        averages = [_Average(player.trains, run.settings.ema or 0.0) for player in phase.players]
+        averages = [_average(player, run.settings) for player in phase.players]
         began, times = time.monotonic(), []
         for step in range(warm + most):
             if step > warm and time.monotonic() - began > patience_s:
                 break
-            started = time.monotonic()
+            started, seldom_s = time.monotonic(), 0.0
             batch = phase.batches(run.data, draw)
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
+                turn = time.monotonic() if player.every > 1 else 0.0
                 for group in optimizer.param_groups:
                     group["lr"] = 0.0
                 _move(player, optimizer, phase, batch, run.device)
                 average.update()
+                if player.every > 1:  # here it moved in every step
+                    seldom_s += (time.monotonic() - turn) * (1 - 1 / player.every)
             if run.device.torch.type == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.monotonic() - started)
+            times.append(time.monotonic() - started - seldom_s)
         total += phase.share * statistics.median(times[warm:])
     return total
 
@@ -151,13 +158,13 @@ def _draw(run: Run, phase: Phase) -> Draw:
 
 
 def _move(
-    player: Player, optimizer: torch.optim.Optimizer, phase: Phase, batch: object, device: Device
+    player: Player, optimizer: torch.optim.Optimizer, phase: Phase, batch: object, device: Device, step: int = 0
 ) -> dict[str, Tensor]:
     """One optimiser step of a player; the other players' networks stand still."""
     give_turn(player, phase)
     with device.autocast():
         state = player.forward(batch)
-    total, terms = player.loss(state)
+    total, terms = player.loss(state, step)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     norm = nn.utils.get_total_norm([p.grad for p in player.trains.parameters() if p.grad is not None])
@@ -179,12 +186,12 @@ class _Watch:
     def __init__(self, phase: str) -> None:
         self.phase = phase
         self.seen: dict[str, list[Tensor]] = {}
-        self.scans: dict[str, list[list[str]]] = {}
+        self.batches: dict[str, list[tuple[int, list[str]]]] = {}
 
-    def see(self, player: str, terms: dict[str, Tensor], scans: list[str]) -> None:
+    def see(self, player: str, terms: dict[str, Tensor], step: int, scans: list[str]) -> None:
         for name, term in terms.items():
             self.seen.setdefault(f"{player}/{name}", []).append(term)
-        self.scans.setdefault(player, []).append(scans)
+        self.batches.setdefault(player, []).append((step, scans))
 
     def record(self, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {"phase": self.phase, "step": step}
@@ -193,23 +200,29 @@ class _Watch:
             if not bool(values.isfinite().all()):
                 bad = int((~values.isfinite()).nonzero()[0])
                 player, term = name.split("/")
-                scans = ", ".join(dict.fromkeys(self.scans[player][bad]))
-                where = f"step {step - len(terms) + bad + 1} of {self.phase}, scans {scans}"
+                at, scans = self.batches[player][bad]
+                where = f"step {at} of {self.phase}, scans {', '.join(dict.fromkeys(scans))}"
                 raise LrlsError(
                     f"training stopped: {term} of {player} is {float(values[bad])} at {where}; "
                     "look at these scans, or lower the learning rate; "
                     "the same command resumes at the last checkpoint."
                 )
             record[name] = float(values.mean())
-        self.seen, self.scans = {}, {}
+        self.seen, self.batches = {}, {}
         return record
 
 
 def learning_rate(peak: float | None, step: int, steps: int, settings: TrainSettings) -> float:
-    """Learning rate of a step: constant, or one cycle (linear warm-up over a tenth, then half a cosine to 0)."""
+    """Learning rate of a step.
+
+    Constant; one cycle (linear warm-up over a tenth, then half a cosine to 0); or exponential: 1 % less with each of
+    the run's 300 epochs, to a twentieth at its end.
+    """
     assert peak is not None
     if settings.schedule == "constant":
         return peak
+    if settings.schedule == "exponential":
+        return peak * 0.99 ** (EPOCHS * step // steps)
     warm_up = max(1, steps // 10)
     if step < warm_up:
         return peak * (step + 1) / warm_up
@@ -222,16 +235,22 @@ def _optimizer(player: Player, settings: TrainSettings) -> torch.optim.Optimizer
     for parameter in player.trains.parameters():
         groups.setdefault(paces.get(id(parameter), 1.0), []).append(parameter)
     parameters = [{"params": group, "pace": pace} for pace, group in groups.items()]
+    betas = (player.momentum, 0.999)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=1.0, betas=(player.momentum, 0.999), weight_decay=1e-2, fused=True)
-    return torch.optim.Adam(parameters, lr=1.0, betas=(player.momentum, 0.999), fused=True)
+        return torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=1e-2, fused=True)
+    return torch.optim.Adam(parameters, lr=1.0, betas=betas, weight_decay=player.weight_decay, fused=True)
+
+
+def _average(player: Player, settings: TrainSettings) -> _Average:
+    return _Average(player.trains, (settings.ema or 0.0) if player.ema is None else player.ema)
 
 
 class _Average:
-    """Exponential moving average of a network's state, buffers copied; decay 0 switches it off."""
+    """Exponential moving average of a network's parameters, buffers copied; decay 0 switches it off."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network, self.decay, self.count = network, decay, 0
+        self.averaged = {name for name, _ in network.named_parameters()}
         self.state = {k: v.detach().clone() for k, v in network.state_dict().items()} if decay else {}
 
     @torch.no_grad()
@@ -241,7 +260,7 @@ class _Average:
         self.count += 1
         decay = min(self.decay, self.count / (self.count + 9))  # early weights are forgotten faster
         for name, value in self.network.state_dict().items():
-            if value.is_floating_point():
+            if name in self.averaged:
                 self.state[name].lerp_(value, 1 - decay)
             else:
                 self.state[name].copy_(value)

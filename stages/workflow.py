@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from stages import intake
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import MANIFEST, latest, versions
+from stages.artifacts.store import MANIFEST, latest, versions, with_digest
 from stages.artifacts.weights import Registration, Segmentation
-from stages.budget import Budget, with_steps
+from stages.budget import Budget, TrainStage, trained_stages, with_steps
 from stages.config import Config
 from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
-from stages.generate import generate
+from stages.generate import check_appearance, generate
 from stages.methods import find_method, settings_of, training_of
-from stages.methods.recipe import Method, Task
+from stages.methods.recipe import Method, Recipe, Task
 from stages.preprocess import Part, cohort_folder, cohort_settings, preprocess
 from stages.train_reg import make_recipe, stage_config, train_registration
 from stages.train_seg import train_segmentation
 
 Artifact = TypeVar("Artifact", Cohort, Registration, Generated, Segmentation, Scores)
 Stage = Literal["preprocess", "train-reg", "generate", "train-seg", "eval"]
-STAGES: tuple[Stage, ...] = ("preprocess", "train-reg", "generate", "train-seg", "eval")
+MAKE: dict[Stage, Callable[..., Any]] = {
+    "train-reg": train_registration,
+    "generate": generate,
+    "train-seg": train_segmentation,
+}
+OPENED: dict[Stage, type[Any]] = {"train-reg": Registration, "generate": Generated, "train-seg": Segmentation}
+ROLES: dict[Stage, str] = {stage: kind.KIND for stage, kind in OPENED.items()}
+TRAINS: dict[Stage, TrainStage] = {"train-reg": "train_reg", "train-seg": "train_seg"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ def run(
     method_name: str,
     *,
     until: Stage = "eval",
+    round: int | None = None,
     budget: Budget | None = None,
     appearance_from: Path | None = None,
     force: bool = False,
@@ -61,6 +69,7 @@ def run(
 
     Args:
         until: the last stage.
+        round: the last round; none: as many as the method has.
         budget: how long training may take; none: the steps that the configuration says.
         appearance_from: workspace or registration artifact of another cohort, whose looks generated data take.
         force: make everything of the method again, but not the cohort.
@@ -68,8 +77,11 @@ def run(
     """
     method = find_method(method_name)
 
+    spent_on: list[Cohort | Registration | Generated | Segmentation | Scores] = []
+
     def told(artifact: Artifact) -> Artifact:
         tell(f"{artifact.KIND}: {artifact.folder.relative_to(config.workspace)}")
+        spent_on.append(artifact)
         return artifact
 
     appearance = other_registration(appearance_from, method) if appearance_from else None
@@ -81,53 +93,114 @@ def run(
         choose_device(config)  # what it refuses is refused before hours of alignment
     cohort = told(preprocess(config, method.cohort, needs_unlabeled=needs_unlabeled(method, config)))
     recipe = make_recipe(method, cohort, config)
-    wanted = STAGES[: STAGES.index(until) + 1]
-    registration, generated, segmentation, scores = None, None, None, None
-    if "train-reg" in wanted and recipe.train_registration:
-        settled = config
-        if budget:
-            settled = with_steps(budget, "train_reg", config, method_name, cohort, force=force)
-            tell(f"train-reg: {training_of(method, settled, 'train_reg').steps} steps")
-        registration = told(train_registration(cohort, settled, method_name, force=force))
-    if "generate" in wanted and recipe.generate and recipe.train_segmentation:
-        generated = told(
-            generate(cohort, config, method_name, registration=registration, appearance=appearance, force=force)
+    check_appearance(appearance, recipe, method.name)  # before hours of training
+    last = recipe.last_round if round is None else checked_round(method, recipe, round)
+
+    def settled(stage: Stage, number: int, read: dict[str, Any]) -> Config:
+        if not budget or not trains(make_recipe(method, cohort, config, number), stage):
+            return config
+        key = TRAINS[stage]
+        found = with_steps(
+            budget, key, config, method_name, cohort, round=number, read=read, spent_on=spent_on, force=force
         )
-    if "train-seg" in wanted and recipe.segmentation:
-        settled = config
-        if budget and recipe.train_segmentation:
-            settled = with_steps(
-                budget, "train_seg", config, method_name, cohort,
-                registration=registration, generated=generated, force=force,
-            )  # fmt: skip
-            tell(f"train-seg: {training_of(method, settled, 'train_seg').steps} steps")
-        segmentation = told(
-            train_segmentation(
-                cohort,
-                settled,
-                method_name,
-                registration=registration,
-                generated=generated,
-                appearance=appearance,
-                force=force,
-            )
-        )
-    if "eval" in wanted and not config.part(config.eval.part):
+        tell(f"{stage}: {training_of(method, found, key).steps} steps")
+        return found
+
+    before, made = Made(cohort), Made(cohort)
+    for number in range(last + 1 if until != "preprocess" else 0):
+        recipe, order = recipe.at_round(number), order_of(number)
+        before, made = made, Made(cohort)
+        if recipe.last_round:
+            tell(f"round {number} of {recipe.last_round}")
+        for stage in order[: order.index(until) + 1] if number == last and until in order else order:
+            if has(recipe, stage):
+                read = reads(stage, made, before)
+                settings = settled(stage, number, read)
+                looks = {} if stage == "train-reg" else {"appearance": appearance}
+                artifact = told(MAKE[stage](cohort, settings, method_name, round=number, force=force, **read, **looks))
+                made = replace(made, **{ROLES[stage]: artifact})
+    if until == "eval" and not config.part(config.eval.part):
         tell(f"nothing to score: data.{config.eval.part} lists no scan")
-    elif "eval" in wanted:
+    elif until == "eval":
         held_out = told(preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None))
-        scores = told(
-            evaluate(
-                cohort,
-                held_out,
-                config,
-                method_name,
-                registration=registration,
-                segmentation=segmentation,
-                force=force,
-            )
+        scores = told(_evaluated(made, held_out, config, method_name, last, force))
+        made = replace(made, scores=scores)
+    return made
+
+
+def _evaluated(made: Made, held_out: Cohort, config: Config, method_name: str, round: int, force: bool) -> Scores:
+    return evaluate(
+        made.cohort,
+        held_out,
+        config,
+        method_name,
+        round=round,
+        registration=made.registration,
+        segmentation=made.segmentation,
+        pseudo_labels=pseudo_labels_behind(made.segmentation),
+        force=force,
+    )
+
+
+def order_of(round: int) -> tuple[Stage, ...]:
+    """The stages between `preprocess` and `eval`; after the first round, the networks learn from what is generated."""
+    return ("generate", "train-reg", "train-seg") if round else ("train-reg", "generate", "train-seg")
+
+
+def has(recipe: Recipe, stage: Stage) -> bool:
+    """Whether `run` takes a method through a stage."""
+    if stage == "train-reg":
+        return bool(recipe.train_registration)
+    return bool(recipe.generate and recipe.train_segmentation) if stage == "generate" else bool(recipe.segmentation)
+
+
+def trains(recipe: Recipe, stage: Stage) -> bool:
+    """Whether a stage takes steps."""
+    return stage in TRAINS and TRAINS[stage] in trained_stages(recipe)
+
+
+def reads(stage: Stage, made: Made, before: Made) -> dict[str, Any]:
+    """What a stage reads besides the cohort, by role.
+
+    Args:
+        made: by the stages before it in this round.
+        before: by the round before.
+    """
+    roles: dict[Stage, dict[str, Any]] = {
+        "train-reg": {"registration": before.registration, "generated": made.generated},
+        "generate": {"registration": made.registration, "segmentation": before.segmentation},
+        "train-seg": {
+            "registration": made.registration, "generated": made.generated, "segmentation": before.segmentation,
+        },
+    }  # fmt: skip
+    return roles[stage]
+
+
+def checked_round(method: Method, recipe: Recipe, number: int) -> int:
+    """A round that the user names.
+
+    Raises:
+        LrlsError: the method has none of that number.
+    """
+    if not recipe.last_round and number:
+        raise LrlsError(f"--round: found {number}, but {method.name} has no rounds; leave --round out.")
+    if not 0 <= number <= recipe.last_round:
+        raise LrlsError(
+            f"--round: found {number}, expected 0 to {recipe.last_round}; set methods.{method.name}.rounds for more."
         )
-    return Made(cohort, registration, generated, segmentation, scores)
+    return number
+
+
+def pseudo_labels_behind(segmentation: Segmentation | None) -> list[Generated]:
+    """The pseudo-labels of every round that led to a network, the first round first; what is gone is left out."""
+    found: list[Generated] = []
+    while segmentation and segmentation.manifest.identity.round:
+        method, inputs = segmentation.folder.parent.parent, segmentation.manifest.identity.inputs
+        generated = with_digest(method / "generated", inputs["generated"])
+        found += [Generated.open(generated)] if generated else []
+        before = with_digest(method / "segmentation", inputs["segmentation"])
+        segmentation = Segmentation.open(before) if before else None
+    return found[::-1]
 
 
 def _check_labels(config: Config) -> None:
@@ -172,52 +245,76 @@ def other_registration(place: Path, method: Method) -> Registration:
 
 
 def run_stage(
-    config: Config, method_name: str, stage: Stage, *, appearance_from: Path | None = None, force: bool = False
+    config: Config,
+    method_name: str,
+    stage: Stage,
+    *,
+    round: int | None = None,
+    appearance_from: Path | None = None,
+    force: bool = False,
 ) -> Registration | Generated | Segmentation | Scores:
     """One stage on the newest cohort of these settings and the newest artifacts that were made from it.
 
     Args:
+        round: of a method that has some; none: the last one for `eval`, else the first one.
         appearance_from: as of `run`; what was generated with other looks, or trained on that, is not looked at.
     """
     method = find_method(method_name)
     cohort = opened_cohort(config, method.cohort)
     recipe = make_recipe(method, cohort, config)
-    folder = config.workspace / method.name
-    if stage == "train-reg":
-        return train_registration(cohort, config, method_name, force=force)
-    made_from = {"cohort": cohort.manifest}
-    settings = stage_config(method, config, generates=False, segments=False)
-    registration = None
-    if recipe.train_registration:
-        found = latest(folder / "registration", kind=Registration.KIND, made_from=made_from, settings=settings)
-        registration = Registration.open(found)
-        made_from["registration"] = registration.manifest
+    if round is None:
+        round = recipe.last_round if stage == "eval" else 0
+    checked_round(method, recipe, round)
     appearance = other_registration(appearance_from, method) if appearance_from else None
-    looks = {"appearance_from": appearance.manifest.digest if appearance else None}
-    settings = stage_config(method, config, segments=False) | looks
-    if stage == "generate":
-        return generate(cohort, config, method_name, registration=registration, appearance=appearance, force=force)
-    if stage == "train-seg":
-        generated = None
-        if recipe.generate and recipe.train_segmentation:
-            generated = Generated.open(
-                latest(folder / "generated", kind=Generated.KIND, made_from=made_from, settings=settings)
-            )
-        return train_segmentation(
-            cohort,
-            config,
-            method_name,
-            registration=registration,
-            generated=generated,
-            appearance=appearance,
-            force=force,
-        )
-    segmentation = None
-    if recipe.segmentation:
-        settings = stage_config(method, config) | looks
-        found = latest(folder / "segmentation", kind=Segmentation.KIND, made_from=made_from, settings=settings)
-        segmentation = Segmentation.open(found)
+    check_appearance(appearance, recipe, method.name)
+    before = Made(cohort)
+    for number in range(round):
+        before = newest(config, method, recipe, before, number, appearance)
+    made = newest(config, method, recipe, before, round, appearance, until=stage)
+    if stage != "eval":
+        read = reads(stage, made, before)
+        looks = {} if stage == "train-reg" else {"appearance": appearance}
+        return MAKE[stage](cohort, config, method_name, round=round, force=force, **read, **looks)
     held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)
-    return evaluate(
-        cohort, held_out, config, method_name, registration=registration, segmentation=segmentation, force=force
-    )
+    return _evaluated(made, held_out, config, method_name, round, force)
+
+
+def newest(
+    config: Config,
+    method: Method,
+    recipe: Recipe,
+    before: Made,
+    round: int,
+    appearance: Registration | None,
+    *,
+    until: Stage = "eval",
+) -> Made:
+    """The newest artifacts of a round that these settings made from the newest ones before them.
+
+    Args:
+        before: those of the round before.
+        appearance: whose looks were generated, none: the cohort's own; versions with others do not count.
+        until: the stage that is to read them; what comes after it is not looked for.
+
+    Raises:
+        LrlsError: there is none.
+    """
+    recipe, made = recipe.at_round(round), Made(before.cohort)
+    order: tuple[Stage, ...] = (*order_of(round), "eval")
+    for stage in order[: order.index(until)]:
+        if not has(recipe, stage) or (stage == "generate" and until == "eval" and not round):
+            continue  # weights do not say of which version of it they are made
+        read = {"cohort": before.cohort} | reads(stage, made, before)
+        kind, after = OPENED[stage], stage != "train-reg"
+        settings = stage_config(method, config, generates=after, segments=stage == "train-seg", round=round)
+        if after:
+            settings["appearance_from"] = appearance.manifest.digest if appearance else None
+        found = latest(
+            config.workspace / method.name / kind.KIND,
+            kind=kind.KIND,
+            made_from={role: artifact.manifest for role, artifact in read.items() if artifact},
+            settings=settings,
+            round=round,
+        )
+        made = replace(made, **{ROLES[stage]: kind.open(found)})
+    return made

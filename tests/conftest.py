@@ -45,6 +45,9 @@ SETTINGS = {
         "lt-net": {"registration_network": "light"},
         "sst": {"registration_network": "light", "segmentation_network": "light", "samples": 3}
         | {"style_batch_size": 2, "queue": 8, "flow_share": 0.25, "style_share": 0.25, "autoencoder_share": 0.25},
+        "jrss": {"rounds": 2, "round_share": 1.0, "threshold": 0.2},
+        "deep-atlas": {"registration_network": "light", "segmentation_network": "light"},
+        "rsegnet": {"registration_network": "light", "segmentation_network": "light"},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
@@ -170,7 +173,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PICTURES = (
     "couples_page", "loss_curves", "panels_page", "points_plot", "predictions_page", "registration_overlay",
-    "score_boxes", "suggestion_page",
+    "rounds_page", "score_boxes", "suggestion_page",
 )  # fmt: skip
 
 

@@ -64,6 +64,10 @@ def points(count):
     return Points("codes", groups, ("first", "second"))
 
 
+def rounds():
+    return [{"round": n, "trusted_voxels": 0.9, "accepted_structures": n / 3, "labelled_scans": 1.0} for n in (1, 2)]
+
+
 NAMES = ("liver", "left kidney")
 DRAWINGS = {
     "loss curves": lambda path: pictures.loss_curves(log(), path),
@@ -76,6 +80,9 @@ DRAWINGS = {
     "registration without label": lambda path: pictures.registration_overlay([registration(warped_label=None)], path),
     "no registrations": lambda path: pictures.registration_overlay([], path),
     "panels": lambda path: pictures.panels_page([("a", panels()), ("b", panels())], path, structures=NAMES),
+    "rounds": lambda path: pictures.rounds_page(rounds(), path),
+    "rounds with DSC": lambda path: pictures.rounds_page([row | {"dsc": 0.5} for row in rounds()], path),
+    "no rounds": lambda path: pictures.rounds_page([], path),
     "panels without error": lambda path: pictures.panels_page(
         [("a", [Panel("0", torch.zeros(SHAPE), None, "error")])], path
     ),

@@ -31,7 +31,10 @@ KINDS = {
     "clmorph": ["registration", "scores"],
     "lt-net": ["registration", "scores"],
     "data-aug": ["registration", "generated", "segmentation", "scores"],
+    "deep-atlas": ["registration", "segmentation", "scores"],
+    "rsegnet": ["registration", "segmentation", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
+    "jrss": ["registration", "generated", "segmentation", "scores"],
     "os-medseg": ["registration", "generated", "segmentation", "scores"],
     "sst": ["registration", "generated", "segmentation", "scores"],
     "best": ["generated", "segmentation", "scores"],
@@ -42,6 +45,14 @@ PICTURES = {
     "registration": ["losses.png", "registration.png"],
     "generated": ["qc/couples.png"],
     "scores": ["dsc.png", "predictions.png"],
+}
+
+
+OTHER_PICTURES = {
+    ("deep-atlas", "segmentation"): [],  # it is trained beside the registration
+    ("rsegnet", "segmentation"): [],
+    ("jrss", "generated"): ["qc/pseudo-labels.png"],
+    ("jrss", "scores"): [*PICTURES["scores"], "rounds.png"],
 }
 
 
@@ -62,7 +73,7 @@ def test_run_takes_a_method_from_scans_to_scores(method, shared, scans):
     for kind in KINDS[method]:
         folder = shared.workspace / method / kind / "v0001"
         verify(folder)
-        for picture in PICTURES[kind]:
+        for picture in OTHER_PICTURES.get((method, kind), PICTURES[kind]):
             assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     scores = shared.workspace / method / "scores" / "v0001"
     assert done.out.splitlines()[-1] == str(scores)

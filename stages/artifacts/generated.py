@@ -19,6 +19,15 @@ samples/   one row per finished couple
     alpha, beta            (n,) float32 degrees; seed (n,) int64
     similarity, inverse_error_voxels, folding_fraction, accepted   as above; of drawn scans, the similarity is to the
                            atlas in the same shape
+pseudo/    one row per unlabelled scan: what the segmentation network of the round before says of it (`jrss`)
+    label                  (n, D, H, W) most probable class
+    certainty              (n, D, H, W) float16, its probability
+    trusted                (n, D, H, W) bool, whether that exceeds the threshold
+    scan                   (n,) case ids
+    class_voxels           (n, C) int64, voxels of each class in `label`
+    class_confidence       (n, C) float32, mean of `certainty` over them; nan: none
+    class_accepted         (n, C) bool, whether that exceeds the threshold
+    accepted               (n,) bool, whether a structure was accepted; other scans stay unlabelled
 """
 
 from __future__ import annotations
@@ -29,11 +38,13 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
 from stages.artifacts.store import Manifest, read_manifest
 from stages.errors import LrlsError
+from stages.parts.samplers import PseudoLabel
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,36 @@ class Generated:
         """The accepted couples of `samples/`."""
         file = self._file()
         return StoredSamples(file["samples"]) if "samples" in file else None
+
+    def pseudo_labels(self, names: Sequence[str], device: torch.device) -> dict[int, PseudoLabel] | None:
+        """The screened answers of `pseudo/`, by the scans' places in `names`; None: none stored."""
+        with self._file() as file:
+            if "pseudo" not in file:
+                return None
+            group = file["pseudo"]
+            columns = [torch.from_numpy(group[name][()]) for name in ("label", "trusted", "class_accepted")]
+            return {
+                names.index(scan): PseudoLabel(label.short().to(device), trusted.to(device), accepted.to(device))
+                for scan, label, trusted, accepted in zip(group["scan"].asstr()[()], *columns, strict=True)
+            }
+
+    def screening(self) -> dict[str, float]:
+        """Shares of what the screening left: of voxels, of predicted structures in the scans, and of scans."""
+        with self._file() as file:
+            group = file["pseudo"]
+            there = group["class_voxels"][:, 1:] > 0
+            return {
+                "trusted_voxels": float(sum(rows.mean() for rows in group["trusted"]) / len(group["trusted"])),
+                "accepted_structures": float(group["class_accepted"][:, 1:][there].mean()) if there.any() else 0.0,
+                "predicted_structures": float(there.mean()),
+                "labelled_scans": float(group["accepted"][()].mean()),
+            }
+
+    def pseudo_label(self, scan: str) -> np.ndarray:
+        """The most probable classes of a scan, before the screening, (D, H, W)."""
+        with self._file() as file:
+            group = file["pseudo"]
+            return group["label"][list(group["scan"].asstr()[()]).index(scan)]
 
     def _file(self) -> h5py.File:
         try:

@@ -3,6 +3,8 @@
 scores.csv          output, case, structure, dsc, hd95_mm, assd_mm, missed
 registration.csv    case, atlas, folding_fraction, jacobian_std, sd_log_jacobian (on the cohort's grid)
 summary.json        means, spreads, intervals, counts
+rounds.csv          of a method with rounds, what the screening of pseudo-labels left: round, trusted_voxels,
+                    accepted_structures, predicted_structures, labelled_scans (shares), and dsc where asked for
 labels/             the method's label maps; labels-registration/ those of its registration, where it has both
 """
 

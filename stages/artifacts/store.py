@@ -265,8 +265,9 @@ def latest(
     kind: str,
     made_from: Mapping[str, Manifest] | None = None,
     settings: Mapping[str, Any] | None = None,
+    round: int = 0,
 ) -> Path:
-    """The newest finished version.
+    """The newest finished version of a round.
 
     Args:
         made_from: only versions with these inputs count, by role: weights of an older cohort do not fit a newer one.
@@ -283,14 +284,21 @@ def latest(
         identity = read_manifest(folder, kind=kind).identity
         if (
             identity.format_version == FORMAT_VERSIONS[kind]
+            and identity.round == round
             and all(identity.inputs.get(role) == digest for role, digest in wanted.items())
             and all(identity.config.get(key) == value for key, value in (settings or {}).items())
         ):
             return folder
+    of_round = f" --round {round}" if round else ""
     raise LrlsError(
         f"{_shown(target)}: no version was made from the newest {' and '.join(wanted)} with these settings; "
-        f"make one with `{MADE_WITH[kind]}`."
+        f"make one with `{MADE_WITH[kind]}{of_round}`."
     )
+
+
+def with_digest(target: Path, digest: str) -> Path | None:
+    """The finished version with this content digest, as inputs name it; None: it is gone."""
+    return next((folder for folder in versions(target) if read_manifest(folder).digest == digest), None)
 
 
 def find_finished(target: Path, identity: Identity) -> Path | None:

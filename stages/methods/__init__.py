@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from stages.config import Config, MethodSettings, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
-from stages.methods import ants, best, brbs, clmorph, data_aug, lt_net, os_medseg, sst, unet, voxelmorph
+from stages.methods import (
+    ants,
+    best,
+    brbs,
+    clmorph,
+    data_aug,
+    deep_atlas,
+    jrss,
+    lt_net,
+    os_medseg,
+    rsegnet,
+    sst,
+    unet,
+    voxelmorph,
+)
 from stages.methods.recipe import Method
 
 METHODS = {
@@ -19,7 +33,10 @@ METHODS = {
         clmorph.METHOD,
         lt_net.METHOD,
         data_aug.METHOD,
+        deep_atlas.METHOD,
+        rsegnet.METHOD,
         brbs.METHOD,
+        jrss.METHOD,
         os_medseg.METHOD,
         sst.METHOD,
         best.METHOD,

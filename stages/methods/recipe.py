@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -33,19 +33,37 @@ class Task:
     num_atlases: int
 
 
-Terms = dict[str, tuple[float, Callable[[Any], Tensor]]]  # name -> (weight, part of the loss)
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that changes linearly from the first step of a phase on, and stays when it has arrived."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        return self.start + (self.end - self.start) * min(step / max(self.steps, 1), 1.0)
+
+
+Term = tuple[float | Ramp, Callable[[Any], Tensor]]  # weight, part of the loss
+Terms = dict[str, Term]
 
 
 class WeightedSum:
     """Named terms with weights; the names become log keys. A weight of 0 switches a term off: it is not computed."""
 
-    def __init__(self, **terms: tuple[float, Callable[[Any], Tensor]]) -> None:
+    def __init__(self, **terms: Term) -> None:
         self.terms = {name: term for name, term in terms.items() if term[0] != 0}
 
-    def __call__(self, state: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted total and unweighted terms."""
+    def __call__(self, state: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted total and unweighted terms.
+
+        Args:
+            step: of the phase, from 0; for weights that change.
+        """
         values = {name: part(state) for name, (_, part) in self.terms.items()}
-        return sum(weight * values[name] for name, (weight, _) in self.terms.items()), values  # type: ignore[return-value]
+        weights = {name: w(step) if isinstance(w, Ramp) else w for name, (w, _) in self.terms.items()}
+        return sum(weights[name] * value for name, value in values.items()), values  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,9 @@ class Player:
         learning_rate: overrides the run's, where a paper has several.
         momentum: Adam's beta_1.
         paces: parts of the network whose learning rate is so many times the player's.
+        weight_decay: L2 penalty of Adam.
+        ema: overrides the run's decay of averaged weights.
+        every: moves in every so-manieth step only, from the first one on.
     """
 
     name: str
@@ -69,6 +90,9 @@ class Player:
     learning_rate: float | None = None
     momentum: float = 0.9
     paces: Sequence[tuple[nn.Module, float]] = ()
+    weight_decay: float = 0.0
+    ema: float | None = None
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -136,6 +160,32 @@ class SampledScans:
     count: int
 
 
+@dataclass(frozen=True)
+class PseudoLabels:
+    """`generate` stores what the segmentation network of the round before says of every unlabelled scan, screened.
+
+    Args:
+        threshold: tau, see `stages.parts.self_training.screen`.
+    """
+
+    threshold: float
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """What a round does after the first training: `generate` by the networks of the round before, then both go on.
+
+    Args:
+        rounds: how many, after round 0, which is the recipe's own.
+        generate, train_registration, train_segmentation: of each round, in this order.
+    """
+
+    rounds: int
+    generate: PseudoLabels
+    train_registration: Sequence[Phase]
+    train_segmentation: Sequence[Phase]
+
+
 Classical = Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
 """(moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; runs in a process of its own."""
 
@@ -151,12 +201,15 @@ class Recipe:
         classical: registers without learning, in processes of its own.
         instance: registers without learning, by gradient descent, on the training device.
         segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
+        scores_pseudo_labels: `eval` also scores the pseudo-labels of the rounds, where their scans have label maps.
         fuse: the answer is the mean of the network's probabilities and the propagated ones.
         flat_borders: where the atlases draw a border as one plane of voxels, the network's answer has one, too.
         segmentation_helpers: further networks that `train-seg` trains; its artifact holds them, and nothing else uses
             them.
         train_registration, train_segmentation: phases of the two stages.
         generate: what `lrls generate` writes.
+        self_training: the rounds that follow; see `at_round`.
+        teacher: in those rounds, the segmentation network as the round before left it; it stands still.
         label_warp: how a label is propagated: softly by trilinear, or by nearest-neighbour interpolation.
         registration_pictures: pages that `train-reg` draws besides its own: name -> (a batch of one atlas and one scan
             -> its row).
@@ -170,12 +223,15 @@ class Recipe:
     classical: Classical | None = None
     instance: InstanceOptimisation | None = None
     segmentation: nn.Module | None = None
+    scores_pseudo_labels: bool = False
     fuse: bool = False
     flat_borders: bool = False
     segmentation_helpers: dict[str, nn.Module] = field(default_factory=dict)
     train_registration: Sequence[Phase] = ()
     train_segmentation: Sequence[Phase] = ()
-    generate: PathBankWriter | PropagatedLabels | WarpedAtlases | SampledScans | None = None
+    generate: PathBankWriter | PropagatedLabels | WarpedAtlases | SampledScans | PseudoLabels | None = None
+    self_training: SelfTraining | None = None
+    teacher: nn.Module | None = None
     label_warp: Literal["linear", "nearest"] = "linear"
     registration_pictures: Mapping[str, Callable[[LabelledPair], Sequence[Panel]]] = field(default_factory=dict)
     registration_pages: Mapping[str, Callable[[Scans], Points | Sequence[tuple[str, Sequence[Panel]]]]] = field(
@@ -184,6 +240,22 @@ class Recipe:
     segmentation_pictures: Mapping[str, Callable[[Scans], Sequence[tuple[str, Sequence[Panel]]]]] = field(
         default_factory=dict
     )
+
+    @property
+    def last_round(self) -> int:
+        """Its number; 0 where there are no rounds."""
+        return self.self_training.rounds if self.self_training else 0
+
+    def at_round(self, number: int) -> Recipe:
+        """What the stages do in a round; the networks are the same ones."""
+        if number == 0 or self.self_training is None:
+            return self
+        return replace(
+            self,
+            generate=self.self_training.generate,
+            train_registration=self.self_training.train_registration,
+            train_segmentation=self.self_training.train_segmentation,
+        )
 
     @property
     def registers(self) -> bool:

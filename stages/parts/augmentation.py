@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from stages.parts.warps import affine_displacement, compose, resize
+from stages.parts.warps import affine_displacement, compose, resize, voxel_grid
 
 
 def uniform(size: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
@@ -56,6 +56,33 @@ class SpatialAugmentation:
             elastic = resize(noise * amplitude * active[..., None, None] / per_voxel, shape)
             displacement = compose(displacement, elastic)
         return displacement
+
+
+@dataclass(frozen=True)
+class AffineAugmentation:
+    """Random affine maps, as one displacement field: the identity plus normal noise on all twelve numbers.
+
+    Args:
+        deviation: standard deviation of the noise, in coordinates that run from -1 to 1 over the grid.
+        probability: how often a sample is moved at all.
+
+    Source: the published training of OBELISK-Net, which JRSS starts from.
+    """
+
+    deviation: float
+    probability: float = 0.5
+
+    def displacement(
+        self, count: int, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], generator: Generator
+    ) -> Tensor:
+        """(count, 3, D, H, W), voxels; the map does not depend on the voxel size."""
+        noise = torch.randn((count, 3, 4), generator=generator, device=generator.device) * self.deviation
+        noise = noise * (uniform((count, 1, 1), 0, 1, generator) < self.probability)
+        half = (torch.tensor(shape, dtype=torch.float32, device=noise.device) - 1).clamp(min=1) / 2
+        half = half.view(1, 3, 1, 1, 1)
+        places = voxel_grid(shape, noise) / half - 1
+        moved = torch.einsum("nij,mjdhw->nidhw", noise[:, :, :3], places) + noise[:, :, 3].view(count, 3, 1, 1, 1)
+        return moved * half
 
 
 def rotation_matrix(angles: Tensor) -> Tensor:
@@ -127,8 +154,10 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return image
 
 
-AUGMENTATIONS: dict[str, tuple[SpatialAugmentation | None, IntensityAugmentation | None]] = {
+AUGMENTATIONS: dict[str, tuple[SpatialAugmentation | AffineAugmentation | None, IntensityAugmentation | None]] = {
     "none": (None, None),
+    "affine": (AffineAugmentation(0.075), None),  # JRSS, of S
+    "half-affine": (AffineAugmentation(0.0375), None),  # JRSS, of R
     "paper": (SpatialAugmentation(degrees=20, scale=(0.75, 1.25)), None),  # BRBS, section IV
     "mild": (  # for scans that the alignment has turned and scaled alike
         SpatialAugmentation(degrees=7, scale=(0.9, 1.1), anisotropic=True, elastic_mm=3.0, elastic_knots_mm=14.0),

@@ -293,10 +293,28 @@ def dice_loss(prediction: Tensor, target: Tensor, *, smooth: float = 1.0) -> Ten
 
     Source: Milletari et al., "V-Net", 3DV 2016, as BRBS uses it.
     """
+    return 1 - soft_dice(prediction, target, smooth=smooth).mean()
+
+
+def soft_dice(prediction: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """Soft Dice with squared denominators of each sample and class, (N, C) in [0, 1]; arguments as of `dice_loss`."""
     prediction, target = prediction.float().flatten(2), target.float().flatten(2)
     overlap = (prediction * target).sum(-1)
     size = prediction.square().sum(-1) + target.square().sum(-1)
-    return 1 - ((2 * overlap + smooth) / (size + smooth)).mean()
+    return (2 * overlap + smooth) / (size + smooth)
+
+
+def counted_dice_loss(prediction: Tensor, target: Tensor, counts: Tensor, *, smooth: float = 1e-6) -> Tensor:
+    """`dice_loss` over the classes that count; a sample without one adds 0.
+
+    Args:
+        prediction, target: (N, C, D, H, W).
+        counts: (N, C), bool.
+
+    Source: JRSS Eq. 7, where "L_d = 0" without an acceptable label.
+    """
+    dice = soft_dice(prediction, target, smooth=smooth)
+    return (((1 - dice) * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()
 
 
 def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -307,6 +325,65 @@ def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
         target: probabilities or one-hot labels, (N, C, D, H, W).
     """
     return -(target * logits.float().log_softmax(1)).sum(1).mean()
+
+
+def weighted_cross_entropy_loss(logits: Tensor, label: Tensor, weights: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Cross-entropy, mean over the voxels that count, each weighted by its class.
+
+    Args:
+        logits: (N, C, D, H, W).
+        label: class indices, (N, D, H, W).
+        weights: of the classes, (C,).
+        counts: voxels that count, (N, D, H, W), bool; None: all.
+
+    Returns:
+        Scalar >= 0; 0 where no voxel counts.
+
+    Source: JRSS Eq. 4.
+    """
+    label = label.long()
+    each = weights[label] if counts is None else weights[label] * counts
+    entropy = F.cross_entropy(logits.float(), label, reduction="none")
+    return (each * entropy).sum() / each.sum().clamp(min=1e-6)
+
+
+def class_weights(voxels: Tensor) -> Tensor:
+    """Weights of the classes, inverse to the square root of their frequency, mean 1; the background's is then 0.5.
+
+    Args:
+        voxels: of each class in the labels, (C,); a class without any has weight 0, and no part in the mean.
+
+    Source: the published training of OBELISK-Net, which JRSS starts from.
+    """
+    there = voxels > 0
+    weights = torch.where(there, voxels.clamp(min=1).float().rsqrt(), 0.0)
+    weights = weights * there.sum() / weights.sum()
+    weights[0] = 0.5
+    return weights
+
+
+def hardest_cross_entropy_loss(logits: Tensor, target: Tensor, *, share: float = 0.25) -> Tensor:
+    """Cross-entropy, mean over the share of voxels where it is largest; arguments as of `cross_entropy_loss`.
+
+    Source: the published training of OBELISK-Net, which JRSS starts from.
+    """
+    each = -(target * logits.float().log_softmax(1)).sum(1).flatten()
+    return each.topk(max(1, round(share * each.numel()))).values.mean()
+
+
+def symmetric_divergence_loss(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(Pt || Ps) + KL(Ps || Pt), mean over voxels and classes; no gradient reaches the teacher.
+
+    Args:
+        teacher, student: logits, (N, C, D, H, W).
+
+    Returns:
+        Scalar >= 0; 0: the same probabilities.
+
+    Source: JRSS Eq. 5.
+    """
+    of_teacher, of_student = teacher.detach().float().log_softmax(1), student.float().log_softmax(1)
+    return ((of_teacher.exp() - of_student.exp()) * (of_teacher - of_student)).mean()
 
 
 def dice_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from stages.errors import LrlsError
-from stages.parts.augmentation import IntensityAugmentation, SpatialAugmentation
+from stages.parts.augmentation import AffineAugmentation, IntensityAugmentation, SpatialAugmentation
 from stages.parts.warps import one_hot, warp, warp_label, warp_one_hot
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """A network's answer for a scan, screened."""
+
+    label: Tensor  # class indices, (D, H, W)
+    trusted: Tensor  # whether a voxel counts, (D, H, W), bool
+    accepted: Tensor  # whether a class counts, (C,), bool
+
+    @property
+    def counts(self) -> bool:
+        """Whether a structure was accepted; the background alone makes no label."""
+        return bool(self.accepted[1:].any())
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,7 @@ class Scans:
         num_classes: background included.
         spacing_mm: voxel size (D, H, W).
         bank, samples: what `lrls generate` wrote, for the methods that learn from it.
+        pseudo: place in `names` -> pseudo-label, where it wrote these.
     """
 
     names: Sequence[str]
@@ -38,6 +54,13 @@ class Scans:
     spacing_mm: tuple[float, float, float]
     bank: PathBank | None = None
     samples: Sequence[Sample] | None = None
+    pseudo: Mapping[int, PseudoLabel] | None = None
+
+    @cached_property
+    def class_voxels(self) -> Tensor:
+        """Voxels of each class in the labels that may be used, (C,)."""
+        labels = torch.stack([self.labels[place] for place in sorted(self.labels)])
+        return torch.bincount(labels.flatten().long(), minlength=self.num_classes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,15 +84,15 @@ class Draw:
     """How a batch is drawn: the run's settings and its source of randomness."""
 
     batch_size: int
-    space: SpatialAugmentation | None
+    space: SpatialAugmentation | AffineAugmentation | None
     intensity: IntensityAugmentation | None
     generator: Generator
 
-    def displacement(self, data: Scans) -> Tensor | None:
-        """One random displacement a sample, (N, 3, D, H, W) voxels."""
+    def displacement(self, data: Scans, count: int | None = None) -> Tensor | None:
+        """One random displacement a sample, (N, 3, D, H, W) voxels; N is the batch size where `count` says no other."""
         if self.space is None:
             return None
-        return self.space.displacement(self.batch_size, data.shape, data.spacing_mm, self.generator)
+        return self.space.displacement(count or self.batch_size, data.shape, data.spacing_mm, self.generator)
 
     def recolour(self, image: Tensor) -> Tensor:
         return self.intensity(image, self.generator) if self.intensity else image

@@ -93,6 +93,16 @@ def overlap(result: Segmented) -> Tensor:
     return losses.dice_loss(result.logits.softmax(1), result.target)
 
 
+def precise_overlap(result: Segmented) -> Tensor:
+    """Soft Dice loss of JRSS, smoothed by 1e-6."""
+    return losses.dice_loss(result.logits.softmax(1), result.target, smooth=1e-6)
+
+
+def hardest_cross_entropy(result: Segmented) -> Tensor:
+    """Cross-entropy on the hardest quarter of the voxels, as OBELISK-Net is trained."""
+    return losses.hardest_cross_entropy_loss(result.logits, result.target)
+
+
 def cross_entropy(result: Segmented) -> Tensor:
     """Cross-entropy, mean over voxels."""
     return losses.cross_entropy_loss(result.logits, result.target)

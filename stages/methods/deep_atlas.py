@@ -1,0 +1,131 @@
+"""DeepAtlas: registration and segmentation learn from each other's answers, without looking at how good these are.
+
+Xu, Niethammer, "DeepAtlas: Joint Semi-Supervised Learning of Image Registration and Segmentation", MICCAI 2019,
+arXiv:1904.08465. The published code (github.com/uncbiag/DeepAtlas) has the single networks, not the joint training.
+
+R learns from similarity, smoothness and the overlap of warped and fixed anatomy, S's answer standing in for a label
+where there is none; S from the labels, and from a label carried over to an image without (or the other way round). Two
+images without a label teach S nothing. First each on its own, then in turn, 20 steps of R to one of S, then together.
+
+Ours differs in: LNCC, diffusion and Dice are shared with the other methods, so the terms' weights are ours, too; half
+of the pairs hold an atlas, since of one atlas among many scans S would hardly see a label otherwise; S is a U-Net of
+ours and R VoxelMorph's, as in the paper.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from stages.config import TrainSettings
+from stages.methods.recipe import (
+    SEGMENTATION_NAMES,
+    AnswerSettings,
+    Method,
+    Phase,
+    Player,
+    Recipe,
+    SegmentationName,
+    Task,
+    WeightedSum,
+    published_training,
+    registration_network,
+    segmentation_network,
+    short_training,
+)
+from stages.parts.consistency import RegisterPair, semantic_consistency, similarity, smoothness
+from stages.parts.samplers import labelled_scans
+from stages.parts.segmenting import Segment, overlap
+from stages.parts.self_training import (
+    RegisterByAnswers,
+    SegmentPair,
+    any_pair,
+    carried_anatomy,
+    supervised_overlap,
+)
+
+
+class Settings(AnswerSettings):
+    """Settings of `deep-atlas`."""
+
+    registration_network: Literal["voxelmorph", "published", "light"] = Field(
+        "voxelmorph", description="R: VoxelMorph's, BRBS's published U-Net, or the light one."
+    )
+    segmentation_network: SegmentationName = Field("full", description=f"S: {SEGMENTATION_NAMES}")
+    diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
+    smoothness_weight: float = Field(1.0, ge=0, description="Of R's diffusion.")
+    anatomy_weight: float = Field(1.0, ge=0, description="Of the overlap of anatomies, in R's loss and in S's.")
+    alone_share: float = Field(0.4, gt=0, lt=1, description="Share of the steps in which R, then S, learns on its own.")
+    alternating_share: float = Field(
+        0.3, ge=0, lt=1, description="Share of those in which S moves in every 20th step; in the rest, in every one."
+    )
+    segmentation_learning_rate: float | None = Field(None, gt=0, description="Of S; default: as R's.")
+
+
+def build(task: Task, settings: Settings) -> Recipe:
+    R = registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
+    S = segmentation_network(settings.segmentation_network, task)
+    pairs = partial(any_pair, with_atlas=0.5)
+    rate = settings.segmentation_learning_rate
+    register = {"similarity": (1.0, similarity), "smoothness": (settings.smoothness_weight, smoothness)}
+    registration = Player(
+        "registration",
+        trains=R,
+        forward=RegisterByAnswers(R, S),
+        loss=WeightedSum(**register, anatomy=(settings.anatomy_weight, semantic_consistency)),
+    )
+    segmentation = partial(
+        Player,
+        "segmentation",
+        trains=S,
+        forward=SegmentPair(S, R),
+        loss=WeightedSum(overlap=(1.0, supervised_overlap), anatomy=(settings.anatomy_weight, carried_anatomy)),
+        learning_rate=rate,
+    )
+    alone, alternating = settings.alone_share / 2, (1 - settings.alone_share) * settings.alternating_share
+    phases = [
+        Phase(
+            "registration-alone",
+            pairs,
+            [Player("registration", trains=R, forward=RegisterPair(R), loss=WeightedSum(**register))],
+            share=alone,
+        ),
+        Phase(
+            "segmentation-alone",
+            labelled_scans,
+            [
+                Player(
+                    "segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, overlap)),
+                    learning_rate=rate,
+                )
+            ],
+            share=alone,
+        ),
+        Phase("in-turn", pairs, [registration, segmentation(every=20)], share=alternating),
+        Phase("together", pairs, [registration, segmentation()], share=1 - settings.alone_share - alternating),
+    ]  # fmt: skip
+    return Recipe(
+        registration=R,
+        helpers={"segmentation": S},
+        segmentation=S,
+        flat_borders=settings.flat_borders,
+        train_registration=[phase for phase in phases if phase.share],
+    )
+
+
+def train_reg(settings: Settings) -> TrainSettings:
+    if settings.registration_network == "light":
+        return short_training(2000, learning_rate=1e-3)
+    return published_training(40_000, augmentation="paper")
+
+
+METHOD = Method(
+    name="deep-atlas",
+    summary="registration and segmentation in turn, each by the other's answers",
+    source="Xu, Niethammer, MICCAI 2019",
+    settings=Settings,
+    recipe=build,
+    train_reg=train_reg,
+)

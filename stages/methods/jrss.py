@@ -1,0 +1,221 @@
+"""JRSS: joint registration and segmentation self-training.
+
+Shi, Lu, Yin, Zhong, Yang, "Joint few-shot registration and segmentation self-training of 3D medical images",
+Biomedical Signal Processing and Control 80 (2023), doi:10.1016/j.bspc.2022.104294. The published code has the
+single-task networks, not the self-training.
+
+Round 0 trains R, and S on the atlases. Each later round: S as it is, the teacher, labels the unlabelled scans, and what
+it is unsure of is screened out; R goes on with these labels; a student goes on from the teacher's weights with R's
+help, and its moving average is the next teacher, and in the end the answer.
+
+How the text is read, where it leaves a choice (numbers of epochs are nowhere):
+- *Screening*: see `screen`. A scan without an accepted structure stays unlabelled: a sure background is no label.
+- *Student*: half of a batch are atlases, half scans with pseudo-labels. In L_d the atlas is what moves, so that
+  "lambda_d = 1 if labeled" always holds. "A new student" starts where the teacher stands ("we use the pre-trained nets
+  to initialize"). Teacher and student see the same image, moved and all; P_t is computed there, and never stored.
+- *Deformation as noise*: half of the scans (`input_noise`) are moved towards another scan by R, pseudo-labels along;
+  how often is not said.
+- *Dropout* acts on the last encoder layer and on the last one that is upsampled. It is the student's alone.
+- *Warm-up*: lambda_r is ten times as high in the first of R's 300 steps, falls linearly, and no more in later rounds.
+- *Initialisation*: Xavier for S; R as torch does it, with a head near 0.
+- Sums over voxels are means. Displacements are in voxels; images have mean 0 and standard deviation 1 inside.
+
+Ours differs in: images and displacements sample with aligned corners; |J| is the true determinant (the published one
+mixes up two axes).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from stages.config import TrainSettings
+from stages.methods.recipe import (
+    AnswerSettings,
+    Method,
+    Phase,
+    Player,
+    PseudoLabels,
+    Ramp,
+    Recipe,
+    SelfTraining,
+    Task,
+    Term,
+    WeightedSum,
+    registration_network,
+    segmentation_network,
+)
+from stages.parts.consistency import mean_squares, smoothness
+from stages.parts.networks import RegistrationNetwork
+from stages.parts.obelisk import HybridObelisk
+from stages.parts.samplers import labelled_scans
+from stages.parts.segmenting import Segment, hardest_cross_entropy, overlap_and_cross_entropy, precise_overlap
+from stages.parts.self_training import (
+    RegisterPartlyLabelled,
+    Standardised,
+    Teach,
+    accepted_overlap,
+    any_pair,
+    atlases_and_scans,
+    carried_overlap,
+    uncertainty,
+    weighted_cross_entropy,
+)
+
+
+class Settings(AnswerSettings):
+    """Settings of `jrss`; a weight of 0 switches a term off, and what only that term needs is not computed."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "abdomen": {"threshold": 0.6},
+        "official": {"slope": 0.025, "pretraining_loss": "hard-ce"},
+    }
+    ANSWERS: ClassVar[tuple[str, ...]] = (*AnswerSettings.ANSWERS, "preset", "rounds", "score_pseudo_labels")
+    SEGMENTS: ClassVar[tuple[str, ...]] = (
+        "segmentation_network", "pretraining_loss", "dropout", "input_noise", "kl_weight", "carried_weight", "decay",
+    )  # fmt: skip
+    ROUNDS: ClassVar[tuple[str, ...]] = (
+        "threshold", "dropout", "input_noise", "kl_weight", "carried_weight", "decay", "round_share",
+    )  # fmt: skip
+
+    preset: Literal["paper", "abdomen", "official"] = Field(
+        "paper",
+        description="abdomen: the paper's threshold there; official: the published code's single-task networks.",
+    )
+    rounds: int = Field(3, ge=0, le=20, description="Of self-training, after the first training; 0: only that.")
+    round_share: float = Field(
+        0.3333, gt=0, le=1, description="Steps of a round's train-reg and train-seg, in parts of those of round 0."
+    )
+    registration_network: Literal["obelisk", "voxelmorph", "published", "light"] = Field(
+        "obelisk", description="R: hybrid OBELISK, or VoxelMorph's, BRBS's published U-Net, or the light one."
+    )
+    segmentation_network: Literal["obelisk", "published", "full", "light"] = Field(
+        "obelisk", description="S: hybrid OBELISK, or BRBS's U-Net (full: with InstanceNorm), or the light one."
+    )
+    slope: float = Field(0.2, ge=0, lt=1, description="Of LeakyReLU in the hybrid OBELISK networks.")
+    diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
+    smoothness_weight: float = Field(0.025, ge=0, description="lambda_r, of R's diffusion.")
+    smoothness_warm_up: int = Field(300, ge=0, description="Steps in which it falls to that from ten times as much.")
+    overlap_weight: float = Field(0.1, ge=0, description="lambda_d of R: Dice of labels and accepted pseudo-labels.")
+    pretraining_loss: Literal["dice", "hard-ce", "dice-ce"] = Field(
+        "dice", description="Of S on the atlases: Dice; cross-entropy on the hardest quarter of voxels; or Dice-CE."
+    )
+    threshold: float = Field(0.7, ge=0, lt=1, description="tau: how sure of a voxel, and of a structure, S must be.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Share of channels that the student loses in two layers.")
+    input_noise: float = Field(0.5, ge=0, le=1, description="Share of the student's scans that R moves to other scans.")
+    kl_weight: float = Field(0.5, ge=0, description="lambda_u, of the student's distance from the teacher.")
+    carried_weight: float = Field(1.0, ge=0, description="lambda_d of the student: Dice with atlas labels moved by R.")
+    decay: float = Field(0.99, ge=0, lt=1, description="Of the student's moving average, the next teacher; 0: itself.")
+    score_pseudo_labels: bool = Field(
+        False, description="eval: also the pseudo-labels' DSC by round, where unlabelled scans do have label maps."
+    )
+
+
+def build(task: Task, settings: Settings) -> Recipe:
+    R, S = registration(task, settings), segmentation(task, settings)
+    teacher = deepcopy(S)
+    loss = {"dice": precise_overlap, "hard-ce": hardest_cross_entropy, "dice-ce": overlap_and_cross_entropy}
+
+    def register(smoothness_weight: float | Ramp) -> Player:
+        terms: dict[str, Term] = {
+            "similarity": (1.0, mean_squares),  # L_i
+            "smoothness": (smoothness_weight, smoothness),  # lambda_r L_r
+            "overlap": (settings.overlap_weight, accepted_overlap),  # lambda_d L_d; S stands still
+        }
+        return Player("registration", trains=R, forward=RegisterPartlyLabelled(R), loss=WeightedSum(**terms))
+
+    warm_up = Ramp(10 * settings.smoothness_weight, settings.smoothness_weight, settings.smoothness_warm_up)
+    pretrain = Player(
+        "segmentation",
+        trains=S,
+        forward=Segment(S),
+        loss=WeightedSum(overlap=(1.0, loss[settings.pretraining_loss])),
+        weight_decay=1e-4,
+    )
+    student = Player(
+        "student",
+        trains=S,
+        forward=Teach(
+            S,
+            teacher if settings.kl_weight else None,
+            R,
+            carries=bool(settings.carried_weight),
+            dropout=settings.dropout,
+        ),
+        loss=WeightedSum(
+            cross_entropy=(1.0, weighted_cross_entropy),  # L_c
+            uncertainty=(settings.kl_weight, uncertainty),  # lambda_u L_u
+            carried=(settings.carried_weight, carried_overlap),  # lambda_d L_d
+        ),
+        weight_decay=1e-4,
+        ema=settings.decay,
+    )
+    share = settings.round_share
+    return Recipe(
+        registration=R,
+        segmentation=S,
+        teacher=teacher,
+        flat_borders=settings.flat_borders,
+        scores_pseudo_labels=settings.score_pseudo_labels,
+        train_registration=[
+            Phase("registration", any_pair, [register(warm_up if settings.smoothness_weight else 0.0)])
+        ],
+        train_segmentation=[Phase("atlases", labelled_scans, [pretrain])],
+        self_training=SelfTraining(
+            rounds=settings.rounds,
+            generate=PseudoLabels(settings.threshold),
+            train_registration=[Phase("registration", any_pair, [register(settings.smoothness_weight)], share=share)],
+            train_segmentation=[
+                Phase("student", partial(atlases_and_scans, moved=settings.input_noise), [student], share=share)
+            ],
+        )
+        if settings.rounds
+        else None,
+    )
+
+
+def registration(task: Task, settings: Settings) -> RegistrationNetwork:
+    """R, which sees images of mean 0 and standard deviation 1."""
+    if settings.registration_network == "obelisk":
+        body: nn.Module = HybridObelisk(2, 3, task="registers", slope=settings.slope)
+        return RegistrationNetwork(Standardised(body), diffeomorphic=settings.diffeomorphic)
+    R = registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
+    R.body = Standardised(R.body)
+    return R
+
+
+def segmentation(task: Task, settings: Settings) -> nn.Module:
+    """S, likewise."""
+    if settings.segmentation_network == "obelisk":
+        return Standardised(HybridObelisk(1, task.num_classes, task="segments", slope=settings.slope))
+    return Standardised(segmentation_network(settings.segmentation_network, task))
+
+
+def training(steps: int, rate: float, augmentation: Literal["affine", "half-affine"]) -> TrainSettings:
+    return TrainSettings(
+        steps=steps, batch_size=2, learning_rate=rate, schedule="exponential", optimizer="adam", ema=0.0,
+        augmentation=augmentation,
+    )  # fmt: skip
+
+
+def train_reg(settings: Settings) -> TrainSettings:
+    return training(21_000, 4e-4, "half-affine")  # 5 epochs for each of S's
+
+
+def train_seg(settings: Settings) -> TrainSettings:
+    return training(4200, 1e-3, "affine")  # 300 epochs of the 28 scans of LPBA40
+
+
+METHOD = Method(
+    name="jrss",
+    summary="self-training in rounds: R learns from screened pseudo-labels, a student from R and its teacher",
+    source="Shi et al., BSPC 2023",
+    settings=Settings,
+    recipe=build,
+    train_reg=train_reg,
+    train_seg=train_seg,
+)

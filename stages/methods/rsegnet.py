@@ -1,0 +1,115 @@
+"""RSegNet: registration both ways and segmentation, trained together to be consistent.
+
+Qiu, Ren, "RSegNet: A Joint Learning Framework for Deformable Registration and Segmentation", IEEE T-ASE 2022. Neither
+text nor code was at hand: this is what JRSS's authors say of it, "consistency constraints of the registered
+bidirectional deformation" and training on labelled data, in the few-shot setting that they compare it in: R registers
+pairs of any scans both ways, its two displacements are to be each other's inverses and to carry anatomies onto each
+other, S's answers standing in where there is no label; S learns from labels, and from labels carried either way. The
+terms' weights are ours.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from stages.config import TrainSettings
+from stages.methods.recipe import (
+    SEGMENTATION_NAMES,
+    AnswerSettings,
+    Method,
+    Phase,
+    Player,
+    Recipe,
+    SegmentationName,
+    Task,
+    WeightedSum,
+    published_training,
+    registration_network,
+    segmentation_network,
+    short_training,
+)
+from stages.parts.consistency import inverse_consistency, semantic_consistency, similarity, smoothness
+from stages.parts.samplers import labelled_scans
+from stages.parts.segmenting import Segment, overlap
+from stages.parts.self_training import (
+    RegisterByAnswers,
+    SegmentPair,
+    any_pair,
+    carried_anatomy,
+    supervised_overlap,
+)
+
+
+class Settings(AnswerSettings):
+    """Settings of `rsegnet`."""
+
+    registration_network: Literal["voxelmorph", "published", "light"] = Field(
+        "voxelmorph", description="R: VoxelMorph's, BRBS's published U-Net, or the light one."
+    )
+    segmentation_network: SegmentationName = Field("full", description=f"S: {SEGMENTATION_NAMES}")
+    diffeomorphic: bool = Field(True, description="R predicts a velocity field, which is integrated.")
+    smoothness_weight: float = Field(1.0, ge=0, description="Of R's diffusion, both ways.")
+    inverse_weight: float = Field(0.1, ge=0, description="Of the residual of both displacements, composed.")
+    anatomy_weight: float = Field(1.0, ge=0, description="Of the consistency of anatomies, in R's loss and in S's.")
+    alone_share: float = Field(0.2, ge=0, lt=1, description="Share of the steps in which S learns from atlases alone.")
+    segmentation_learning_rate: float | None = Field(None, gt=0, description="Of S; default: as R's.")
+
+
+def build(task: Task, settings: Settings) -> Recipe:
+    R = registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
+    S = segmentation_network(settings.segmentation_network, task)
+    segmentation = partial(Player, "segmentation", trains=S, learning_rate=settings.segmentation_learning_rate)
+    alone = Phase(
+        "segmentation-alone",
+        labelled_scans,
+        [segmentation(forward=Segment(S), loss=WeightedSum(overlap=(1.0, overlap)))],
+        share=settings.alone_share,
+    )
+    together = Phase(
+        "together",
+        partial(any_pair, with_atlas=0.5),
+        [
+            Player(
+                "registration",
+                trains=R,
+                forward=RegisterByAnswers(R, S, both_ways=True),
+                loss=WeightedSum(
+                    similarity=(1.0, similarity),
+                    smoothness=(settings.smoothness_weight, smoothness),
+                    inverse_consistency=(settings.inverse_weight, inverse_consistency),
+                    anatomy=(settings.anatomy_weight, semantic_consistency),
+                ),
+            ),
+            segmentation(
+                forward=SegmentPair(S, R, both_ways=True),
+                loss=WeightedSum(overlap=(1.0, supervised_overlap), anatomy=(settings.anatomy_weight, carried_anatomy)),
+            ),
+        ],
+        share=1 - settings.alone_share,
+    )
+    return Recipe(
+        registration=R,
+        helpers={"segmentation": S},
+        segmentation=S,
+        flat_borders=settings.flat_borders,
+        train_registration=[alone, together] if settings.alone_share else [together],
+    )
+
+
+def train_reg(settings: Settings) -> TrainSettings:
+    if settings.registration_network == "light":
+        return short_training(2000, learning_rate=1e-3)
+    return published_training(40_000, augmentation="paper")
+
+
+METHOD = Method(
+    name="rsegnet",
+    summary="registration both ways and segmentation, trained together to be consistent",
+    source="Qiu, Ren, T-ASE 2022",
+    settings=Settings,
+    recipe=build,
+    train_reg=train_reg,
+)

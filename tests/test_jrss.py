@@ -1,0 +1,498 @@
+"""JRSS, DeepAtlas, RSegNet: their switches; and the rounds of self-training through the commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CASES, Project, draw_no_pictures
+from test_methods import config, generator, recipe_of, scans, textured
+
+from stages import budget as budgets
+from stages.artifacts.generated import Generated
+from stages.artifacts.store import latest
+from stages.budget import shares_of
+from stages.errors import LrlsError
+from stages.methods import METHODS, deep_atlas, jrss, rsegnet, settings_of, training_of
+from stages.methods.recipe import Ramp
+from stages.parts.losses import dice_loss
+from stages.parts.networks import LightUNet
+from stages.parts.obelisk import HybridObelisk
+from stages.parts.samplers import Draw, PseudoLabel
+from stages.parts.segmenting import precise_overlap
+from stages.parts.self_training import Standardised
+
+SHAPE = (10, 12, 12)
+SEED = 1  # draws pairs with an atlas, and a scan that is moved by noise
+
+
+def labelled(name):
+    """Scans, for `jrss` with pseudo-labels."""
+    label = torch.randint(3, SHAPE, generator=generator(3)).short()
+    trusted = textured(*SHAPE, seed=4) > 0.3
+    pseudo = {place: PseudoLabel(label, trusted, torch.tensor([True, True, True])) for place in (1, 2)}
+    return replace(scans(), pseudo=pseudo if name == "jrss" else None)
+
+
+def terms(name, **settings):
+    """Every term of a step of every phase of every round, and the totals."""
+    recipe = recipe_of(name, **settings)
+    body = recipe.registration.body
+    head = (body.body if isinstance(body, Standardised) else body).head
+    head.weight.data = 0.5 * (textured(*head.weight.shape) - 0.5)  # away from the identity
+    values = {}
+    for number in range(min(recipe.last_round, 1) + 1):
+        of_round = recipe.at_round(number)
+        for phase in (*of_round.train_registration, *of_round.train_segmentation):
+            batch = phase.batches(labelled(name), Draw(4, None, None, generator(SEED)))
+            for player in phase.players:
+                with torch.no_grad():
+                    total, found = player.loss(player.forward(batch))
+                values |= {
+                    f"{number}/{phase.name}/{player.name}/{term}": float(value)
+                    for term, value in {**found, "total": total}.items()
+                }
+    return values
+
+
+DEFAULTS: dict[str, dict[str, float]] = {}
+
+
+def defaults(name):
+    return DEFAULTS.setdefault(name, terms(name))
+
+
+def under(name, *starts):
+    return {key for key in defaults(name) if key.startswith(starts)}
+
+
+JRSS_R, JRSS_STUDENT = ("0/registration", "1/registration"), "1/student/student"
+JRSS_SWITCHES: list[tuple[str, object, Callable[[], set[str]], Callable[[], set[str]]]] = [
+    # setting, its value, terms that go, terms that change
+    ("registration_network", "light", set, lambda: under("jrss", "")),  # S is drawn after R
+    ("segmentation_network", "light", set, lambda: under("jrss", "0/atlases", JRSS_STUDENT)),
+    ("slope", 0.025, set, lambda: under("jrss", "")),
+    ("diffeomorphic", True, set, lambda: under("jrss", *JRSS_R, JRSS_STUDENT)),
+    ("smoothness_weight", 0.05, set, lambda: {f"{r}/registration/total" for r in JRSS_R}),
+    (
+        "overlap_weight",
+        0.0,
+        lambda: {f"{r}/registration/overlap" for r in JRSS_R},
+        lambda: {f"{r}/registration/total" for r in JRSS_R},
+    ),
+    ("pretraining_loss", "hard-ce", set, lambda: under("jrss", "0/atlases")),
+    ("dropout", 0.0, set, lambda: under("jrss", JRSS_STUDENT)),
+    ("input_noise", 0.0, set, lambda: under("jrss", JRSS_STUDENT)),
+    ("kl_weight", 0.0, lambda: {f"{JRSS_STUDENT}/uncertainty"}, lambda: {f"{JRSS_STUDENT}/total"}),
+    ("carried_weight", 0.0, lambda: {f"{JRSS_STUDENT}/carried"}, lambda: {f"{JRSS_STUDENT}/total"}),
+]
+OTHERS = {  # what they change is no term of a step: setting -> value, what to look at
+    "rounds": (5, lambda recipe: recipe.last_round),
+    "round_share": (1.0, lambda recipe: [p.share for p in recipe.at_round(1).train_registration]),
+    "smoothness_warm_up": (7, lambda recipe: recipe.train_registration[0].players[0].loss.terms["smoothness"][0]),
+    "threshold": (0.5, lambda recipe: recipe.at_round(1).generate),
+    "decay": (0.5, lambda recipe: recipe.at_round(1).train_segmentation[0].players[0].ema),
+    "score_pseudo_labels": (True, lambda recipe: recipe.scores_pseudo_labels),
+    "flat_borders": (True, lambda recipe: recipe.flat_borders),
+}
+
+
+@pytest.mark.parametrize(("setting", "value", "gone", "changed"), JRSS_SWITCHES, ids=[row[0] for row in JRSS_SWITCHES])
+def test_switch_of_jrss_changes_the_terms_that_it_is_about_and_no_other(setting, value, gone, changed):
+    default, found = defaults("jrss"), terms("jrss", **{setting: value})
+    assert default.keys() - found.keys() == gone() and found.keys() <= default.keys()
+    assert {name for name in found if found[name] != pytest.approx(default[name], rel=1e-6)} == changed()
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_other_setting_of_jrss_reaches_what_it_is_about(setting):
+    value, look = OTHERS[setting]
+    assert look(recipe_of("jrss", **{setting: value})) != look(recipe_of("jrss"))
+
+
+def test_every_setting_of_jrss_is_in_a_table_above():
+    assert {row[0] for row in JRSS_SWITCHES} | set(OTHERS) | {"preset"} == set(jrss.Settings.model_fields)
+
+
+def test_jrss_has_the_papers_weights_numbers_and_networks():
+    default = defaults("jrss")
+    for number, ramp in (("0", 10), ("1", 1)):
+        r = f"{number}/registration/registration"
+        expected = (
+            default[f"{r}/similarity"] + ramp * 0.025 * default[f"{r}/smoothness"] + 0.1 * default[f"{r}/overlap"]
+        )
+        assert default[f"{r}/total"] == pytest.approx(expected)
+    s = JRSS_STUDENT
+    expected = default[f"{s}/cross_entropy"] + 0.5 * default[f"{s}/uncertainty"] + default[f"{s}/carried"]
+    assert default[f"{s}/total"] == pytest.approx(expected)
+    recipe = recipe_of("jrss")
+    assert recipe.last_round == 3
+    assert all(type(each.body) is HybridObelisk for each in (recipe.registration.body, recipe.segmentation))
+    assert recipe.train_registration[0].players[0].loss.terms["smoothness"][0] == Ramp(0.25, 0.025, 300)
+    assert (recipe.at_round(1).train_registration[0].players[0].loss.terms["smoothness"][0]) == 0.025
+    reg, seg = (training_of(METHODS["jrss"], config(), stage) for stage in ("train_reg", "train_seg"))
+    assert (reg.learning_rate, seg.learning_rate, reg.batch_size, seg.batch_size) == (4e-4, 1e-3, 2, 2)
+    assert (reg.schedule, reg.optimizer, reg.augmentation, seg.augmentation) == (
+        "exponential",
+        "adam",
+        "half-affine",
+        "affine",
+    )
+    assert reg.steps == 5 * seg.steps
+    decays = {
+        number: [p.weight_decay for phase in (*r.train_registration, *r.train_segmentation) for p in phase.players]
+        for number, r in ((n, recipe.at_round(n)) for n in (0, 1))
+    }
+    assert decays == {0: [0.0, 1e-4], 1: [0.0, 1e-4]}
+
+
+def test_presets_of_jrss_change_the_readings_that_they_are_about():
+    official = settings_of(METHODS["jrss"], config(jrss={"preset": "official"}))
+    assert (official.slope, official.pretraining_loss, official.threshold) == (0.025, "hard-ce", 0.7)
+    assert settings_of(METHODS["jrss"], config(jrss={"preset": "abdomen"})).threshold == 0.6
+    default = jrss.Settings()
+    assert (default.slope, default.pretraining_loss, default.threshold) == (0.2, "dice", 0.7)
+    logits, target = textured(1, 3, *SHAPE), torch.nn.functional.one_hot(torch.zeros(1, *SHAPE).long(), 3)
+    target = target.movedim(-1, 1).float()
+    found = precise_overlap(type("Result", (), {"logits": logits, "target": target})())
+    assert float(found) == pytest.approx(float(dice_loss(logits.softmax(1), target, smooth=1e-6)))
+
+
+def test_networks_of_jrss_are_those_that_are_named_and_see_standardised_images():
+    recipe = recipe_of("jrss", registration_network="light", segmentation_network="light")
+    assert type(recipe.registration.body) is Standardised and type(recipe.segmentation) is Standardised
+    assert type(recipe.registration.body.body) is LightUNet and type(recipe.segmentation.body) is LightUNet
+    image = textured(1, 1, *SHAPE)
+    with torch.no_grad():
+        recipe.segmentation.eval()
+        torch.testing.assert_close(
+            recipe.segmentation(image), recipe.segmentation(0.3 + 2 * image), atol=1e-3, rtol=1e-3
+        )
+
+
+def test_teacher_is_no_network_that_is_trained_or_kept():
+    recipe = recipe_of("jrss").at_round(2)
+    student = recipe.train_segmentation[0].players[0]
+    assert student.trains is recipe.segmentation and student.forward.teacher is recipe.teacher
+    kept = [*recipe.registration_networks.values(), *recipe.segmentation_networks.values()]
+    assert all(each is not recipe.teacher for each in kept)
+    assert recipe_of("jrss", rounds=0).self_training is None and recipe_of("brbs").at_round(1).last_round == 0
+
+
+JOINT_SWITCHES = {
+    # setting -> value, part of the names of terms that go, names of terms that change
+    "deep-atlas": {
+        "smoothness_weight": (2.0, None, ("registration/total",)),
+        "anatomy_weight": (0.0, "anatomy", ("in-turn/registration/total", "together/registration/total",
+                                            "in-turn/segmentation/total", "together/segmentation/total")),
+        "diffeomorphic": (True, None, ("registration/", "segmentation/anatomy", "in-turn/segmentation/total",
+                                       "together/segmentation/total")),
+    },
+    "rsegnet": {
+        "smoothness_weight": (2.0, None, ("registration/total",)),
+        "inverse_weight": (0.0, "inverse_consistency", ("registration/total",)),
+        "anatomy_weight": (0.0, "anatomy", ("together/registration/total", "together/segmentation/total")),
+        "diffeomorphic": (False, None, ("registration/", "segmentation/anatomy", "together/segmentation/total")),
+    },
+}  # fmt: skip
+JOINT_OTHERS = {
+    "registration_network": ("light", lambda recipe: type(recipe.registration.body)),
+    "segmentation_network": ("light", lambda recipe: type(recipe.segmentation)),
+    "alone_share": (0.1, lambda recipe: [phase.share for phase in recipe.train_registration]),
+    "alternating_share": (0.1, lambda recipe: [phase.share for phase in recipe.train_registration]),
+    "segmentation_learning_rate": (
+        0.5,
+        lambda recipe: {p.learning_rate for x in recipe.train_registration for p in x.players},
+    ),
+    "flat_borders": (True, lambda recipe: recipe.flat_borders),
+}
+
+
+@pytest.mark.parametrize(("name", "setting"), [(n, s) for n, rows in JOINT_SWITCHES.items() for s in rows])
+def test_switch_of_joint_training_changes_the_terms_that_it_is_about(name, setting):
+    value, gone, changed = JOINT_SWITCHES[name][setting]
+    default, found = defaults(name), terms(name, **{setting: value})
+    assert default.keys() - found.keys() == {key for key in default if gone and key.endswith(gone)}
+    differing = {key for key in found if found[key] != pytest.approx(default[key], rel=1e-6)}
+    assert differing == {key for key in found if any(part in key for part in changed)}
+
+
+@pytest.mark.parametrize("model", [deep_atlas, rsegnet], ids=["deep-atlas", "rsegnet"])
+def test_other_settings_of_joint_training_reach_what_they_are_about(model):
+    name = model.METHOD.name
+    others = set(model.Settings.model_fields) - set(JOINT_SWITCHES[name])
+    assert others <= set(JOINT_OTHERS)
+    for setting in others:
+        value, look = JOINT_OTHERS[setting]
+        assert look(recipe_of(name, **{setting: value})) != look(recipe_of(name)), setting
+
+
+def test_deep_atlas_learns_alone_then_in_turn_then_together():
+    phases = recipe_of("deep-atlas").train_registration
+    assert [[(p.name, p.every) for p in phase.players] for phase in phases] == [
+        [("registration", 1)], [("segmentation", 1)], [("registration", 1), ("segmentation", 20)],
+        [("registration", 1), ("segmentation", 1)],
+    ]  # fmt: skip
+    assert sum(phase.share for phase in phases) == pytest.approx(1)
+    for name in ("deep-atlas", "rsegnet"):
+        recipe = recipe_of(name)
+        assert recipe.segmentation is recipe.helpers["segmentation"] and not recipe.train_segmentation
+
+
+# Rounds, through the commands
+
+
+SMALL = {"preprocess": {"shape": [16, 16, 16], "spacing_mm": 3.0}}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, new_project, no_pictures_in_module) -> Project:
+    """A project in which jrss has run with two rounds; tests that add versions copy it."""
+    project = new_project(tmp_path_factory.mktemp("rounds"), **SMALL)
+    project.made("run", "--method", "jrss")
+    return project
+
+
+@pytest.fixture
+def copied(shared, tmp_path, monkeypatch) -> Project:
+    draw_no_pictures(monkeypatch)
+    shutil.copytree(shared.folder, tmp_path / "copy")
+    return Project(tmp_path / "copy")
+
+
+def rounds_of(project: Project, kind: str) -> list[int]:
+    return [project.manifest(f"jrss/{kind}", version).identity.round for version in project.versions(f"jrss/{kind}")]
+
+
+def test_each_round_reads_what_the_one_before_made(shared):
+    assert rounds_of(shared, "registration") == rounds_of(shared, "segmentation") == [0, 1, 2]
+    assert rounds_of(shared, "generated") == [1, 2] and rounds_of(shared, "scores") == [2]
+    digests = shared.digests()
+    r, g, s = (
+        {n: digests[f"jrss/{kind}/v000{n + first}"] for n in range(1 - first, 3)}
+        for kind, first in (("registration", 1), ("generated", 0), ("segmentation", 1))
+    )
+    cohort = digests["cohort/v0001"]
+
+    def inputs(kind, version):
+        return shared.manifest(f"jrss/{kind}", f"v000{version}").identity.inputs
+
+    assert inputs("registration", 1) == {"cohort": cohort}
+    for n in (1, 2):
+        assert inputs("generated", n) == {"cohort": cohort, "segmentation": s[n - 1]}
+        assert inputs("registration", n + 1) == {"cohort": cohort, "registration": r[n - 1], "generated": g[n]}
+        assert inputs("segmentation", n + 1) == {
+            "cohort": cohort, "registration": r[n], "generated": g[n], "segmentation": s[n - 1],
+        }  # fmt: skip
+    scored = inputs("scores", 1)
+    assert (scored["registration"], scored["segmentation"]) == (r[2], s[2])
+    assert (scored["pseudo-labels/1"], scored["pseudo-labels/2"]) == (g[1], g[2])
+
+
+def test_pseudo_labels_are_screened_as_the_file_says(shared):
+    folder = shared.workspace / "jrss" / "generated" / "v0001"
+    with h5py.File(folder / "generated.h5") as file:
+        group = file["pseudo"]
+        assert list(group["scan"].asstr()[()]) == ["free_1", "free_2"]
+        certainty, trusted, label = (group[name][()] for name in ("certainty", "trusted", "label"))
+        sure = np.abs(certainty.astype(float) - 0.2) > 1e-3  # float16
+        assert np.array_equal((certainty > 0.2)[sure], trusted[sure])
+        for row in range(2):
+            for c in range(5):
+                here = label[row] == c
+                assert group["class_voxels"][row, c] == here.sum()
+                if here.any():
+                    mean = certainty[row][here].astype(float).mean()
+                    assert group["class_confidence"][row, c] == pytest.approx(mean, abs=1e-3)
+        found = Generated.open(folder).pseudo_labels(["x", "free_2", "free_1"], torch.device("cpu"))
+        assert set(found) == {1, 2}
+        assert np.array_equal(found[2].label.numpy(), label[0]) and np.array_equal(found[1].trusted.numpy(), trusted[1])
+    table = pd.read_csv(folder / "qc" / "pseudo-labels.csv")
+    assert len(table) == 2 * 5 and (folder / "qc" / "pseudo-labels.png").exists()
+
+
+def test_scores_say_how_pseudo_labels_changed_and_their_dice_only_when_asked(shared, copied):
+    scores = shared.workspace / "jrss" / "scores" / "v0001"
+    table = pd.read_csv(scores / "rounds.csv")
+    assert list(table["round"]) == [1, 2] and "dsc" not in table
+    assert table[["trusted_voxels", "accepted_structures", "labelled_scans"]].stack().between(0, 1).all()
+    assert not any(role.startswith("scan/") for role in shared.manifest("jrss/scores").identity.inputs)
+    done = copied.made("run", "--method", "jrss", "--set", "methods.jrss.score_pseudo_labels=true")
+    assert rounds_of(copied, "segmentation") == [0, 1, 2]  # nothing is trained anew
+    newest = copied.workspace / "jrss" / "scores" / "v0002"
+    assert done.out.splitlines()[-1] == str(newest)
+    assert pd.read_csv(newest / "rounds.csv")["dsc"].between(0, 1).all()
+    summary = json.loads((newest / "summary.json").read_text())
+    assert [row["round"] for row in summary["rounds"]] == [1, 2]
+    roles = copied.manifest("jrss/scores", "v0002").identity.inputs
+    assert {"scan/free_1", "scan/free_2"} <= set(roles)
+
+
+def test_the_same_command_again_makes_nothing_and_a_round_more_goes_on_from_the_last(copied):
+    before = copied.digests()
+    copied.made("run", "--method", "jrss")
+    assert copied.digests() == before
+    copied.made("run", "--method", "jrss", "--set", "methods.jrss.rounds=3")
+    assert rounds_of(copied, "segmentation") == [0, 1, 2, 3] and rounds_of(copied, "scores") == [2, 3]
+    assert {name: digest for name, digest in copied.digests().items() if name in before} == before
+
+
+def test_a_round_can_be_scored_stopped_at_and_made_again(copied):
+    before = copied.digests()
+    done = copied.made("eval", "--method", "jrss", "--round", "1")
+    assert "jrss, round 1, segmentation" in done.out
+    assert rounds_of(copied, "scores") == [2, 1]
+    inputs = copied.manifest("jrss/scores", "v0002").identity.inputs
+    assert inputs["segmentation"] == before["jrss/segmentation/v0002"] and "pseudo-labels/2" not in inputs
+    assert copied.made("compare", "--method", "jrss")
+    compared = copied.manifest("compare").identity.inputs
+    assert list(compared.values()) == [before["jrss/scores/v0001"]]  # the last round's, not the newest
+
+    for stage in ("generate", "train-reg", "train-seg"):  # the same again, and the old ones stay
+        copied.made(stage, "--method", "jrss", "--round", "1", "--force")
+    digests = copied.digests()
+    assert digests["jrss/generated/v0003"] == before["jrss/generated/v0001"]
+    assert digests["jrss/registration/v0004"] == before["jrss/registration/v0002"]
+    assert digests["jrss/segmentation/v0004"] == before["jrss/segmentation/v0002"]
+    assert before.items() <= digests.items()
+    copied.made("run", "--method", "jrss")
+    assert rounds_of(copied, "segmentation") == [0, 1, 2, 1]
+
+
+def test_settings_of_later_rounds_leave_the_first_training_as_it_is(copied):
+    copied.made("run", "--method", "jrss", "--round", "1", "--set", "methods.jrss.threshold=0.25")
+    assert rounds_of(copied, "registration") == [0, 1, 2, 1]
+    assert rounds_of(copied, "generated") == [1, 2, 1]
+    assert rounds_of(copied, "scores") == [2, 1]
+    found = latest(copied.workspace / "jrss" / "segmentation", kind="segmentation", round=1)
+    assert found.name == "v0004"
+    one, other = (copied.manifest("jrss/segmentation", v).identity.inputs for v in ("v0002", "v0004"))
+    assert one["segmentation"] == other["segmentation"] and one["generated"] != other["generated"]
+
+
+def test_the_first_training_alone_and_single_stages_of_a_round_in_turn_make_what_run_makes(
+    shared, tmp_path, new_project, monkeypatch
+):
+    draw_no_pictures(monkeypatch)
+    project = new_project(tmp_path, **SMALL)
+    project.made("run", "--method", "jrss", "--round", "0", "--until", "train-seg")
+    assert rounds_of(project, "segmentation") == [0] and not project.versions("jrss/generated")
+    done = project.lrls("train-reg", "--method", "jrss", "--round", "1")
+    assert done.code == 1 and "generated" in done.err
+    for stage in ("generate", "train-reg", "train-seg"):
+        project.made(stage, "--method", "jrss", "--round", "1")
+    assert project.digests().items() <= shared.digests().items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "--method", "jrss"), "jrss generates nothing in round 0; name a later one with --round."),
+        (("eval", "--method", "jrss", "--round", "3"),
+         "--round: found 3, expected 0 to 2; set methods.jrss.rounds for more."),
+        (("run", "--method", "jrss", "--round", "-1"),
+         "--round: found -1, expected 0 to 2; set methods.jrss.rounds for more."),
+        (("train-seg", "--method", "unet", "--round", "1"),
+         "--round: found 1, but unet has no rounds; leave --round out."),
+    ],
+)  # fmt: skip
+def test_rounds_that_there_are_not_are_refused(arguments, message, shared):
+    command, *rest = arguments
+    done = shared.lrls(command, *rest)
+    assert (done.code, done.err.strip().splitlines()[-1]) == (1, f"lrls: {message}")
+
+
+def test_a_round_that_is_stopped_goes_on_at_its_checkpoint_and_ends_the_same(shared, copied, monkeypatch):
+    """The student of round 2, with its average, its dropout and its noise; killed in its last step."""
+    import stages.training as training
+
+    shutil.rmtree(copied.workspace / "jrss" / "segmentation" / "v0003")
+    shutil.rmtree(copied.workspace / "jrss" / "scores")
+    real, moves = training._move, []
+
+    def stopped(*arguments):
+        moves.append(1)
+        if len(moves) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_move", stopped)
+    assert copied.lrls("run", "--method", "jrss").code == 130
+    assert rounds_of(copied, "segmentation") == [0, 1]
+    moves.clear()
+    copied.made("run", "--method", "jrss")
+    assert len(moves) == 2  # steps 3 and 4 of 4
+    assert copied.digests()["jrss/segmentation/v0003"] == shared.digests()["jrss/segmentation/v0003"]
+
+
+def test_the_next_teacher_is_the_average_of_the_student(shared, copied):
+    copied.made("train-seg", "--method", "jrss", "--round", "1", "--set", "methods.jrss.decay=0")
+    assert copied.digests()["jrss/segmentation/v0004"] != shared.digests()["jrss/segmentation/v0002"]
+    assert copied.manifest("jrss/segmentation", "v0004").identity.inputs == (
+        shared.manifest("jrss/segmentation", "v0002").identity.inputs
+    )
+
+
+def test_no_label_of_an_unlabelled_scan_reaches_a_round(shared, scans, new_project, tmp_path, monkeypatch):
+    draw_no_pictures(monkeypatch)
+    folder = tmp_path / "scans"
+    shutil.copytree(scans, folder)
+    for case in CASES:
+        if case not in ("atlas_1", "atlas_2"):
+            (folder / "labels" / f"{case}.nii.gz").unlink()
+    project = new_project(tmp_path / "without", data={"folder": str(folder), "supervised": []}, **SMALL)
+    project.made("run", "--method", "jrss", "--until", "train-seg")
+    assert project.digests().items() <= shared.digests().items()
+
+
+# Budgets
+
+
+def test_every_stage_of_every_round_gets_its_share_of_the_time(copied, monkeypatch):
+    monkeypatch.setattr(budgets, "step_seconds", lambda run: 20.0 * sum(phase.share for phase in run.phases))
+    for kind in ("registration", "segmentation", "generated", "scores"):
+        shutil.rmtree(copied.workspace / "jrss" / kind)
+    # 4 steps are trained whatever the plan says.
+    monkeypatch.setattr("stages.train_reg.train", lambda _: [])
+    monkeypatch.setattr("stages.train_seg.train", lambda _: [])
+    copied.made(
+        "run", "--method", "jrss", "--until", "train-seg", "--budget", "2h", "--set", "methods.jrss.round_share=0.5"
+    )
+    plans = [
+        (
+            copied.manifest("jrss/plan", v).identity,
+            json.loads((copied.workspace / "jrss" / "plan" / v / "plan.json").read_text()),
+        )
+        for v in copied.versions("jrss/plan")
+    ]
+    assert [(p.round, p.config["stage"]) for p, _ in plans] == [
+        (n, stage) for n in range(3) for stage in ("train_reg", "train_seg")
+    ]
+    # 1 + 1/2 + 1/2 for either stage; nothing is really trained, so that nearly all the time is left each time.
+    shares = [0.5 / 2, 0.5 / 1.5, 0.25 / 1, 0.25 / 0.75, 0.25 / 0.5, 1]
+    for (identity, plan), share in zip(plans, shares, strict=True):
+        assert plan["left_s"] == pytest.approx((7200 * (1 - budgets.MARGIN) - plan["spent_s"]) * share)
+        step_s = 20.0 * (0.5 if identity.round else 1)
+        assert plan["steps"] == pytest.approx(plan["left_s"] / step_s, abs=2)
+    assert [plan["spent_s"] for _, plan in plans] == sorted(plan["spent_s"] for _, plan in plans)
+
+
+def test_steps_of_a_budget_are_divided_over_all_rounds():
+    recipe = recipe_of("jrss", rounds=2, round_share=0.5)
+    assert shares_of(recipe) == {
+        (0, "train_reg"): 1, (0, "train_seg"): 1, (1, "train_reg"): 0.5, (1, "train_seg"): 0.5,
+        (2, "train_reg"): 0.5, (2, "train_seg"): 0.5,
+    }  # fmt: skip
+    assert shares_of(recipe_of("unet")) == {(0, "train_seg"): 1}
+
+
+def test_settings_that_do_not_exist_are_refused():
+    with pytest.raises(LrlsError, match=r"unknown setting treshold; did you mean threshold\?"):
+        settings_of(METHODS["jrss"], config(jrss={"treshold": 0.5}))
