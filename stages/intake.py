@@ -317,12 +317,21 @@ def _read_scan(config: Config, case: str, *, label: bool) -> tuple[sitk.Image | 
     return image, label_map, faults
 
 
-def _read_dicom(folder: Path, case: str, what: str) -> sitk.Image:
+def dicom_files(folder: Path, case: str, what: str = "image") -> Sequence[str]:
+    """The files of a folder's one DICOM series, in the order of its slices.
+
+    Raises:
+        IntakeError: none or several series.
+    """
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = f"{what} folder holds {len(series)} DICOM series, 1 expected"
         raise IntakeError(Fault(case, found, "keep the files of one series in it"))
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+
+
+def _read_dicom(folder: Path, case: str, what: str) -> sitk.Image:
+    files = dicom_files(folder, case, what)
     if len(files) == 1:
         return sitk.ReadImage(files[0])
     origins = []
