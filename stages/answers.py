@@ -37,8 +37,8 @@ class Atlas:
     label: np.ndarray
 
 
-def atlases_of(cohort: Cohort) -> tuple[Atlas, ...]:
-    return tuple(Atlas(case, cohort.image(case), cohort.label(case)) for case in cohort.parts.get("atlases", []))
+def atlases_of(cohort: Cohort, part: str = "atlases") -> tuple[Atlas, ...]:
+    return tuple(Atlas(case, cohort.image(case), cohort.label(case)) for case in cohort.parts.get(part, []))
 
 
 @dataclass(frozen=True)

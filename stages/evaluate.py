@@ -191,8 +191,8 @@ def _predict(
             values = (folding_fraction(jacobian), jacobian_std(jacobian), sd_log_jacobian(jacobian))
             measured = {name: float(value[0]) for name, value in zip(MEASURES, values, strict=True)}
             measures.append({"case": scan.case, "atlas": atlas.case} | measured)
-        field = answer.fields[0] if answer.fields else None
-        yield scan.case, {"classes": classes, "registration": measures, "field": field}
+        first = answer.fields[0] if answer.fields else None
+        yield scan.case, {"classes": classes, "registration": measures, "field": first}
 
 
 def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort, config: Config) -> None:

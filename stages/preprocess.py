@@ -173,6 +173,33 @@ def _align_case(config: Config, case: str, geometry: tuple, is_reference: bool) 
     return case, prepare(scan.image, reference, config.preprocess, seed=config.seed, is_reference=is_reference)[1]
 
 
+def prepare_new(
+    place: int, scan: Path | tuple, case: str, reference: tuple, settings: PreprocessSettings, grid: Grid, seed: int
+) -> tuple[int, tuple[np.ndarray, dict[str, Any]] | str]:
+    """The place of a scan that no configuration lists among others, and what the cohort's scans are brought to.
+
+    Args:
+        scan: its file or DICOM folder, or `packed`.
+        reference: `packed`.
+
+    Returns:
+        Image (D, H, W) on the grid and the record of `prepare`; or, in one line, why there is none.
+    """
+    try:
+        if isinstance(scan, Path):
+            image = intake.read_new_scan(scan, case).image
+        else:
+            image = intake.checked_image(unpacked(scan), case)
+        normalised, record = prepare(image, unpacked(reference), settings, seed=seed)
+        return place, (image_on_grid(normalised, record, grid, case), record)
+    except LrlsError as error:
+        return place, str(error)
+    except MemoryError:
+        return place, f"case {case}: the image does not fit into memory; crop it."
+    except (RuntimeError, ValueError):  # ITK's words quote paths
+        return place, f"case {case}: the image could not be aligned; look at the scan and its header."
+
+
 def packed(image: sitk.Image) -> tuple:
     """Voxels, spacing, origin and direction: an image as it goes to another process."""
     return sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection()

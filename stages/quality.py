@@ -212,9 +212,7 @@ def intensity_shift(image: np.ndarray, deciles: Sequence[tuple[float, float]]) -
 
 def estimated_dsc(measures: dict[str, float], calibration: Calibration) -> float:
     """In [0, 1]; measures count from what is typical of scans."""
-    gains = (
-        weight * (measures[name] - calibration.of_scans[name]) for name, weight in calibration.weights.items()
-    )
+    gains = (weight * (measures[name] - calibration.of_scans[name]) for name, weight in calibration.weights.items())
     return float(np.clip(calibration.level + sum(gains), 0, 1))
 
 

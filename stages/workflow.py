@@ -185,3 +185,30 @@ def run_stage(
     return evaluate(
         cohort, held_out, config, method_name, registration=registration, segmentation=segmentation, force=force
     )
+
+
+def trained(config: Config, method_name: str) -> Made:
+    """The newest cohort of the file's settings, and the newest artifacts of a method that were made from it.
+
+    Raises:
+        LrlsError: something that the method's answers need is not made yet.
+    """
+    method = find_method(method_name)
+    cohort = opened_cohort(config, method.cohort)
+    recipe = make_recipe(method, cohort, config)
+    folder, made_from = config.workspace / method.name, {"cohort": cohort.manifest}
+    settings = stage_config(method, config, segments=False)
+    registration, generated, segmentation = None, None, None
+    if recipe.train_registration:
+        found = latest(folder / "registration", kind=Registration.KIND, made_from=made_from, settings=settings)
+        registration = Registration.open(found)
+        made_from["registration"] = registration.manifest
+    if recipe.generate and recipe.train_segmentation:
+        found = latest(folder / "generated", kind=Generated.KIND, made_from=made_from, settings=settings)
+        generated = Generated.open(found)
+    if recipe.segmentation:
+        found = latest(
+            folder / "segmentation", kind=Segmentation.KIND, made_from=made_from, settings=stage_config(method, config)
+        )
+        segmentation = Segmentation.open(found)
+    return Made(cohort, registration, generated, segmentation)

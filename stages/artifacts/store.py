@@ -477,9 +477,7 @@ def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Ten
         for key in sorted(expected.keys() | found.keys()):
             shapes = [tuple(side[key].shape) if key in side else "nothing" for side in (found, expected)]
             if shapes[0] != shapes[1]:
-                raise LrlsError(
-                    f"{shown}: tensor {key}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}"
-                )
+                raise LrlsError(f"{shown}: tensor {key}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}")
         states[name] = {key.removeprefix(f"{name}/"): tensor for key, tensor in found.items()}
     for name, module in modules.items():
         module.load_state_dict(states[name])
