@@ -35,7 +35,9 @@ MOST_FOLDING = 0.01  # share of voxels with |J| <= 0, or three times what unlabe
 DECILES = tuple(k / 10 for k in range(1, 10))
 LEAST_SPREAD = 0.03  # of a decile between scans; intensities are in [0, 1]
 RIDGE = 0.05  # ties the weights of measures that say the same
-PERTURBATIONS = ((7.0, 0, 0.8), (-7.0, 2, 1.25))  # degrees about an axis of the grid, and the exponent of intensities
+# Degrees about an axis of the grid, voxels along (D, H, W), exponent of intensities. Shifted, too: a network that
+# answers by place, whatever the image shows, must not look stable.
+PERTURBATIONS = ((7.0, 0, (3, -3, 3), 0.8), (-7.0, 2, (-3, 3, -3), 1.25))
 
 
 class Calibration(Section):
@@ -159,14 +161,22 @@ def _stability(answering: Answering, image: np.ndarray, network: Tensor) -> floa
     spacing_mm, shape = answering.grid.spacing_mm, answering.grid.shape
     classes = network.argmax(0).cpu()
     found = []
-    for degrees, axis, gamma in PERTURBATIONS:
-        turn = _rotation(degrees, axis)
+    for degrees, axis, shift, gamma in PERTURBATIONS:
+        turn, way = _rotation(degrees, axis), torch.tensor(shift, dtype=torch.float32).view(1, 3, 1, 1, 1)
         there, back = (affine_displacement(m[None], shape, spacing_mm) for m in (turn, turn.T))
+        # x -> turn(x) + way one way, the inverse turn of x - way the other
+        there, back = there + way, back - _turned(way, turn.T, spacing_mm)
         turned = warp(torch.from_numpy(image.astype(np.float32))[None, None] ** gamma, there)
         answer = answering.segment(turned[0, 0].numpy()).cpu()
         again = warp_probabilities(answer[None], back)[0].argmax(0)
         found.append(_mean_dice(again, classes, answering.num_classes))
     return float(np.mean(found))
+
+
+def _turned(way: Tensor, turn: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
+    """A shift in voxels, (1, 3, 1, 1, 1), after a turn in mm."""
+    spacing = torch.tensor(spacing_mm)
+    return ((turn @ (way.flatten() * spacing)) / spacing).view(1, 3, 1, 1, 1)
 
 
 def _rotation(degrees: float, axis: int) -> Tensor:
