@@ -21,6 +21,8 @@ from stages.preprocess import in_processes, packed, prepare_new
 from stages.quality import Quality, assess
 from stages.writers import csv_of, volumes_ml, write_dicom_seg, write_image, write_label_tables
 
+AT_ONCE = 32  # scans that are aligned and registered before the first answer; bounds memory
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -109,15 +111,15 @@ class Predictor:
         names = names or [
             f"scan_{k}" if isinstance(scan, sitk.Image) else intake.case_id(Path(scan)) for k, scan in enumerate(scans)
         ]
-        ready = self._prepared(scans, names)
-        waiting = [each for each in ready if isinstance(each, GridScan)]
-        answers = self._answers(waiting)
-        for each in ready:
-            if isinstance(each, Failure):
-                yield each
-                continue
-            answer = next(answers)
-            yield answer if isinstance(answer, Failure) else self._finished(each, answer)
+        for start in range(0, len(scans), AT_ONCE):
+            ready = self._prepared(scans[start : start + AT_ONCE], names[start : start + AT_ONCE])
+            answers = self._answers([each for each in ready if isinstance(each, GridScan)])
+            for each in ready:
+                if isinstance(each, Failure):
+                    yield each
+                    continue
+                answer = next(answers)
+                yield answer if isinstance(answer, Failure) else self._finished(each, answer)
 
     def _prepared(self, scans: Sequence[Path | str | sitk.Image], names: Sequence[str]) -> list[GridScan | Failure]:
         config, reference = self.model.config, packed(self.model.reference)

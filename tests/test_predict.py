@@ -22,6 +22,7 @@ from stages.phantoms import STRUCTURES, make_phantom
 from stages.predict import find_scans
 from stages.workflow import trained
 
+METHODS = ("best", "unet", "voxelmorph")  # fused, network alone, propagated labels
 GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
 
 
@@ -36,12 +37,12 @@ def serial() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, new_project, serial, no_pictures_in_module) -> Project:
-    """A project in which `best` and `unet` are scored."""
+    """A project in which the methods are scored."""
     project = new_project(
         tmp_path_factory.mktemp("predict"),
         methods={"best": {"coarse_steps": 3, "fine_steps": 2}, "unet": {"train_seg": {"steps": 30}}},
     )
-    for method in ("best", "unet"):
+    for method in METHODS:
         project.made("run", "--method", method)
     return project
 
@@ -50,10 +51,10 @@ def shared(tmp_path_factory, new_project, serial, no_pictures_in_module) -> Proj
 def exported(shared, tmp_path_factory) -> dict[str, Path]:
     """What each method is exported as, in a folder of their own."""
     folder = tmp_path_factory.mktemp("exported")
-    for method in ("best", "unet"):
+    for method in METHODS:
         shared.made("calibrate", "--method", method, "--couples", "9")
         shared.made("export", "--method", method, "--out", str(folder / f"{method}.zip"))
-    return {method: folder / f"{method}.zip" for method in ("best", "unet")}
+    return {method: folder / f"{method}.zip" for method in METHODS}
 
 
 def predict(project: Project, model: Path, *arguments: str):
@@ -75,13 +76,15 @@ def array(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-@pytest.mark.parametrize("method", ["best", "unet"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_scan_of_the_cohort_is_answered_as_eval_answers_it(method, shared, exported, scans, tmp_path):
     images = [str(scans / "images" / f"{case}.nii.gz") for case in ("test_1", "test_2")]
     threads = ("--set", "threads=1")  # as eval has it; sums are rounded otherwise on more
     done = predict(shared, exported[method], *images, *threads, "--out", str(tmp_path / "of_model"))
     assert done.code == 0, done.err
+    before = {path: path.stat().st_mtime_ns for path in shared.folder.rglob("*")}
     shared.made("predict", *images, "--method", method, "--out", str(tmp_path / "of_config"))
+    assert {path: path.stat().st_mtime_ns for path in shared.folder.rglob("*")} == before
 
     for case in ("test_1", "test_2"):
         expected = array(shared.workspace / method / "scores" / "v0001" / "labels" / f"{case}.nii.gz")
@@ -158,6 +161,17 @@ def test_an_unreadable_scan_costs_one_line_and_the_others_are_done(shared, expor
         "case lost: no such file or folder; correct the path.",
     ]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_scans_are_worked_on_a_few_at_a_time(exported, scans, monkeypatch):
+    monkeypatch.setattr("stages.predict.AT_ONCE", 2)
+    names = ["test_1", "lost", "test_2", "test_1", "dev_1"]
+    found = list(
+        load_model(exported["unet"], threads=1).predict_many([scans / "images" / f"{n}.nii.gz" for n in names])
+    )
+    assert [each.case for each in found] == names
+    assert [isinstance(each, Prediction) for each in found] == [True, False, True, True, True]
+    np.testing.assert_array_equal(found[0].classes, found[3].classes)
 
 
 def test_a_scan_that_cannot_be_registered_does_not_stop_the_others(exported, scans, monkeypatch):
@@ -275,7 +289,7 @@ def turned(image: sitk.Image, degrees: float) -> sitk.Image:
 
 
 def test_copies_that_lie_otherwise_get_the_label_map_of_the_original(tmp_path, new_project, scans):
-    """Turned, flipped, permuted, coarser along one axis, oblique, cropped: aligned by ANTs in processes of its own."""
+    """Turned, flipped, permuted, coarser along one axis, oblique, cropped: all aligned by ANTs."""
     project = new_project(tmp_path, preprocess={"align": "affine", "spacing_mm": 1.2, "shape": None, "margin_mm": 6})
     project.made("preprocess")
     config = project.config
@@ -287,7 +301,7 @@ def test_copies_that_lie_otherwise_get_the_label_map_of_the_original(tmp_path, n
     oblique = sitk.Image(image)
     tilt = sitk.Euler3DTransform((0, 0, 0), 0.2, 0.1, 0.0)
     oblique.SetDirection((np.reshape(tilt.GetMatrix(), (3, 3)) @ np.reshape(image.GetDirection(), (3, 3))).ravel())
-    coarse = sitk.Expand(sitk.Shrink(image, [1, 1, 2]), [1, 1, 1])
+    coarse = sitk.Shrink(image, [1, 1, 2])
     copies = {
         "flipped": sitk.Flip(image, [True, False, True]),
         "permuted": sitk.PermuteAxes(image, [2, 0, 1]),
