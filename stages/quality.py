@@ -34,7 +34,9 @@ LOW_DSC = 0.6  # an estimate below is flagged
 MOST_FOLDING = 0.01  # share of voxels with |J| <= 0, or three times what unlabelled scans show
 DECILES = tuple(k / 10 for k in range(1, 10))
 LEAST_SPREAD = 0.03  # of a decile between scans; intensities are in [0, 1]
-RIDGE = 0.05  # ties the weights of measures that say the same
+RIDGE = 0.3  # of measures in standard deviations: ties the weights of those that say the same
+LEAST_DEVIATION = 0.02  # of a measure between scans
+UNUSUAL = 5.0  # deviations below the median over scans are flagged
 # Degrees about an axis of the grid, voxels along (D, H, W), exponent of intensities. Shifted, too: a network that
 # answers by place, whatever the image shows, must not look stable.
 PERTURBATIONS = ((7.0, 0, (3, -3, 3), 0.8), (-7.0, 2, (-3, 3, -3), 1.25))
@@ -49,6 +51,7 @@ class Calibration(Section):
     of_scans: dict[str, float] = Field(description="Typical measures of unlabelled scans.")
     volumes: list[float] = Field(description="Median voxels of each structure on the grid.")
     deciles: list[tuple[float, float]] = Field(description="Deciles of intensity on the grid: median and spread.")
+    lowest: dict[str, float] = Field(description="Measures below are unlike those of the unlabelled scans.")
     most_shift: float = Field(description="Deciles further than this many spreads from their medians are flagged.")
     most_folding: float = Field(description="Share of folded voxels above which an answer is flagged.")
     error: float = Field(description="Mean absolute error of the estimate, each couple left out in turn.")
@@ -104,6 +107,8 @@ def assess(
     if calibration and shift is not None and shift > calibration.most_shift:
         flags.append("intensities out of range")
     flags += [f"missing {name}" for name in missing]
+    if calibration:
+        flags += [f"low {name}" for name, value in found.items() if value < calibration.lowest.get(name, -math.inf)]
     if estimate is not None and estimate < LOW_DSC:
         flags.append(f"estimated DSC under {LOW_DSC}")
     return Quality(found, folding, float(scan.record["correlation"]), shift, estimate, tuple(flags))
@@ -258,6 +263,9 @@ def fit(
         w, b = _non_negative(x[others], y[others])
         left_out.append(abs(np.clip(b + x[k] @ w, 0, 1) - y[k]))
     own = np.array([np.quantile(image.astype(np.float32), DECILES) for image in images])
+    usual = {name: [m[name] for m in scans or couples] for name in names}
+    if not scans:
+        usual = {name: [v for v, good in zip(usual[name], undamaged, strict=True) if good] for name in names}
     medians = np.median(own, axis=0)
     spreads = np.maximum(1.4826 * np.median(np.abs(own - medians), axis=0), LEAST_SPREAD)
     shifts = (np.abs(own - medians) / spreads).max(1)
@@ -268,7 +276,8 @@ def fit(
         of_scans=of_scans,
         volumes=list(volumes),
         deciles=[(float(m), float(s)) for m, s in zip(medians, spreads, strict=True)],
-        most_shift=1.5 * max(float(shifts.max()), 3.0),
+        lowest={name: _median(usual[name]) - UNUSUAL * _deviation(usual[name]) for name in names},
+        most_shift=2 * max(float(shifts.max()), 4.0),
         most_folding=max(MOST_FOLDING, 3 * max(foldings, default=0.0)),
         error=float(np.mean(left_out)),
         couples=len(couples),
@@ -280,14 +289,20 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation as the median deviation from the median tells it."""
+    return max(1.4826 * _median(np.abs(np.array(values) - _median(values)).tolist()), LEAST_DEVIATION)
+
+
 def _non_negative(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
     """Weights >= 0 and level of the least-squares line through (x, y), slightly drawn to small weights."""
     count, names = x.shape
+    scale = np.maximum(x.std(0), 1e-3)
     penalty = RIDGE * math.sqrt(count) * np.eye(names)
-    rows = np.block([[x, np.ones((count, 1))], [penalty, np.zeros((names, 1))]])
+    rows = np.block([[x / scale, np.ones((count, 1))], [penalty, np.zeros((names, 1))]])
     low = np.append(np.zeros(names), -np.inf)
     found = lsq_linear(rows, np.append(y, np.zeros(names)), bounds=(low, np.inf)).x
-    return found[:-1], float(found[-1])
+    return found[:-1] / scale, float(found[-1])
 
 
 @dataclass(frozen=True)

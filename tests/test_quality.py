@@ -67,6 +67,7 @@ CALIBRATION = Calibration(
     weights={"stability": 0.5, "similarity": 0.5}, level=0.9, of_couples={"stability": 1.0, "similarity": 1.0},
     of_scans={"stability": 1.0, "similarity": 0.8}, volumes=[210.0, 168.0],
     deciles=[(float(v), 0.05) for v in np.quantile(phantom()[0], np.arange(1, 10) / 10)], most_shift=5.0,
+    lowest={"similarity": 0.2},
     most_folding=0.01, error=0.0, couples=0, scans=0,
 )  # fmt: skip
 
@@ -127,6 +128,7 @@ def test_the_estimate_is_learned_and_no_measure_that_falls_can_raise_it():
     assert found.error < 0.03
     assert found.of_scans["similarity"] == 0.4 and found.of_scans["stability"] == found.of_couples["stability"]
     assert found.most_folding == pytest.approx(0.06)
+    assert found.lowest["similarity"] == pytest.approx(0.4 - 5 * 0.02)
     sound = {"stability": 0.8, "similarity": 0.5, "volume": 0.9}
     for name in sound:
         worse = {**sound, name: -1.0}
@@ -144,7 +146,8 @@ def test_nothing_is_flagged_of_a_sound_scan_and_every_fault_is():
         CALIBRATION,
     )  # fmt: skip
     assert bad.flags == (
-        "alignment refused", "folding", "intensities out of range", "missing b", "estimated DSC under 0.6",
+        "alignment refused", "folding", "intensities out of range", "missing b", "low similarity",
+        "estimated DSC under 0.6",
     )  # fmt: skip
     assert bad.estimated_dsc < 0.6
     none = assess(answering(), scan(fell_back=True), answer(), image, ["a"], None)
