@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from stages.artifacts.store import Manifest, read_manifest
+from stages.errors import LrlsError
 
 if TYPE_CHECKING:
     from stages.quality import Calibration
@@ -30,6 +31,11 @@ class Calibrated:
         return cls(folder, read_manifest(folder, kind=cls.KIND))
 
     def read(self) -> Calibration:
+        """Raises LrlsError if it is damaged."""
         from stages.quality import Calibration
 
-        return Calibration.model_validate_json((self.folder / "calibration.json").read_text())
+        try:
+            return Calibration.model_validate_json((self.folder / "calibration.json").read_text())
+        except (OSError, ValueError):  # a ValidationError is one
+            name = f"{self.folder.parent.name}/{self.folder.name}"
+            raise LrlsError(f"{name}: calibration.json is not readable; `lrls calibrate --force` makes it.") from None
