@@ -2,6 +2,7 @@
 #   make demo                      best and the whole of brbs on the example, next to affine and unet
 #   make test                      the test suite
 #   make preprocess CONFIG=my.yaml METHOD=brbs    one target per stage; SET="--set key=value" overrides settings
+#   make predict CONFIG=my.yaml METHOD=best SCANS=new OUT=labels
 #   make TORCH_INDEX=https://download.pytorch.org/whl/cu130 demo    another build of torch
 
 PYTHON ?= python3
@@ -9,13 +10,16 @@ VENV ?= .venv
 CONFIG ?= data.example/lrls.yaml
 METHOD ?= brbs
 SET ?=
+SCANS ?=
+OUT ?=
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench check suggest-atlas preprocess train-reg generate train-seg eval run clean
+.PHONY: setup demo test lint bench check suggest-atlas preprocess train-reg generate train-seg eval run calibrate \
+	export predict clean
 
 setup: $(READY)
 
@@ -51,8 +55,14 @@ bench: $(READY)
 check suggest-atlas preprocess: $(READY)
 	$(LRLS) $@ $(CONFIG) $(SET)
 
-train-reg generate train-seg eval run: $(READY)
+train-reg generate train-seg eval run calibrate: $(READY)
 	$(LRLS) $@ $(CONFIG) --method $(METHOD) $(SET)
+
+export: $(READY)
+	$(LRLS) export $(CONFIG) --method $(METHOD) --out $(OUT) $(SET)
+
+predict: $(READY)
+	$(LRLS) predict $(CONFIG) --method $(METHOD) $(SCANS) --out $(OUT) $(SET)
 
 clean:
 	rm -rf $(VENV) runs

@@ -5,14 +5,17 @@ import sys
 
 import typer
 
+from lrls_cli.calibrate import calibrate
 from lrls_cli.check import check
 from lrls_cli.compare import compare
 from lrls_cli.evaluate import evaluate
+from lrls_cli.export import export
 from lrls_cli.generate import generate
 from lrls_cli.history import history
 from lrls_cli.init import init
 from lrls_cli.methods import methods
 from lrls_cli.phantom import phantom
+from lrls_cli.predict import predict
 from lrls_cli.preprocess import preprocess
 from lrls_cli.run import run
 from lrls_cli.suggest_atlas import suggest_atlas
@@ -36,6 +39,9 @@ app.command()(generate)
 app.command("train-seg")(train_seg)
 app.command("eval")(evaluate)
 app.command()(run)
+app.command()(predict)
+app.command()(calibrate)
+app.command()(export)
 app.command()(compare)
 app.command()(methods)
 app.command()(history)

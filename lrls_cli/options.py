@@ -15,5 +15,5 @@ AppearanceFrom = Annotated[
 ]
 Round = Annotated[
     int | None,
-    typer.Option(help="Of methods with rounds; default: the last one to score, the first one (0) of other stages."),
+    typer.Option(help="Of methods with rounds; default: the last one to score or predict, else the first one (0)."),
 ]

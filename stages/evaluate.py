@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from stages import intake
+from stages.answers import Answering, GridScan, atlases_of
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
@@ -29,7 +31,7 @@ from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
-from stages.flat_borders import FlatBorder, find_flat_borders, flatten
+from stages.flat_borders import FlatBorder, find_flat_borders
 from stages.methods import find_method
 from stages.methods.recipe import Recipe
 from stages.own_space import as_label_image, classes_in_own_space
@@ -42,7 +44,6 @@ from stages.parts.metrics import (
 )
 from stages.parts.warps import one_hot
 from stages.progress import Progress
-from stages.registering import displacements, segment, vote
 from stages.statistics import summarize
 from stages.train_reg import make_recipe, overlay_row, stage_config
 
@@ -81,7 +82,7 @@ def evaluate(
         raise LrlsError(f"data.{part} lists no case; list labelled scans there, or set eval.part.")
     there = {"segmentation": segmentation is not None, "registration": registers(recipe, cohort)}
     outputs = [name for name, is_there in there.items() if is_there]
-    borders = _flat_borders(cohort, config) if recipe.flat_borders else []
+    borders = flat_borders(cohort, config) if recipe.flat_borders else []
     for border in borders:
         names = " and ".join(cohort.structures[c - 1] for c in border.classes)
         print(f"{names} meet in one plane of voxels in the atlases, so they do in the answers.", flush=True)
@@ -151,7 +152,7 @@ def evaluate(
     return Scores.open(draft.result)
 
 
-def _flat_borders(cohort: Cohort, config: Config) -> list[FlatBorder]:
+def flat_borders(cohort: Cohort, config: Config) -> list[FlatBorder]:
     """Borders that all labelled scans of the cohort draw as one plane of voxels."""
     scans = (
         intake.read_scan(config, case, label=True)
@@ -216,45 +217,29 @@ def _predict(
     device: Device,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(case, {"classes": {output: label map in own space}, "registration": measures, "field": of the first atlas})."""
-    atlas_cases = cohort.parts.get("atlases", [])
-    atlases = [(cohort.image(case), cohort.label(case)) for case in atlas_cases]
-    if "segmentation" in outputs:
-        assert recipe.segmentation is not None
-        recipe.segmentation.to(device.torch).eval()
-    stream: Iterator[tuple[int, np.ndarray]] = iter(())
-    if "registration" in outputs:
-        pairs = [(image, held_out.image(case)) for case in cases for image, _ in atlases]
-        names = [case for case in cases for _ in atlases]
-        stream = displacements(recipe, pairs, names, spacing_mm=cohort.grid.spacing_mm, device=device, config=config)
-    fields: dict[int, np.ndarray] = {}
-    for turn, case in enumerate(cases):
-        record, scan = held_out.transform(case), held_out.image(case)
+    answering = Answering(
+        recipe, cohort.grid, cohort.num_classes, atlases_of(cohort), borders, "registration" in outputs, config, device
+    )
+    if "segmentation" not in outputs:
+        answering = replace(answering, recipe=replace(recipe, segmentation=None))
+    scans = [GridScan(case, held_out.image(case), held_out.transform(case)) for case in cases]
+    for scan, answer in zip(scans, answering.answers(scans), strict=True):
         classes = {}
-        measures = []
         if "segmentation" in outputs:
-            probabilities = segment(recipe.segmentation, scan, device)  # type: ignore[arg-type]
-        if "registration" in outputs:
-            mine = [turn * len(atlases) + k for k in range(len(atlases))]
-            while not all(k in fields for k in mine):
-                place, field = next(stream)
-                fields[place] = field
-            here = [fields.pop(k) for k in mine]
-            votes = vote(atlases, here, scan, cohort.num_classes, label_warp=recipe.label_warp)
-            classes["registration"] = classes_in_own_space(votes, record, cohort.grid)
-            for atlas, field in zip(atlas_cases, here, strict=True):
-                jacobian = jacobian_determinant(torch.from_numpy(field)[None])
-                values = (folding_fraction(jacobian), jacobian_std(jacobian), sd_log_jacobian(jacobian))
-                measured = {name: float(value[0]) for name, value in zip(MEASURES, values, strict=True)}
-                measures.append({"case": case, "atlas": atlas} | measured)
+            classes["segmentation"] = answering.in_own_space(answer, scan.record)
+        if answer.votes is not None:
+            classes["registration"] = classes_in_own_space(answer.votes, scan.record, cohort.grid)
         if "network" in outputs:
-            classes["network"] = classes_in_own_space(probabilities, record, cohort.grid)
-        if "segmentation" in outputs:
-            mean = (probabilities + votes.to(probabilities.device)) / 2 if "registration" in outputs else probabilities
-            answer = classes_in_own_space(mean if recipe.fuse else probabilities, record, cohort.grid)
-            for border in borders:
-                answer = flatten(answer, mean, border, record, cohort.grid)
-            classes["segmentation"] = answer
-        yield case, {"classes": classes, "registration": measures, "field": here[0] if measures else None}
+            assert answer.network is not None
+            classes["network"] = classes_in_own_space(answer.network, scan.record, cohort.grid)
+        measures = []
+        for atlas, field in zip(answering.atlases, answer.fields, strict=False):
+            jacobian = jacobian_determinant(torch.from_numpy(field)[None])
+            values = (folding_fraction(jacobian), jacobian_std(jacobian), sd_log_jacobian(jacobian))
+            measured = {name: float(value[0]) for name, value in zip(MEASURES, values, strict=True)}
+            measures.append({"case": scan.case, "atlas": atlas.case} | measured)
+        first = answer.fields[0] if answer.fields else None
+        yield scan.case, {"classes": classes, "registration": measures, "field": first}
 
 
 def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort, config: Config) -> None:

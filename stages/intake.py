@@ -143,19 +143,33 @@ def read_scan(config: Config, case: str, *, label: bool) -> Scan:
     return Scan(case, image, label_map)
 
 
-def read_new_scan(path: Path) -> Scan:
-    """Read a scan that no configuration lists: a file, or a folder with one DICOM series; its name is the case id.
+def read_new_scan(path: Path, case: str | None = None) -> Scan:
+    """Read a scan that no configuration lists: a file, or a folder with one DICOM series.
+
+    Args:
+        case: its id; by default its name.
 
     Raises:
         IntakeError: it is missing, or anything is wrong with it.
     """
-    case = case_id(path)
+    case = case or case_id(path)
     if not path.exists():
         raise IntakeError(Fault(case, "no such file or folder", "correct the path"))
-    image, faults = _checked_image(read_image(path, case), case)
+    return Scan(case, checked_image(read_image(path, case), case), None)
+
+
+def checked_image(image: sitk.Image, case: str) -> sitk.Image:
+    """An image as float32.
+
+    Raises:
+        IntakeError: it is no volume of one channel with finite voxels of several values.
+    """
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise IntakeError(Fault(case, "image is no volume of one channel", "give one 3D image per scan"))
+    image, faults = _checked_image(image, case)
     if faults:
         raise IntakeError(faults[0])
-    return Scan(case, image, None)
+    return image
 
 
 def case_id(path: Path) -> str:
@@ -317,12 +331,21 @@ def _read_scan(config: Config, case: str, *, label: bool) -> tuple[sitk.Image | 
     return image, label_map, faults
 
 
-def _read_dicom(folder: Path, case: str, what: str) -> sitk.Image:
+def dicom_files(folder: Path, case: str, what: str = "image") -> Sequence[str]:
+    """The files of a folder's one DICOM series, in the order of its slices.
+
+    Raises:
+        IntakeError: none or several series.
+    """
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         found = f"{what} folder holds {len(series)} DICOM series, 1 expected"
         raise IntakeError(Fault(case, found, "keep the files of one series in it"))
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+
+
+def _read_dicom(folder: Path, case: str, what: str) -> sitk.Image:
+    files = dicom_files(folder, case, what)
     if len(files) == 1:
         return sitk.ReadImage(files[0])
     origins = []

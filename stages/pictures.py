@@ -262,6 +262,28 @@ def predictions_page(rows: Sequence[Row], path: Path, *, structures: Sequence[st
     _save(figure, path)
 
 
+def overlay_page(row: Row, path: Path, *, structures: Sequence[str] = ()) -> None:
+    """Contours of a label map on its image, in three planes through the largest part of the structures.
+
+    Args:
+        row: `case`, `image` (intensities in [0, 1]) and `label` (D, H, W), `spacing_mm`, and optionally `note`.
+        path: PNG file to write.
+        structures: names for the legend.
+    """
+    image, label, spacing_mm = row["image"], row["label"], row["spacing_mm"]
+    shapes = [max(_plane_size(image.shape, axis, spacing_mm) for axis in range(3))]
+    figure, ((*line,),) = _image_grid(shapes, 3, width=3.0, left=0.08, titles=0.5, structures=structures)
+    for axis, (axes, plane) in enumerate(zip(line, PLANES, strict=True)):
+        index = _best_slice(label, image.shape, axis)
+        _show(axes, _cut(image, axis, index), axis, spacing_mm)
+        _contours(axes, _cut(label, axis, index))
+        axes.set_anchor("N")
+        title = plane if axis else f"{row['case']}\n{row.get('note') or plane}"
+        axes.set_title(_plain(title), fontsize=8.5, color=INK, loc="left")
+    _structure_legend(figure, structures)
+    _save(figure, path)
+
+
 def score_boxes(table: Mapping[str, Sequence[float]], path: Path) -> None:
     """DSC per structure, the best one on top: box (quartiles, median), whiskers, and every scan as a dot.
 
@@ -550,7 +572,7 @@ def _show(
     )
 
 
-def _class_color(class_index: int) -> Any:
+def class_color(class_index: int) -> Any:
     if class_index <= len(COLORS):
         return COLORS[class_index - 1]
     # Golden-ratio steps round the hues keep neighbouring classes apart.
@@ -564,7 +586,7 @@ def _contours(axes: Axes, label: np.ndarray, linewidth: float = 1.1) -> None:
     limits = axes.get_xlim(), axes.get_ylim()
     for class_index in np.unique(label[label > 0]):
         mask = (padded == class_index).astype(np.float32)
-        axes.contour(across, down, mask, levels=[0.5], colors=[_class_color(int(class_index))], linewidths=linewidth)
+        axes.contour(across, down, mask, levels=[0.5], colors=[class_color(int(class_index))], linewidths=linewidth)
     axes.set_xlim(limits[0])
     axes.set_ylim(limits[1])
 
@@ -613,7 +635,7 @@ def _structure_legend(figure: Figure, structures: Sequence[str]) -> None:
     if not _legend_height(structures, figure.get_figwidth()):
         return
     handles = [
-        Line2D([], [], color=_class_color(number), linewidth=2.5, label=_plain(name))
+        Line2D([], [], color=class_color(number), linewidth=2.5, label=_plain(name))
         for number, name in enumerate(structures, start=1)
     ]
     figure.legend(

@@ -135,9 +135,7 @@ def _align_all(
     config: Config, reference: sitk.Image, jobs: list[tuple[str, str]], transforms: Path, part: Part
 ) -> None:
     """One JSON file per case in `transforms`; those that are there already are kept (a resumed run)."""
-    geometry = (
-        sitk.GetArrayFromImage(reference), reference.GetSpacing(), reference.GetOrigin(), reference.GetDirection(),
-    )  # fmt: skip
+    geometry = packed(reference)
     missing = [(case, role) for role, case in jobs if not (transforms / f"{case}.json").exists()]
     is_reference = {config.part("atlases")[0]} if part == "train" else set()
     arguments = [(config, case, geometry, case in is_reference) for case, _ in missing]
@@ -170,13 +168,50 @@ def in_processes(
 
 
 def _align_case(config: Config, case: str, geometry: tuple, is_reference: bool) -> tuple[str, dict[str, Any]]:
-    voxels, spacing, origin, direction = geometry
-    reference = sitk.GetImageFromArray(voxels)
-    reference.SetSpacing(spacing)
-    reference.SetOrigin(origin)
-    reference.SetDirection(direction)
     scan = intake.read_scan(config, case, label=False)
+    reference = unpacked(geometry)
     return case, prepare(scan.image, reference, config.preprocess, seed=config.seed, is_reference=is_reference)[1]
+
+
+def prepare_new(
+    place: int, scan: Path | tuple, case: str, reference: tuple, settings: PreprocessSettings, grid: Grid, seed: int
+) -> tuple[int, tuple[np.ndarray, dict[str, Any]] | str]:
+    """The place of a scan that no configuration lists among others, and what the cohort's scans are brought to.
+
+    Args:
+        scan: its file or DICOM folder, or `packed`.
+        reference: `packed`.
+
+    Returns:
+        Image (D, H, W) on the grid and the record of `prepare`; or, in one line, why there is none.
+    """
+    try:
+        if isinstance(scan, Path):
+            image = intake.read_new_scan(scan, case).image
+        else:
+            image = intake.checked_image(unpacked(scan), case)
+        normalised, record = prepare(image, unpacked(reference), settings, seed=seed)
+        return place, (image_on_grid(normalised, record, grid, case), record)
+    except LrlsError as error:
+        return place, str(error)
+    except MemoryError:
+        return place, f"case {case}: the image does not fit into memory; crop it."
+    except (RuntimeError, ValueError):  # ITK's words quote paths
+        return place, f"case {case}: the image could not be aligned; look at the scan and its header."
+
+
+def packed(image: sitk.Image) -> tuple:
+    """Voxels, spacing, origin and direction: an image as it goes to another process."""
+    return sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+
+
+def unpacked(geometry: tuple) -> sitk.Image:
+    voxels, spacing, origin, direction = geometry
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image
 
 
 def prepare(
@@ -342,6 +377,21 @@ def to_grid(image: sitk.Image, record: dict[str, Any], grid: Grid, *, nearest: b
     )
 
 
+def image_on_grid(normalised: sitk.Image, record: dict[str, Any], grid: Grid, case: str) -> np.ndarray:
+    """What networks see of a scan: (D, H, W) float16 in [0, 1].
+
+    Raises:
+        LrlsError: nothing of the scan lies on the grid.
+    """
+    voxels = to_grid(normalised, record, grid)
+    if voxels.min() == voxels.max():
+        raise LrlsError(
+            f"case {case}: its image does not reach the grid, which lies round the first atlas; "
+            "set preprocess.align to rigid or affine, or correct the header's origin."
+        )
+    return voxels.astype(np.float16)
+
+
 def label_to_grid(
     label: sitk.Image, classes: np.ndarray, num_classes: int, record: dict[str, Any], grid: Grid
 ) -> np.ndarray:
@@ -377,13 +427,7 @@ def _write(config: Config, folder: Path, reference: sitk.Image, grid: Grid, jobs
                 scan = intake.read_scan(config, case, label=role in TRAINED_ON)
                 record = json.loads((folder / "transforms" / f"{case}.json").read_text())
                 normalised, _, _ = normalise(scan.image, config.preprocess)
-                voxels = to_grid(normalised, record, grid)
-                if voxels.min() == voxels.max():
-                    raise LrlsError(
-                        f"case {case}: its image does not reach the grid, which lies round the first atlas; "
-                        "set preprocess.align to rigid or affine, or correct the header's origin."
-                    )
-                images[case] = voxels.astype(np.float16)
+                images[case] = image_on_grid(normalised, record, grid, case)
                 if scan.label is not None:
                     classes = intake.class_indices(sitk.GetArrayFromImage(scan.label), config, case)
                     labels[case] = label_to_grid(scan.label, classes, num_classes, record, grid)

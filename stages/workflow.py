@@ -39,13 +39,14 @@ TRAINS: dict[Stage, TrainStage] = {"train-reg": "train_reg", "train-seg": "train
 
 @dataclass(frozen=True)
 class Made:
-    """What a run made or found, stage by stage."""
+    """What a run made or found in a round, stage by stage."""
 
     cohort: Cohort
     registration: Registration | None = None
     generated: Generated | None = None
     segmentation: Segmentation | None = None
     scores: Scores | None = None
+    round: int = 0
 
 
 def needs_unlabeled(method: Method, config: Config) -> bool:
@@ -109,7 +110,7 @@ def run(
     before, made = Made(cohort), Made(cohort)
     for number in range(last + 1 if until != "preprocess" else 0):
         recipe, order = recipe.at_round(number), order_of(number)
-        before, made = made, Made(cohort)
+        before, made = made, Made(cohort, round=number)
         if recipe.last_round:
             tell(f"round {number} of {recipe.last_round}")
         for stage in order[: order.index(until) + 1] if number == last and until in order else order:
@@ -123,18 +124,18 @@ def run(
         tell(f"nothing to score: data.{config.eval.part} lists no scan")
     elif until == "eval":
         held_out = told(preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None))
-        scores = told(_evaluated(made, held_out, config, method_name, last, force))
+        scores = told(_evaluated(made, held_out, config, method_name, force))
         made = replace(made, scores=scores)
     return made
 
 
-def _evaluated(made: Made, held_out: Cohort, config: Config, method_name: str, round: int, force: bool) -> Scores:
+def _evaluated(made: Made, held_out: Cohort, config: Config, method_name: str, force: bool) -> Scores:
     return evaluate(
         made.cohort,
         held_out,
         config,
         method_name,
-        round=round,
+        round=made.round,
         registration=made.registration,
         segmentation=made.segmentation,
         pseudo_labels=pseudo_labels_behind(made.segmentation),
@@ -260,26 +261,58 @@ def run_stage(
         appearance_from: as of `run`; what was generated with other looks, or trained on that, is not looked at.
     """
     method = find_method(method_name)
+    before, made, appearance = newest(config, method, round, appearance_from, until=stage)
+    if stage == "eval":
+        base = made.cohort if method.cohort == "train" else None
+        return _evaluated(made, preprocess(config, config.eval.part, base=base), config, method_name, force)
+    looks = {} if stage == "train-reg" else {"appearance": appearance}
+    read = reads(stage, made, before)
+    return MAKE[stage](made.cohort, config, method_name, round=made.round, force=force, **read, **looks)
+
+
+def trained(config: Config, method_name: str, *, round: int | None = None, appearance_from: Path | None = None) -> Made:
+    """The newest cohort of the file's settings, and the newest artifacts of a method that were made from it.
+
+    Args:
+        round, appearance_from: as of `run_stage`.
+
+    Raises:
+        LrlsError: something that the method's answers need is not made yet.
+    """
+    method = find_method(method_name)
+    _, made, _ = newest(config, method, round, appearance_from, until="eval")
+    if made.segmentation and (digest := made.segmentation.manifest.identity.inputs.get("generated")):
+        found = with_digest(config.workspace / method.name / "generated", digest)
+        made = replace(made, generated=Generated.open(found) if found else None)
+    return made
+
+
+def newest(
+    config: Config, method: Method, round: int | None, appearance_from: Path | None, *, until: Stage
+) -> tuple[Made, Made, Registration | None]:
+    """What a stage reads: the newest artifacts of the round before, those of its own round, and another's looks.
+
+    Args:
+        round, appearance_from: as of `run_stage`.
+        until: the stage.
+
+    Raises:
+        LrlsError: there is none.
+    """
     cohort = opened_cohort(config, method.cohort)
     recipe = make_recipe(method, cohort, config)
     if round is None:
-        round = recipe.last_round if stage == "eval" else 0
+        round = recipe.last_round if until == "eval" else 0
     checked_round(method, recipe, round)
     appearance = other_registration(appearance_from, method) if appearance_from else None
     check_appearance(appearance, recipe, method.name)
     before = Made(cohort)
     for number in range(round):
-        before = newest(config, method, recipe, before, number, appearance)
-    made = newest(config, method, recipe, before, round, appearance, until=stage)
-    if stage != "eval":
-        read = reads(stage, made, before)
-        looks = {} if stage == "train-reg" else {"appearance": appearance}
-        return MAKE[stage](cohort, config, method_name, round=round, force=force, **read, **looks)
-    held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)
-    return _evaluated(made, held_out, config, method_name, round, force)
+        before = newest_of_round(config, method, recipe, before, number, appearance)
+    return before, newest_of_round(config, method, recipe, before, round, appearance, until=until), appearance
 
 
-def newest(
+def newest_of_round(
     config: Config,
     method: Method,
     recipe: Recipe,
@@ -299,7 +332,7 @@ def newest(
     Raises:
         LrlsError: there is none.
     """
-    recipe, made = recipe.at_round(round), Made(before.cohort)
+    recipe, made = recipe.at_round(round), Made(before.cohort, round=round)
     order: tuple[Stage, ...] = (*order_of(round), "eval")
     for stage in order[: order.index(until)]:
         if not has(recipe, stage) or (stage == "generate" and until == "eval" and not round):

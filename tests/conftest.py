@@ -169,11 +169,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("stages.preprocess.in_processes", serial)
     monkeypatch.setattr("stages.registering.in_processes", serial)
+    monkeypatch.setattr("stages.predict.in_processes", serial)
 
 
 PICTURES = (
-    "couples_page", "loss_curves", "panels_page", "points_plot", "predictions_page", "registration_overlay",
-    "rounds_page", "score_boxes", "suggestion_page",
+    "couples_page", "loss_curves", "overlay_page", "panels_page", "points_plot", "predictions_page",
+    "registration_overlay", "rounds_page", "score_boxes", "suggestion_page",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
 from conftest import CASES, Project, draw_no_pictures
 from test_methods import config, generator, recipe_of, scans, textured
@@ -20,14 +21,17 @@ from stages.artifacts.generated import Generated
 from stages.artifacts.store import latest
 from stages.budget import shares_of
 from stages.errors import LrlsError
+from stages.exported import open_model
 from stages.methods import METHODS, deep_atlas, jrss, rsegnet, settings_of, training_of
 from stages.methods.recipe import Ramp
+from stages.model import model_of
 from stages.parts.losses import dice_loss
 from stages.parts.networks import LightUNet
 from stages.parts.obelisk import HybridObelisk
 from stages.parts.samplers import Draw, PseudoLabel
 from stages.parts.segmenting import precise_overlap
 from stages.parts.self_training import Standardised
+from stages.workflow import trained
 
 SHAPE = (10, 12, 12)
 SEED = 1  # draws pairs with an atlas, and a scan that is moved by noise
@@ -364,6 +368,29 @@ def test_a_round_can_be_scored_stopped_at_and_made_again(copied):
     assert before.items() <= digests.items()
     copied.made("run", "--method", "jrss")
     assert rounds_of(copied, "segmentation") == [0, 1, 2, 1]
+
+
+def test_new_scans_are_answered_by_the_last_round_or_the_one_that_is_named(copied, scans, tmp_path):
+    image = scans / "images" / "test_1.nii.gz"
+    copied.made("predict", str(image), "--method", "jrss", "--out", str(tmp_path / "out"))
+    found, scored = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "test_1.nii.gz")))
+        for folder in (tmp_path / "out", copied.workspace / "jrss" / "scores" / "v0001" / "labels")
+    )
+    assert np.array_equal(found, scored)
+
+    option, model = ("--method", "jrss", "--round", "1"), tmp_path / "model.zip"
+    copied.made("calibrate", *option, "--couples", "9")
+    copied.made("export", *option, "--out", str(model))
+    assert rounds_of(copied, "calibration") == [1]
+    opened, made = open_model(model), trained(copied.config, "jrss", round=1)
+    assert opened.calibration is not None
+    assert made.generated.manifest.identity.round == made.segmentation.manifest.identity.round == 1
+    expected = model_of(made, copied.config, "jrss").recipe.segmentation.state_dict()
+    kept = opened.recipe.segmentation.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in expected.items())
+    last = model_of(trained(copied.config, "jrss"), copied.config, "jrss").recipe.segmentation.state_dict()
+    assert any(not torch.equal(kept[name], value) for name, value in last.items())
 
 
 def test_settings_of_later_rounds_leave_the_first_training_as_it_is(copied):

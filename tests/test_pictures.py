@@ -171,7 +171,7 @@ def test_smoothing_keeps_a_constant_and_passes_over_gaps():
 
 
 def test_neighbouring_classes_have_distinct_colors():
-    colors = [pictures._class_color(number) for number in range(1, 40)]
+    colors = [pictures.class_color(number) for number in range(1, 40)]
     assert len(set(colors)) == len(colors)
 
 
@@ -181,3 +181,14 @@ def test_drawing_leaves_no_figures_behind(tmp_path):
     before = pyplot.get_fignums()
     pictures.loss_curves(log(), tmp_path / "curves.png")
     assert pyplot.get_fignums() == before
+
+
+def test_an_overlay_shows_three_planes_with_contours(tmp_path):
+    row = {"case": "p1", "image": volume(0), "label": label(), "spacing_mm": (1.0, 1.0, 2.0), "note": "folding"}
+    pictures.overlay_page(row, tmp_path / "sound.png", structures=("one", "two"))
+    pictures.overlay_page({**row, "label": np.zeros(SHAPE, int)}, tmp_path / "empty.png", structures=("one", "two"))
+    sound, empty = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("sound", "empty"))
+    assert sound.shape == empty.shape
+    assert sound.shape[1] > 2 * sound.shape[0]
+    changed = (sound != empty).any(-1).any(0)  # contours in each third of the page
+    assert all(third.any() for third in np.array_split(changed, 3))

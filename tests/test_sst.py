@@ -11,10 +11,11 @@ import torch
 from conftest import CASES, Project
 from torch import nn
 
-from stages import budget
+from stages import budget, workflow
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import Draft
 from stages.artifacts.weights import Registration
+from stages.calibrate import made_couples
 from stages.config import Config, TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError
@@ -402,6 +403,22 @@ def test_single_commands_tell_the_looks_of_here_from_those_of_elsewhere(trained,
         done = trained.made("eval", "--method", "sst", *arguments)
         scores = trained.manifest("sst/scores", done.out.splitlines()[-1].rpartition("/")[2]).identity
         assert scores.inputs["segmentation"] == trained.manifest("sst/segmentation", newest).digest
+        place = elsewhere.workspace if is_foreign else None
+        found = workflow.trained(trained.config, "sst", appearance_from=place)  # what is exported and predicts
+        assert found.segmentation.manifest.digest == scores.inputs["segmentation"]
+        assert versions[found.generated.manifest.digest] is is_foreign
+        recipe = make_recipe(METHODS["sst"], found.cohort, trained.config)
+        couples = made_couples(found.cohort, recipe, found.generated, trained.config, 4)
+        samples = samples_of(trained, found.generated.folder.name)
+        for (image, label), place in zip(couples, (0, 1, 2, 0), strict=True):  # drawn scans, whose labels are known
+            assert np.array_equal(image, samples["image"][place, 0]) and np.array_equal(label, samples["label"][place])
+
+
+def test_looks_are_refused_before_anything_is_trained(trained, elsewhere):
+    option = ("--appearance-from", str(elsewhere.workspace / "sst" / "registration" / "v0001"))
+    done = trained.lrls("run", "--method", "jrss", *option)
+    assert "--appearance-from: jrss with these settings has no appearance model" in done.err
+    assert not trained.versions("jrss/registration")
 
 
 def test_looks_that_do_not_fit_or_are_not_there_are_refused(trained, tmp_path):

@@ -49,6 +49,7 @@ FORMAT_VERSIONS = {
     "comparison": 2,
     "plan": 1,
     "suggestion": 1,
+    "calibration": 1,
 }
 MADE_WITH = {
     "cohort": "lrls preprocess",
@@ -59,6 +60,7 @@ MADE_WITH = {
     "comparison": "lrls compare",
     "plan": "lrls run --budget",
     "suggestion": "lrls suggest-atlas",
+    "calibration": "lrls calibrate",
 }
 MANIFEST = "artifact.json"
 VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder
@@ -83,7 +85,7 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        return _digest_of(asdict(self))
+        return digest_of(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -404,10 +406,11 @@ def _update_values(digest: hashlib._Hash, values: np.ndarray) -> None:
 
 
 def _content_digest(identity: Identity, files: Mapping[str, str]) -> str:
-    return _digest_of({"identity": identity.digest, "files": files})
+    return digest_of({"identity": identity.digest, "files": files})
 
 
-def _digest_of(values: object) -> str:
+def digest_of(values: object) -> str:
+    """Of a JSON-able value, whatever the order of its keys."""
     return hashlib.sha256(_canonical(values)).hexdigest()
 
 
@@ -419,7 +422,12 @@ def _canonical(values: object) -> bytes:
 
 
 def save_weights(modules: Mapping[str, torch.nn.Module], path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write parameters and buffers of networks as safetensors, in float32, under the keys "network/parameter".
+    """Write `packed_weights`."""
+    atomic_write_bytes(path, packed_weights(modules, metadata))
+
+
+def packed_weights(modules: Mapping[str, torch.nn.Module], metadata: Mapping[str, Any]) -> bytes:
+    """Parameters and buffers of networks as safetensors, in float32, under the keys "network/parameter".
 
     The metadata is one JSON string, since several safetensors keys are not written in a stable order; it carries a
     checksum too, as the format has none.
@@ -434,7 +442,7 @@ def save_weights(modules: Mapping[str, torch.nn.Module], path: Path, metadata: M
             kept = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
             tensors[f"{name}/{key}"] = kept.clone(memory_format=torch.contiguous_format)
     head = {"metadata": metadata, "checksum": _checksum(tensors, metadata)}
-    atomic_write_bytes(path, safetensors.torch.save(tensors, metadata={"lrls": _canonical(head).decode()}))
+    return safetensors.torch.save(tensors, metadata={"lrls": _canonical(head).decode()})
 
 
 def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str, Any]:
@@ -459,6 +467,20 @@ def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str
         raise LrlsError(f"{_shown(path)} is truncated or damaged; make it again with --force.") from None
     if checksum != _checksum(tensors, metadata):
         raise LrlsError(f"{_shown(path)} changed since it was written; make it again with --force.")
+    fill(modules, tensors, _shown(path))
+    return metadata
+
+
+def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Tensor], shown: str) -> None:
+    """Fill networks with tensors of the keys "network/parameter"; those of other networks are left alone.
+
+    Args:
+        modules: by name; a part of a network by "network/part".
+        shown: where they come from, for messages.
+
+    Raises:
+        LrlsError: they do not fit the networks, which then stay as they are.
+    """
     states = {}
     for name, module in modules.items():
         prefix = f"{name}." if "/" in name else f"{name}/"
@@ -468,13 +490,10 @@ def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str
         for key in sorted(expected.keys() | found.keys()):
             shapes = [tuple(side[key].shape) if key in side else "nothing" for side in (found, expected)]
             if shapes[0] != shapes[1]:
-                raise LrlsError(
-                    f"{_shown(path)}: tensor {key}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}"
-                )
+                raise LrlsError(f"{shown}: tensor {key}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}")
         states[name] = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
     for name, module in modules.items():
         module.load_state_dict(states[name])
-    return metadata
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:

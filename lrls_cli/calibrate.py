@@ -1,0 +1,37 @@
+"""`lrls calibrate`: what tells good answers from bad ones."""
+
+from typing import Annotated
+
+import typer
+
+from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Round, Settings
+
+NetworkOnly = Annotated[
+    bool, typer.Option("--network-only", help="Answer by the network alone, though the method fuses.")
+]
+
+
+def calibrate(
+    config: ConfigFile,
+    method: MethodName,
+    network_only: NetworkOnly = False,
+    couples: Annotated[int, typer.Option(min=9, help="Generated couples to answer, a third of them undamaged.")] = 30,
+    settings: Settings = [],  # noqa: B006
+    round: Round = None,
+    appearance_from: AppearanceFrom = None,
+    force: Force = False,
+) -> None:
+    """Learn how far to trust a method's answers, from couples that it generates; `predict` then estimates DSC.
+
+    Example: lrls calibrate lrls.yaml --method best
+    """
+    # Imported here so that `lrls --help` does not wait for torch.
+    from stages.calibrate import calibrate as stage
+    from stages.config import load_config
+    from stages.workflow import trained
+
+    loaded = load_config(config, settings)
+    made = trained(loaded, method, round=round, appearance_from=appearance_from)
+    found = stage(made, loaded, method, network_only=network_only, couples=couples, force=force)
+    typer.echo(f"estimates of DSC are off by {found.read().error:.3f} on average, on generated couples")
+    typer.echo(found.folder)

@@ -1,0 +1,59 @@
+"""`lrls export`: a trained method as one file, or generated data for nnU-Net."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrls_cli.calibrate import NetworkOnly
+from lrls_cli.options import AppearanceFrom, ConfigFile, MethodName, Round, Settings
+
+
+class To(StrEnum):
+    """Kinds of export."""
+
+    model = "model"
+    nnunet = "nnunet"
+
+
+def export(
+    config: ConfigFile,
+    method: MethodName,
+    out: Annotated[Path, typer.Option(help="model.zip, or a folder; for nnU-Net a folder Dataset<3 digits>_<name>.")],
+    to: Annotated[To, typer.Option(help="model: for `lrls predict`; nnunet: raw data to train nnU-Net v2 on.")] = (
+        To.model
+    ),
+    network_only: NetworkOnly = False,
+    couples: Annotated[int, typer.Option(min=0, help="For nnU-Net: couples to draw from generated paths.")] = 100,
+    settings: Settings = [],  # noqa: B006
+    round: Round = None,
+    appearance_from: AppearanceFrom = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what `out` holds.")] = False,
+) -> None:
+    """Write a trained method as one file that answers scans elsewhere, or its data for nnU-Net.
+
+    Example: lrls export lrls.yaml --method best --out model.zip
+    """
+    # Imported here so that `lrls --help` does not wait for torch.
+    from stages.config import load_config
+    from stages.workflow import trained
+
+    loaded = load_config(config, settings)
+    made = trained(loaded, method, round=round, appearance_from=appearance_from)
+    if to is To.nnunet:
+        from stages.nnunet import export_nnunet
+
+        counts = export_nnunet(made, loaded, method, out, couples=couples, force=force)
+        typer.echo(f"{out}: {counts['train']} couples with labels, {counts['test']} scans without")
+        return
+    from stages.exported import export_calibrated
+
+    model = export_calibrated(made, loaded, method, out, network_only=network_only, force=force)
+    if model.atlases:
+        typer.echo(
+            f"holds image and label of {len(model.atlases)} atlas{'es' if len(model.atlases) > 1 else ''}, whose "
+            f"labels {method} propagates"
+            + ("; --network-only leaves them out" if model.recipe.segmentation is not None else "")
+        )
+    typer.echo(out)

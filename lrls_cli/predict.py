@@ -1,0 +1,54 @@
+"""`lrls predict`: label maps of new scans."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrls_cli.options import AppearanceFrom, Round, Settings
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="An exported model (zip or folder), or the project's YAML file.")],
+    scans: Annotated[list[Path], typer.Argument(help="NIfTI, NRRD, MHA, DICOM series folders, or folders of many.")],
+    out: Annotated[Path, typer.Option(help="New folder for label maps, volumes, estimates and pictures.")],
+    method: Annotated[str | None, typer.Option("--method", help="Of the project; an exported model is one.")] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write each structure's probabilities, a file each.")
+    ] = False,
+    settings: Settings = [],  # noqa: B006
+    round: Round = None,
+    appearance_from: AppearanceFrom = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Segment new scans, in their own voxels, and say which answers a person must look at.
+
+    Example: lrls predict model.zip new/*.nii.gz --out labels
+    """
+    # Imported here so that `lrls --help` does not wait for torch.
+    from stages.errors import LrlsError
+    from stages.exported import is_model, open_model
+    from stages.model import running_on
+    from stages.predict import predict as stage
+
+    if is_model(model):
+        for option, given in (("--method", method), ("--round", round), ("--appearance-from", appearance_from)):
+            if given is not None:
+                raise LrlsError(f"{option}: an exported model is as it was trained; leave the option out.")
+        opened = running_on(open_model(model), settings)
+    else:
+        from stages.calibrate import calibrated_model
+        from stages.config import load_config
+        from stages.workflow import trained
+
+        if method is None:
+            raise LrlsError("--method is missing: name the trained method of the project, see `lrls methods`.")
+        config = load_config(model, settings)
+        made = trained(config, method, round=round, appearance_from=appearance_from)
+        opened = calibrated_model(made, config, method)
+    if opened.calibration is None:
+        typer.echo("no estimates of DSC: `lrls calibrate` makes them possible; flags are fewer without")
+    failures = stage(opened, scans, out, probabilities=probabilities, force=force, tell=typer.echo)
+    typer.echo(out)
+    if failures:
+        raise typer.Exit(1)

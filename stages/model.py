@@ -1,0 +1,124 @@
+"""A trained method with all that it needs to answer a new scan, from a workspace or from an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import yaml
+
+from stages.answers import Answering, Atlas, atlases_of
+from stages.artifacts.cohort import Grid
+from stages.config import Config
+from stages.device import choose_device
+from stages.errors import LrlsError
+from stages.evaluate import flat_borders, registers
+from stages.flat_borders import FlatBorder
+from stages.methods import find_method
+from stages.methods.recipe import Recipe
+from stages.preprocess import to_grid
+from stages.quality import Calibration
+from stages.train_reg import make_recipe
+from stages.workflow import Made
+
+WHERE_IT_RUNS = ("device", "precision", "threads", "preprocess.workers")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained method.
+
+    Args:
+        method: its name.
+        config: label table, preprocessing, settings of the method and where it runs; says nothing of a cohort.
+        num_atlases: that it learned from.
+        reference: what scans are aligned to.
+        atlases: whose labels it propagates; empty where the answer is the network's alone.
+        borders: see `stages.flat_borders`.
+        calibration: of the estimated DSC; None: there is no estimate.
+    """
+
+    method: str
+    config: Config
+    num_atlases: int
+    grid: Grid
+    reference: sitk.Image
+    atlases: tuple[Atlas, ...]
+    recipe: Recipe
+    borders: tuple[FlatBorder, ...]
+    calibration: Calibration | None = None
+
+    @property
+    def structures(self) -> dict[str, int]:
+        """Value of each structure in label maps."""
+        return {name: values[0] for name, values in self.config.structure_values().items()}
+
+    def answering(self) -> Answering:
+        """What answers, on the device of the configuration."""
+        return Answering(
+            self.recipe, self.grid, len(self.structures) + 1, self.atlases, self.borders, bool(self.atlases),
+            self.config, choose_device(self.config),
+        )  # fmt: skip
+
+    def template(self) -> np.ndarray:
+        """The reference on the grid, (D, H, W) in [0, 1]."""
+        return to_grid(self.reference, {"matrix": np.eye(4)}, self.grid)
+
+
+def model_of(made: Made, config: Config, method_name: str, *, network_only: bool = False) -> Model:
+    """What a workspace holds of a method; `made` must lack nothing that its answers need (`workflow.trained`).
+
+    Args:
+        network_only: answer by the network alone, without the atlases: nothing is registered.
+
+    Raises:
+        LrlsError: the method has no network to answer by.
+    """
+    method, cohort = find_method(method_name), made.cohort
+    recipe = make_recipe(method, cohort, config)
+    if network_only and recipe.segmentation is None:
+        raise LrlsError(f"{method.name} has no segmentation network: it propagates atlases; leave --network-only out.")
+    if made.registration:
+        made.registration.load(recipe.registration_networks)
+    if made.segmentation:
+        made.segmentation.load(recipe.segmentation_networks)
+    borders = tuple(flat_borders(cohort, config)) if recipe.flat_borders else ()
+    propagates = recipe.segmentation is None or recipe.fuse or bool(borders)
+    uses_atlases = propagates and registers(recipe, cohort) and not network_only
+    return Model(
+        method=method.name,
+        config=config,
+        num_atlases=len(cohort.parts.get("atlases", ())),
+        grid=cohort.grid,
+        reference=cohort.reference(),
+        atlases=atlases_of(cohort) if uses_atlases else (),
+        recipe=recipe,
+        borders=borders,
+    )
+
+
+def running_on(model: Model, overrides: Mapping[str, Any] | list[str]) -> Model:
+    """The same model on another device; nothing that its answers mean can be changed.
+
+    Args:
+        overrides: values of `WHERE_IT_RUNS`, or strings "device=cpu".
+
+    Raises:
+        LrlsError: another setting, or a bad value.
+    """
+    if isinstance(overrides, list):
+        pairs = [override.partition("=") for override in overrides]
+        overrides = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+    values = model.config.model_dump(mode="json")
+    for key, value in overrides.items():
+        if key not in WHERE_IT_RUNS:
+            known = ", ".join(WHERE_IT_RUNS)
+            raise LrlsError(f"--set {key}: an exported model is as it was trained; known here: {known}.")
+        section, _, last = key.rpartition(".")
+        (values[section] if section else values)[last] = value
+    from stages.config import validate
+
+    return replace(model, config=validate(Config, values, "--set"))

@@ -1,0 +1,341 @@
+"""How far to trust an answer without a label: measures of a scan, an estimate of its DSC, and flags.
+
+The measures need no label and are higher for better answers. What they say of DSC is learned (`calibrate`) on couples
+whose label is known because they were made: atlases in other shapes, a part of them moved, bent, blurred or unevenly
+lit. The estimate is a linear function of the measures whose weights cannot be negative, so that no measure that falls
+can raise it, however far outside of what was seen a scan lies. An image that was made from the atlas looks more like
+it than any scan does: measures of looks count from their median over unlabelled scans there, over couples here.
+
+Agreement of two answers: Valindria et al., "Reverse classification accuracy", TMI 2017, asks the same of one atlas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from scipy.optimize import lsq_linear
+from torch import Generator, Tensor
+
+from stages.answers import Answer, Answering, GridScan
+from stages.config import Section
+from stages.parts.augmentation import AUGMENTATIONS, IntensityAugmentation, SpatialAugmentation, gaussian_blur
+from stages.parts.metrics import dice_per_class, folding_fraction, jacobian_determinant
+from stages.parts.warps import affine_displacement, resize, warp, warp_label, warp_probabilities
+
+MEASURES = ("agreement", "stability", "confidence", "similarity", "volume")
+LOOKS = ("confidence", "similarity")  # measures that depend on how an image looks, not on the answer's shape alone
+LOW_DSC = 0.6  # an estimate below is flagged
+MOST_FOLDING = 0.01  # share of voxels with |J| <= 0, or three times what unlabelled scans show
+DECILES = tuple(k / 10 for k in range(1, 10))
+LEAST_SPREAD = 0.03  # of a decile between scans; intensities are in [0, 1]
+RIDGE = 0.3  # of measures in standard deviations: ties the weights of those that say the same
+LEAST_DEVIATION = 0.02  # of a measure between scans
+UNUSUAL = 5.0  # deviations below the median over scans are flagged
+# Degrees about an axis of the grid, voxels along (D, H, W), exponent of intensities. Shifted, too: a network that
+# answers by place, whatever the image shows, must not look stable.
+PERTURBATIONS = ((7.0, 0, (3, -3, 3), 0.8), (-7.0, 2, (-3, 3, -3), 1.25))
+
+
+class Calibration(Section):
+    """What `calibrate` found; all that `estimate` and `flags` need."""
+
+    weights: dict[str, float] = Field(description="Gain of DSC by measure.")
+    level: float = Field(description="DSC of an answer whose measures are the typical ones.")
+    of_couples: dict[str, float] = Field(description="Typical measures of undamaged couples.")
+    of_scans: dict[str, float] = Field(description="Typical measures of unlabelled scans.")
+    volumes: list[float] = Field(description="Median voxels of each structure on the grid.")
+    deciles: list[tuple[float, float]] = Field(description="Deciles of intensity on the grid: median and spread.")
+    lowest: dict[str, float] = Field(description="Measures below are unlike those of the unlabelled scans.")
+    most_shift: float = Field(description="Deciles further than this many spreads from their medians are flagged.")
+    most_folding: float = Field(description="Share of folded voxels above which an answer is flagged.")
+    error: float = Field(description="Mean absolute error of the estimate, each couple left out in turn.")
+    couples: int
+    scans: int
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is known of an answer without a label.
+
+    Args:
+        measures: those of `MEASURES` that the model allows.
+        folding_fraction: share of voxels with |J| <= 0, mean over atlases; None: nothing was registered.
+        alignment: correlation with the reference.
+        intensity_shift: largest distance of a decile from its median, in spreads; None: not calibrated.
+        estimated_dsc: None: not calibrated.
+        flags: why a person must look; empty: nothing found.
+    """
+
+    measures: dict[str, float]
+    folding_fraction: float | None
+    alignment: float
+    intensity_shift: float | None
+    estimated_dsc: float | None
+    flags: tuple[str, ...]
+
+
+def assess(
+    answering: Answering,
+    scan: GridScan,
+    answer: Answer,
+    template: np.ndarray,
+    missing: Sequence[str],
+    calibration: Calibration | None,
+) -> Quality:
+    """All that is known of an answer.
+
+    Args:
+        template: the reference on the grid, (D, H, W).
+        missing: structures that the label map lacks.
+    """
+    volumes = calibration.volumes if calibration else None
+    found = measure(answering, scan, answer, template, volumes)
+    folding = folding_of(answer)
+    shift = intensity_shift(scan.image, calibration.deciles) if calibration else None
+    estimate = estimated_dsc(found, calibration) if calibration else None
+    flags = []
+    if scan.record["fell_back"]:
+        flags.append("alignment refused")
+    if folding is not None and folding > (calibration.most_folding if calibration else MOST_FOLDING):
+        flags.append("folding")
+    if calibration and shift is not None and shift > calibration.most_shift:
+        flags.append("intensities out of range")
+    flags += [f"missing {name}" for name in missing]
+    if calibration:
+        flags += [f"low {name}" for name, value in found.items() if value < calibration.lowest.get(name, -math.inf)]
+    if estimate is not None and estimate < LOW_DSC:
+        flags.append(f"estimated DSC under {LOW_DSC}")
+    return Quality(found, folding, float(scan.record["correlation"]), shift, estimate, tuple(flags))
+
+
+def measure(
+    answering: Answering, scan: GridScan, answer: Answer, template: np.ndarray, volumes: Sequence[float] | None
+) -> dict[str, float]:
+    """Measures of an answer, each the higher the better, 1 at best.
+
+    agreement    mean DSC of the network's and the propagated label map; of several atlases' maps without a network
+    stability    mean DSC of the network's answer and its answers to the image turned and made brighter or darker
+    confidence   mean over structures of the mean probability of the voxels that they are answered in
+    similarity   correlation of the scan with the warped atlas round the structures, best of the atlases; without
+                 registration with the aligned reference on the whole grid
+    volume       exp(-mean |log(volume / its median)|) over structures
+    """
+    classes = answer.probabilities.argmax(0)
+    found = {}
+    if answer.network is not None and answer.votes is not None:
+        network, votes = answer.network.argmax(0).cpu(), answer.votes.argmax(0).cpu()
+        found["agreement"] = _mean_dice(network, votes, answering.num_classes)
+    elif len(answer.fields) > 1:
+        found["agreement"] = _agreement_of_atlases(answering, answer)
+    if answer.network is not None:
+        found["stability"] = _stability(answering, scan.image, answer.network)
+    best = answer.probabilities.max(0).values
+    inside = [best[classes == c] for c in range(1, answering.num_classes)]
+    found["confidence"] = float(np.mean([float(each.mean()) if each.numel() else 0.0 for each in inside]))
+    found["similarity"] = _similarity(answering, scan.image, answer, template)
+    if volumes is not None:
+        counts = torch.bincount(classes.flatten().cpu(), minlength=answering.num_classes)[1:].double().numpy()
+        logs = np.abs(np.log((counts + 1) / (np.array(volumes) + 1)))
+        found["volume"] = float(np.exp(-logs.mean()))
+    return found
+
+
+def _mean_dice(a: Tensor, b: Tensor, num_classes: int) -> float:
+    """A structure that is in neither counts 0: every scan is expected to have it."""
+    return float(dice_per_class(a, b, num_classes).nan_to_num(0.0).mean())
+
+
+def _agreement_of_atlases(answering: Answering, answer: Answer) -> float:
+    """Mean DSC of the answer and each atlas's own propagated label."""
+    classes = answer.probabilities.argmax(0)
+    each = []
+    for atlas, field in zip(answering.atlases, answer.fields, strict=True):
+        label = torch.from_numpy(atlas.label.astype(np.int16))[None]
+        moved = warp_label(label, torch.from_numpy(field)[None])[0]
+        each.append(_mean_dice(moved.long(), classes, answering.num_classes))
+    return float(np.mean(each))
+
+
+def _stability(answering: Answering, image: np.ndarray, network: Tensor) -> float:
+    spacing_mm, shape = answering.grid.spacing_mm, answering.grid.shape
+    classes = network.argmax(0).cpu()
+    found = []
+    for degrees, axis, shift, gamma in PERTURBATIONS:
+        turn, way = _rotation(degrees, axis), torch.tensor(shift, dtype=torch.float32).view(1, 3, 1, 1, 1)
+        there, back = (affine_displacement(m[None], shape, spacing_mm) for m in (turn, turn.T))
+        # x -> turn(x) + way one way, the inverse turn of x - way the other
+        there, back = there + way, back - _turned(way, turn.T, spacing_mm)
+        turned = warp(torch.from_numpy(image.astype(np.float32))[None, None] ** gamma, there)
+        answer = answering.segment(turned[0, 0].numpy()).cpu()
+        again = warp_probabilities(answer[None], back)[0].argmax(0)
+        found.append(_mean_dice(again, classes, answering.num_classes))
+    return float(np.mean(found))
+
+
+def _turned(way: Tensor, turn: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
+    """A shift in voxels, (1, 3, 1, 1, 1), after a turn in mm."""
+    spacing = torch.tensor(spacing_mm)
+    return ((turn @ (way.flatten() * spacing)) / spacing).view(1, 3, 1, 1, 1)
+
+
+def _rotation(degrees: float, axis: int) -> Tensor:
+    i, j = (other for other in range(3) if other != axis)
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = torch.eye(3)
+    turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
+    return turn
+
+
+def _similarity(answering: Answering, image: np.ndarray, answer: Answer, template: np.ndarray) -> float:
+    if not answer.fields:
+        return correlation(template, image)
+    found = []
+    for atlas, field in zip(answering.atlases, answer.fields, strict=True):
+        displacement = torch.from_numpy(field)[None]
+        moved = warp(torch.from_numpy(atlas.image.astype(np.float32))[None, None], displacement)[0, 0]
+        mask = warp_label(torch.from_numpy((atlas.label > 0).astype(np.int16))[None], displacement).float()[None]
+        near = F.max_pool3d(mask, 7, stride=1, padding=3)[0, 0].numpy() > 0
+        found.append(correlation(moved.numpy()[near], image[near]) if near.any() else -1.0)
+    return max(found)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson correlation; 0 where one of them is flat."""
+    a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+    spread = a.std() * b.std()
+    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 1e-12 else 0.0
+
+
+def folding_of(answer: Answer) -> float | None:
+    if not answer.fields:
+        return None
+    each = [folding_fraction(jacobian_determinant(torch.from_numpy(field)[None])) for field in answer.fields]
+    return float(torch.cat(each).mean())
+
+
+def intensity_shift(image: np.ndarray, deciles: Sequence[tuple[float, float]]) -> float:
+    """Largest distance of a decile from its median over scans, in spreads."""
+    own = np.quantile(image.astype(np.float32), DECILES)
+    return float(max(abs(value - median) / spread for value, (median, spread) in zip(own, deciles, strict=True)))
+
+
+def estimated_dsc(measures: dict[str, float], calibration: Calibration) -> float:
+    """In [0, 1]; measures count from what is typical of scans."""
+    gains = (weight * (measures[name] - calibration.of_scans[name]) for name, weight in calibration.weights.items())
+    return float(np.clip(calibration.level + sum(gains), 0, 1))
+
+
+def fit(
+    couples: Sequence[dict[str, float]],
+    dice: Sequence[float],
+    undamaged: Sequence[bool],
+    scans: Sequence[dict[str, float]],
+    images: Sequence[np.ndarray],
+    foldings: Sequence[float],
+    volumes: Sequence[float],
+) -> Calibration:
+    """Learn what measures say of DSC.
+
+    Args:
+        couples: measures of answers whose label is known.
+        dice: mean DSC of these answers.
+        undamaged: which of them are as the method generates them.
+        scans: measures of unlabelled scans, perhaps none.
+        images: what intensities are like: the unlabelled scans, or the undamaged couples where there are none.
+        foldings: folded share of their registrations, perhaps none.
+        volumes: median voxels of each structure.
+    """
+    names = [name for name in MEASURES if name in couples[0]]
+    typical = {name: _median([m[name] for m, good in zip(couples, undamaged, strict=True) if good]) for name in names}
+    of_scans = typical | {name: _median([m[name] for m in scans]) for name in names if scans and name in LOOKS}
+    x = np.array([[m[name] - typical[name] for name in names] for m in couples])
+    y = np.array(dice)
+    weights, level = _non_negative(x, y)
+    left_out = []
+    for k in range(len(y)):
+        others = np.arange(len(y)) != k
+        w, b = _non_negative(x[others], y[others])
+        left_out.append(abs(np.clip(b + x[k] @ w, 0, 1) - y[k]))
+    own = np.array([np.quantile(image.astype(np.float32), DECILES) for image in images])
+    usual = {name: [m[name] for m in scans or couples] for name in names}
+    if not scans:
+        usual = {name: [v for v, good in zip(usual[name], undamaged, strict=True) if good] for name in names}
+    medians = np.median(own, axis=0)
+    spreads = np.maximum(1.4826 * np.median(np.abs(own - medians), axis=0), LEAST_SPREAD)
+    shifts = (np.abs(own - medians) / spreads).max(1)
+    return Calibration(
+        weights=dict(zip(names, weights.tolist(), strict=True)),
+        level=level,
+        of_couples=typical,
+        of_scans=of_scans,
+        volumes=list(volumes),
+        deciles=[(float(m), float(s)) for m, s in zip(medians, spreads, strict=True)],
+        lowest={name: _median(usual[name]) - UNUSUAL * _deviation(usual[name]) for name in names},
+        most_shift=2 * max(float(shifts.max()), 4.0),
+        most_folding=max(MOST_FOLDING, 3 * max(foldings, default=0.0)),
+        error=float(np.mean(left_out)),
+        couples=len(couples),
+        scans=len(scans),
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation as the median deviation from the median tells it."""
+    return max(1.4826 * _median(np.abs(np.array(values) - _median(values)).tolist()), LEAST_DEVIATION)
+
+
+def _non_negative(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights >= 0 and level of the least-squares line through (x, y), slightly drawn to small weights."""
+    count, names = x.shape
+    scale = np.maximum(x.std(0), 1e-3)
+    penalty = RIDGE * math.sqrt(count) * np.eye(names)
+    rows = np.block([[x / scale, np.ones((count, 1))], [penalty, np.zeros((names, 1))]])
+    low = np.append(np.zeros(names), -np.inf)
+    found = lsq_linear(rows, np.append(y, np.zeros(names)), bounds=(low, np.inf)).x
+    return found[:-1] / scale, float(found[-1])
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What makes answers worse, from 0 (not at all) to 1. Kinds that scans suffer in other ways than users meet
+    them: no noise, no inversion, nothing erased, mirrored or cut elsewhere, so that those remain to be tested on."""
+
+    KINDS = ("moved", "bent", "blurred", "uneven")
+
+    kind: str
+    severity: float
+
+    def __call__(
+        self, image: Tensor, label: Tensor, spacing_mm: tuple[float, float, float], generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Image (1, 1, D, H, W) in [0, 1] and label (1, D, H, W), both damaged; the label moves with the anatomy."""
+        shape = (image.shape[2], image.shape[3], image.shape[4])
+        if self.kind == "blurred":
+            return gaussian_blur(image, 5 * self.severity), label
+        if self.kind == "uneven":
+            knots = torch.randn((1, 1, 4, 4, 4), generator=generator) * self.severity
+            return (image * resize(knots, shape).exp()).clamp(0, 1), label
+        if self.kind == "bent":
+            field = SpatialAugmentation(0, (1, 1), elastic_mm=1.0).displacement(1, shape, spacing_mm, generator)
+            rms = field.square().mean().sqrt().clamp(min=1e-6)
+            field = field / rms * self.severity * 0.08 * min(shape)
+        else:
+            turn = _rotation(50 * self.severity, int(torch.randint(3, (1,), generator=generator)))
+            field = affine_displacement(turn[None], shape, spacing_mm)
+            way = F.normalize(torch.randn((1, 3), generator=generator)).view(1, 3, 1, 1, 1)
+            field = field + way * 0.35 * self.severity * min(shape)
+        return warp(image, field, padding="zeros"), warp_label(label, field)
+
+
+LIKE_SCANS = IntensityAugmentation(noise=0.0, blur=0.0)  # couples differ in contrast, as scans do
+LIKE_ANATOMY = AUGMENTATIONS["mild"][0]  # of atlases where a method generates nothing

@@ -1,0 +1,172 @@
+"""Label maps as other tools read them: NIfTI, ITK-SNAP's and 3D Slicer's tables of labels, DICOM-SEG."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from matplotlib.colors import to_rgb
+
+from stages import intake
+from stages.artifacts.store import atomic_write_text
+from stages.errors import LrlsError
+from stages.pictures import class_color
+
+SNAP_HEADER = """\
+################################################
+# ITK-SnAP Label Description File
+# File format:
+# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL
+# Where:
+#    IDX:   Zero-based index
+#    -R-:   Red color component (0..255)
+#    -G-:   Green color component (0..255)
+#    -B-:   Blue color component (0..255)
+#    -A-:   Label transparency (0.00 .. 1.00)
+#    VIS:   Label visibility (0 or 1)
+#    MSH:   Label mesh visibility (0 or 1)
+#  LABEL:   Label description
+################################################
+"""
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a function write a file under a hidden name beside it, then give it its name: in full or not at all."""
+    temporary = path.with_name(f".tmp.{os.getpid()}.{path.name}")  # writers look at the ending
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError):  # ITK's words quote the hidden name
+        raise LrlsError(f"{path} cannot be written; make room on the disk, or name another folder.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write a compressed image, in full or not at all."""
+    write_whole(path, lambda temporary: sitk.WriteImage(image, str(temporary), useCompression=True))
+
+
+def write_label_tables(structures: Mapping[str, int], folder: Path) -> None:
+    """`labels.txt` for ITK-SNAP (Segmentation > Import label descriptions) and `labels.ctbl` for 3D Slicer.
+
+    Args:
+        structures: value of each structure, in the order of classes.
+    """
+    snap, slicer = [(0, (0, 0, 0), "Clear Label")], [(0, (0, 0, 0), "background")]
+    for index, (name, value) in enumerate(structures.items(), start=1):
+        colour = _bytes_of(index)
+        snap.append((value, colour, name.replace('"', "'")))
+        slicer.append((value, colour, re.sub(r"\s+", "_", name)))
+    lines = [
+        f'{value:5d} {r:5d} {g:4d} {b:4d} {int(value != 0):8d} {int(value != 0):2d} {int(value != 0):2d}    "{name}"'
+        for value, (r, g, b), name in sorted(snap)
+    ]
+    atomic_write_text(folder / "labels.txt", SNAP_HEADER + "\n".join(lines) + "\n")
+    lines = [f"{value} {name} {r} {g} {b} {255 * int(value != 0)}" for value, (r, g, b), name in sorted(slicer)]
+    head = f"# Color table file labels.ctbl\n# {len(lines)} values\n"
+    atomic_write_text(folder / "labels.ctbl", head + "\n".join(lines) + "\n")
+
+
+def _bytes_of(class_index: int) -> tuple[int, int, int]:
+    r, g, b = (round(255 * part) for part in to_rgb(class_color(class_index)))
+    return r, g, b
+
+
+def write_dicom_seg(
+    classes: np.ndarray,
+    structures: Sequence[str],
+    series: Path,
+    case: str,
+    path: Path,
+    *,
+    slice_mm: float,
+    method: str,
+) -> None:
+    """A label map as DICOM-SEG beside the series that it belongs to; patient and study are the series'.
+
+    Args:
+        classes: class indices (D, H, W) on the series' voxels.
+        structures: names of the classes from 1.
+        series: folder of the DICOM series.
+        slice_mm: distance of its slices, for headers that leave out how thick they are.
+
+    Raises:
+        LrlsError: the series lacks what DICOM-SEG needs; the message names no value of it.
+    """
+    import highdicom as hd
+    import pydicom
+    from pydicom.sr.codedict import codes
+
+    files = intake.dicom_files(series, case)
+    slices = [pydicom.dcmread(file) for file in files]
+    if len(slices) != len(classes):
+        raise LrlsError(f"case {case}: DICOM-SEG needs one file per slice, found {len(slices)} for {len(classes)}.")
+    for each in slices:
+        if not each.get("SliceThickness"):
+            each.SliceThickness = f"{slice_mm:.6g}"
+    version = importlib.metadata.version("lrls")
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=f"lrls {method}", version=version, family=codes.cid7162.ArtificialIntelligence
+    )
+    present = [index for index in range(1, len(structures) + 1) if (classes == index).any()]
+    if not present:
+        raise LrlsError(f"case {case}: the label map is empty, DICOM-SEG cannot hold it.")
+    place = np.zeros(len(structures) + 1, classes.dtype)
+    place[present] = np.arange(1, len(present) + 1)  # segments are numbered without gaps
+    segments = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=structures[index - 1][:64],
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_type=codes.SCT.AnatomicalStructure,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, index in enumerate(present, start=1)
+    ]
+    stamp = hashlib.sha256(classes.tobytes()).hexdigest()
+    uids = [
+        pydicom.uid.generate_uid(entropy_srcs=[str(slices[0].SeriesInstanceUID), method, version, stamp, what])
+        for what in ("series", "instance")
+    ]
+    try:
+        segmentation = hd.seg.Segmentation(
+            source_images=slices,
+            pixel_array=place[classes],
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=segments,
+            series_instance_uid=uids[0],
+            series_number=900,
+            sop_instance_uid=uids[1],
+            instance_number=1,
+            manufacturer="lrls",
+            manufacturer_model_name=f"lrls {method}",
+            software_versions=version,
+            device_serial_number="0",
+            series_description=f"lrls {method}"[:64],
+        )
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        lacks = f" ({error})" if isinstance(error, AttributeError) else ""
+        raise LrlsError(f"case {case}: its DICOM headers do not make a DICOM-SEG{lacks}; use the NIfTI.") from None
+    write_whole(path, segmentation.save_as)
+
+
+def volumes_ml(classes: np.ndarray, structures: Sequence[str], spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Volume of each structure in ml, by counting voxels."""
+    counts = np.bincount(classes.ravel(), minlength=len(structures) + 1)
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    return {name: float(counts[index]) * voxel_ml for index, name in enumerate(structures, start=1)}
+
+
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")

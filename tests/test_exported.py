@@ -1,0 +1,232 @@
+"""Exported models: whole, the same again, and refused where they were tampered with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Project
+
+from stages.artifacts.store import digest_of
+from stages.errors import LrlsError
+from stages.exported import IMAGES, MODEL, NAMES, WEIGHTS, _sha256, open_model, tensors_of
+from stages.model import running_on
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, new_project) -> Project:
+    project = new_project(
+        tmp_path_factory.mktemp("exported"),
+        methods={"best": {"coarse_steps": 1, "fine_steps": 1}, "unet": {"train_seg": {"steps": 2}}},
+        preprocess={"shape": [16, 16, 16]},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("preprocess", "registering"):
+            patch.setattr(f"stages.{place}.in_processes", lambda f, arguments, **_: (f(*each) for each in arguments))
+        project.made("run", "--method", "best", "--until", "train-seg")
+        project.made("calibrate", "--method", "best", "--couples", "9")
+        project.made("export", "--method", "best", "--out", str(project.folder / "best.zip"))
+        project.made("export", "--method", "best", "--out", str(project.folder / "best"))
+        project.made("calibrate", "--method", "best", "--network-only", "--couples", "9")
+        project.made("export", "--method", "best", "--network-only", "--out", str(project.folder / "network.zip"))
+    return project
+
+
+@pytest.fixture
+def contents(shared) -> dict[str, bytes]:
+    with zipfile.ZipFile(shared.folder / "best.zip") as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def write(path: Path, contents: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in contents.items():
+            file.writestr(name, data)
+    return path
+
+
+def resealed(contents: dict[str, bytes], **changes) -> dict[str, bytes]:
+    """`model.json` changed by someone who makes all digests right again."""
+    values = json.loads(contents[MODEL])
+    values.pop("digest")
+    values.update(changes)
+    for name in (WEIGHTS, IMAGES):
+        values["files"][name] = {"bytes": len(contents[name]), "sha256": _sha256(contents[name])}
+    values["digest"] = digest_of(values)
+    return {**contents, MODEL: json.dumps(values).encode()}
+
+
+def test_a_model_holds_no_code_no_path_and_no_scan_but_reference_and_atlases(shared, contents):
+    assert set(contents) == set(NAMES)
+    text = contents[MODEL].decode()
+    for secret in (str(shared.folder), "free_1", "atlas_1_", "test_1", "runs"):
+        assert secret not in text.replace("stored_atlases", "").replace("num_atlases", "")
+    assert set(tensors_of(contents[IMAGES], "images")) == {"reference", "atlas_0_image", "atlas_0_label"}
+    assert all(key.startswith("segmentation/") for key in tensors_of(contents[WEIGHTS], "weights"))
+
+
+def test_zip_and_folder_are_the_same_model(shared, contents):
+    assert {path.name: path.read_bytes() for path in (shared.folder / "best").iterdir()} == contents
+    model = open_model(shared.folder / "best")
+    expected = open_model(shared.folder / "best.zip")
+    assert model.calibration == expected.calibration is not None
+    assert model.structures == shared.config.structures
+    for a, b in zip(model.recipe.segmentation.parameters(), expected.recipe.segmentation.parameters(), strict=True):
+        assert torch.equal(a, b)
+    np.testing.assert_array_equal(model.template(), expected.template())
+
+
+def test_network_only_holds_no_atlas_and_registers_nothing(shared):
+    model = open_model(shared.folder / "network.zip")
+    assert model.atlases == ()
+    assert not running_on(model, {"threads": 1}).answering().registers
+    assert "agreement" not in model.calibration.weights and "stability" in model.calibration.weights
+    refused = shared.lrls("export", "--method", "affine", "--network-only", "--out", str(shared.folder / "no.zip"))
+    assert refused.code == 1 and "no segmentation network" in refused.err
+
+
+def test_an_export_says_what_it_holds_and_replaces_nothing_unasked(shared):
+    out = shared.folder / "again.zip"
+    done = shared.made("export", "--method", "best", "--out", str(out))
+    assert done.out.splitlines()[-2:] == [
+        "holds image and label of 1 atlas, whose labels best propagates; --network-only leaves them out",
+        str(out),
+    ]
+    assert out.read_bytes() == (shared.folder / "best.zip").read_bytes()
+    refused = shared.lrls("export", "--method", "best", "--out", str(out))
+    assert refused.code == 1 and "exists already" in refused.err
+    mine = shared.folder / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("")
+    refused = shared.lrls("export", "--method", "best", "--out", str(mine), "--force")
+    assert refused.code == 1 and "holds thesis.txt" in refused.err
+    assert list(mine.iterdir()) == [mine / "thesis.txt"]
+    assert not list(shared.folder.glob(".*tmp"))
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "/tmp/evil", "sub/../../evil", "weights.pkl", "sub/model.json"])
+def test_a_zip_with_any_other_name_is_refused_and_nothing_is_written(name, contents, tmp_path):
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in" / "m.zip", {**contents, name: b"x"})
+    with pytest.raises(LrlsError, match="which no exported model has; do not use this file"):
+        open_model(path)
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+
+
+def test_a_link_in_a_zip_is_refused(contents, tmp_path):
+    path = tmp_path / "m.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in contents.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (0o120777 if name == WEIGHTS else 0o100644) << 16
+            file.writestr(info, b"/etc/passwd" if name == WEIGHTS else data)
+    with pytest.raises(LrlsError, match="do not use this file"):
+        open_model(path)
+
+
+def test_a_file_that_expands_beyond_belief_is_refused(contents, tmp_path):
+    with pytest.raises(LrlsError, match=f"{MODEL} is larger than it should be"):
+        open_model(write(tmp_path / "m.zip", {**contents, MODEL: b" " * 6_000_000}))
+    bomb = {**contents, WEIGHTS: bytes(30_000_000)}
+    with pytest.raises(LrlsError, match=f"{WEIGHTS} is larger than it should be"):
+        open_model(write(tmp_path / "b.zip", resealed(bomb)))
+
+
+def test_a_huge_safetensors_header_is_refused(contents, tmp_path):
+    for claimed in (2**62, 50_000_000):
+        data = struct.pack("<Q", claimed) + contents[WEIGHTS][8:]
+        with pytest.raises(LrlsError, match=f"header of {claimed} bytes, more than it can be"):
+            open_model(write(tmp_path / "m.zip", resealed({**contents, WEIGHTS: data})))
+    with pytest.raises(LrlsError, match="no readable safetensors"):
+        open_model(write(tmp_path / "m.zip", resealed({**contents, WEIGHTS: struct.pack("<Q", 4) + b"abcd" * 9})))
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, IMAGES])
+def test_a_changed_byte_is_refused(name, contents, tmp_path):
+    data = bytearray(contents[name])
+    data[-1] ^= 1
+    with pytest.raises(LrlsError, match=rf"{name} is not what was exported \(digest differs\)"):
+        open_model(write(tmp_path / "m.zip", {**contents, name: bytes(data)}))
+
+
+def test_a_changed_description_is_refused(contents, tmp_path):
+    text = contents[MODEL].replace(b'"seed": 0', b'"seed": 1')
+    assert text != contents[MODEL]
+    for changed in (text, b"[1, 2]", b"{", b"\xff", b"[" * 50_000):
+        with pytest.raises(LrlsError, match="was changed; copy or export it again"):
+            open_model(write(tmp_path / "m.zip", {**contents, MODEL: changed}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": {"shape": [4096, 4096, 4096], "spacing_mm": [1, 1, 1], "origin": [0, 0, 0],
+                   "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1]}}, "more than"),
+        ({"method": "brsb"}, "no method 'brsb'"),
+        ({"settings": {"segmentation_network": "__import__('os')"}}, "segmentation_network"),
+        ({"others": "ignore"}, "others"),
+        ({"hook": "x"}, "unknown setting hook"),
+        ({"stored_atlases": 2}, "does not fit model.json"),
+        ({"structures": [["one", [1]]]}, "the network expects"),
+        ({"borders": [{"classes": [1, 9], "normal": [0, 0, 1]}]}, "border"),
+        ({"format_version": 2}, "newer than this lrls reads"),
+    ],
+)  # fmt: skip
+def test_a_description_that_does_not_fit_is_refused_in_one_line(changes, message, contents, tmp_path):
+    with pytest.raises(LrlsError, match=message) as refused:
+        open_model(write(tmp_path / "m.zip", resealed(contents, **changes)))
+    assert "\n" not in str(refused.value)
+
+
+def test_missing_and_truncated_files_are_refused(shared, contents, tmp_path):
+    with pytest.raises(LrlsError, match="no such model"):
+        open_model(tmp_path / "none.zip")
+    data = (shared.folder / "best.zip").read_bytes()
+    (tmp_path / "half.zip").write_bytes(data[: len(data) // 2])
+    with pytest.raises(LrlsError, match="no readable zip"):
+        open_model(tmp_path / "half.zip")
+    with pytest.raises(LrlsError, match=f"holds no {IMAGES}"):
+        open_model(write(tmp_path / "less.zip", {name: contents[name] for name in (MODEL, WEIGHTS)}))
+    shutil.copytree(shared.folder / "best", tmp_path / "folder")
+    (tmp_path / "folder" / WEIGHTS).unlink()
+    with pytest.raises(LrlsError, match=f"holds no readable {WEIGHTS}"):
+        open_model(tmp_path / "folder")
+
+
+def test_only_where_it_runs_can_be_set(shared):
+    model = open_model(shared.folder / "best.zip")
+    assert running_on(model, ["threads=1", "device=cpu", "preprocess.workers=1"]).config.threads == 1
+    with pytest.raises(LrlsError, match="an exported model is as it was trained"):
+        running_on(model, ["seed=3"])
+    with pytest.raises(LrlsError, match="device"):
+        running_on(model, {"device": "tpu"})
+
+
+def test_nnunet_finds_the_layout_that_it_reads(shared, tmp_path):
+    import SimpleITK as sitk
+
+    out = tmp_path / "Dataset101_Phantom"
+    shared.made("export", "--method", "best", "--to", "nnunet", "--out", str(out), "--couples", "3")
+    about = json.loads((out / "dataset.json").read_text())
+    assert about["labels"] == {"background": 0} | {name: k for k, name in enumerate(shared.config.structures, 1)}
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (out / "labelsTr").iterdir())
+    assert cases == ["atlas_1", "generated_0000", "generated_0001", "generated_0002"]
+    assert about["numTraining"] == len(cases) and about["file_ending"] == ".nii.gz"
+    assert sorted(path.name for path in (out / "imagesTr").iterdir()) == [f"{case}_0000.nii.gz" for case in cases]
+    assert sorted(path.name for path in (out / "imagesTs").iterdir()) == ["free_1_0000.nii.gz", "free_2_0000.nii.gz"]
+    for case in cases:
+        image = sitk.ReadImage(str(out / "imagesTr" / f"{case}_0000.nii.gz"))
+        label = sitk.ReadImage(str(out / "labelsTr" / f"{case}.nii.gz"))
+        for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(image, geometry)() == getattr(label, geometry)()
+        assert 0 < sitk.GetArrayFromImage(label).max() <= 4
+    refused = shared.lrls("export", "--method", "best", "--to", "nnunet", "--out", str(tmp_path / "set"))
+    assert refused.code == 1 and "nnU-Net reads folders like Dataset101_Hippocampus only" in refused.err
+    again = shared.lrls("export", "--method", "best", "--to", "nnunet", "--out", str(out))
+    assert again.code == 1 and "exists already" in again.err

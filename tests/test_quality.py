@@ -1,0 +1,175 @@
+"""Measures, estimates and flags of answers without a label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from stages.answers import Answer, Answering, Atlas, GridScan
+from stages.artifacts.cohort import Grid
+from stages.config import Config
+from stages.device import Device
+from stages.methods.recipe import Recipe
+from stages.parts.warps import one_hot
+from stages.quality import Calibration, Damage, assess, correlation, estimated_dsc, fit, intensity_shift, measure
+
+SHAPE = (16, 18, 20)
+GRID = Grid(SHAPE, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+
+
+def phantom() -> tuple[np.ndarray, np.ndarray]:
+    """An image of two boxes, one bright and one very bright, and their label."""
+    label = np.zeros(SHAPE, np.int16)
+    label[4:9, 5:12, 4:10], label[9:13, 5:12, 10:16] = 1, 2
+    return (0.1 + 0.4 * label).astype(np.float32), label
+
+
+class Threshold(torch.nn.Module):
+    """Answers by intensity: what lies above 0.3 and 0.7."""
+
+    def forward(self, image):
+        classes = (image[:, 0] > 0.3).long() + (image[:, 0] > 0.7).long()
+        return 20 * one_hot(classes, 3)
+
+
+class Position(torch.nn.Module):
+    """Answers by place, whatever the image shows."""
+
+    def forward(self, image):
+        return 20 * one_hot(torch.from_numpy(phantom()[1])[None], 3)
+
+
+def answering(network=None, **changes) -> Answering:
+    image, label = phantom()
+    config = Config.model_validate({"workspace": ".", "data": {"folder": "."}, "structures": {"a": 1, "b": 2}})
+    found = Answering(
+        Recipe(segmentation=network or Threshold()), GRID, 3, (Atlas("a", image, label),), (), False, config,
+        Device(torch.device("cpu"), torch.float32),
+    )  # fmt: skip
+    return replace(found, **changes)
+
+
+def answer(network=None, votes=None, fields=()) -> Answer:
+    label = one_hot(torch.from_numpy(phantom()[1])[None], 3)[0]
+    network = label if network is None else network
+    return Answer("x", network, votes, list(fields), network, network)
+
+
+def scan(image=None, **record) -> GridScan:
+    values = phantom()[0] if image is None else image
+    return GridScan("x", values.astype(np.float16), {"fell_back": False, "correlation": 0.9, **record})
+
+
+CALIBRATION = Calibration(
+    weights={"stability": 0.5, "similarity": 0.5}, level=0.9, of_couples={"stability": 1.0, "similarity": 1.0},
+    of_scans={"stability": 1.0, "similarity": 0.8}, volumes=[210.0, 168.0],
+    deciles=[(float(v), 0.05) for v in np.quantile(phantom()[0], np.arange(1, 10) / 10)], most_shift=5.0,
+    lowest={"similarity": 0.2},
+    most_folding=0.01, error=0.0, couples=0, scans=0,
+)  # fmt: skip
+
+
+def test_measures_of_a_sound_answer_are_high():
+    found = measure(answering(), scan(), answer(), phantom()[0], [210, 168])
+    assert found["stability"] > 0.8
+    assert found["confidence"] == pytest.approx(1)
+    assert found["similarity"] == pytest.approx(1, abs=1e-3)
+    assert found["volume"] == pytest.approx(1)
+    assert "agreement" not in found
+
+
+def test_an_answer_that_does_not_follow_the_image_is_unstable():
+    follows = measure(answering(), scan(), answer(), phantom()[0], None)["stability"]
+    ignores = measure(answering(Position()), scan(), answer(), phantom()[0], None)["stability"]
+    assert ignores < follows - 0.1
+
+
+def test_agreement_is_dice_of_network_and_registration_and_a_missing_structure_counts_as_0():
+    label = torch.from_numpy(phantom()[1])[None]
+    zero = np.zeros((3, *SHAPE), np.float32)
+    same = answer(votes=one_hot(label, 3)[0], fields=[zero])
+    lost = answer(votes=one_hot(torch.where(label == 2, 0, label), 3)[0], fields=[zero])
+    both = answer(
+        network=one_hot(torch.where(label == 2, 0, label), 3)[0],
+        votes=one_hot(torch.where(label == 2, 0, label), 3)[0], fields=[zero],
+    )  # fmt: skip
+    found = [measure(answering(), scan(), each, phantom()[0], None)["agreement"] for each in (same, lost, both)]
+    assert found == pytest.approx([1.0, 0.5, 0.5])
+
+
+def test_inverted_contrast_is_the_opposite_of_similar():
+    image = phantom()[0]
+    assert correlation(image, 1 - image) == pytest.approx(-1)
+    assert correlation(image, 0.3 * image + 0.2) == pytest.approx(1)
+    assert correlation(image, np.ones_like(image)) == 0
+
+
+def test_half_a_structure_halves_its_volume():
+    label = phantom()[1].copy()
+    label[4:9, 5:12, 7:10] = 0
+    half = one_hot(torch.from_numpy(label)[None], 3)[0]
+    found = measure(answering(), scan(), answer(network=half), phantom()[0], [210, 168])["volume"]
+    assert found == pytest.approx(0.5**0.5, rel=0.01)
+
+
+def test_the_estimate_is_learned_and_no_measure_that_falls_can_raise_it():
+    random = np.random.default_rng(0)
+    x = random.uniform(0.3, 1, (40, 2))
+    dice = 0.2 + 0.6 * x[:, 0] + 0.0 * x[:, 1]
+    couples = [{"stability": a, "similarity": b, "volume": 1 - a} for a, b in x]  # volume speaks against
+    scans = [{"stability": 0.9, "similarity": 0.4, "volume": 1.0}]
+    images = [phantom()[0]]
+    found = fit(couples, dice.tolist(), [True] * 40, scans, images, [0.02], [1.0, 1.0])
+    assert all(weight >= 0 for weight in found.weights.values())
+    assert found.weights["stability"] > 0.4 and found.weights["volume"] < 0.05
+    assert found.error < 0.03
+    assert found.of_scans["similarity"] == 0.4 and found.of_scans["stability"] == found.of_couples["stability"]
+    assert found.most_folding == pytest.approx(0.06)
+    assert found.lowest["similarity"] == pytest.approx(0.4 - 5 * 0.02)
+    sound = {"stability": 0.8, "similarity": 0.5, "volume": 0.9}
+    for name in sound:
+        worse = {**sound, name: -1.0}
+        assert 0 <= estimated_dsc(worse, found) <= estimated_dsc(sound, found) <= 1
+    assert intensity_shift(phantom()[0], found.deciles) == pytest.approx(0)
+
+
+def test_nothing_is_flagged_of_a_sound_scan_and_every_fault_is():
+    image = phantom()[0]
+    assert assess(answering(), scan(), answer(), image, [], CALIBRATION).flags == ()
+    folded = np.zeros((3, *SHAPE), np.float32)
+    folded[0, 5:9] = -4.0 * np.arange(4)[:, None, None]
+    bad = assess(
+        answering(), scan(1 - image, fell_back=True), answer(votes=answer().network, fields=[folded]), image, ["b"],
+        CALIBRATION,
+    )  # fmt: skip
+    assert bad.flags == (
+        "alignment refused", "folding", "intensities out of range", "missing b", "low similarity",
+        "estimated DSC under 0.6",
+    )  # fmt: skip
+    assert bad.estimated_dsc < 0.6
+    none = assess(answering(), scan(fell_back=True), answer(), image, ["a"], None)
+    assert (none.estimated_dsc, none.intensity_shift) == (None, None)
+    assert none.flags == ("alignment refused", "missing a")
+
+
+@pytest.mark.parametrize("kind", Damage.KINDS)
+def test_damage_grows_with_severity_and_the_label_moves_with_the_anatomy(kind):
+    image, label = (torch.from_numpy(each) for each in phantom())
+    before = (image[None, None], label[None])
+    changes = []
+    for severity in (0.0, 0.3, 1.0):
+        after, moved = Damage(kind, severity)(*before, (1.0, 1.0, 1.0), torch.Generator().manual_seed(3))
+        again, _ = Damage(kind, severity)(*before, (1.0, 1.0, 1.0), torch.Generator().manual_seed(3))
+        assert torch.equal(after, again)
+        changes.append(float((after - before[0]).abs().mean()))
+        if kind in ("moved", "bent"):
+            agrees = ((after[0, 0] > 0.3) == (moved[0] > 0)).float().mean()
+            assert agrees > 0.94
+            assert torch.equal(moved, before[1]) == (severity == 0)
+        else:
+            assert torch.equal(moved, before[1])
+    assert changes[0] == pytest.approx(0, abs=1e-6)
+    assert changes[0] < changes[1] < changes[2]

@@ -1,0 +1,60 @@
+"""Label tables that ITK-SNAP and 3D Slicer read, volumes, and files that are whole or absent."""
+
+import re
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stages.errors import LrlsError
+from stages.writers import volumes_ml, write_image, write_label_tables
+
+STRUCTURES = {"left lobe": 17, 'odd "name"': 3, "core": 1000}
+
+
+def test_itk_snap_reads_every_label_with_its_own_colour(tmp_path):
+    write_label_tables(STRUCTURES, tmp_path)
+    lines = [line for line in (tmp_path / "labels.txt").read_text().splitlines() if not line.startswith("#")]
+    # ITK-SNAP reads: index, r, g, b, opacity, visible, mesh, "name"
+    found = [
+        re.fullmatch(r'\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+([\d.]+)\s+([01])\s+([01])\s+"([^"]+)"', line)
+        for line in lines
+    ]
+    rows = {int(match[1]): match for match in found if match}
+    assert len(rows) == len(lines) == 4
+    assert {value: match[8] for value, match in rows.items()} == {
+        0: "Clear Label", 3: "odd 'name'", 17: "left lobe", 1000: "core",
+    }  # fmt: skip
+    colours = {tuple(int(match[k]) for k in (2, 3, 4)) for match in rows.values()}
+    assert len(colours) == 4 and all(0 <= part <= 255 for colour in colours for part in colour)
+    assert [match[6] for match in rows.values()] == ["0", "1", "1", "1"]
+
+
+def test_slicer_reads_every_label_as_six_words(tmp_path):
+    write_label_tables(STRUCTURES, tmp_path)
+    rows = [line.split() for line in (tmp_path / "labels.ctbl").read_text().splitlines() if not line.startswith("#")]
+    assert all(len(row) == 6 for row in rows)  # value, name without spaces, r, g, b, a
+    assert [row[:2] for row in rows] == [
+        ["0", "background"],
+        ["3", 'odd_"name"'],
+        ["17", "left_lobe"],
+        ["1000", "core"],
+    ]
+    assert rows[0][-1] == "0" and rows[1][-1] == "255"
+
+
+def test_volume_of_a_structure_is_its_voxels_in_ml():
+    classes = np.zeros((4, 5, 6), np.uint8)
+    classes[0, 0, :4] = 2
+    assert volumes_ml(classes, ["a", "b"], (0.5, 2.0, 10.0)) == {"a": 0.0, "b": pytest.approx(0.04)}
+
+
+def test_an_image_is_there_in_full_or_not_at_all(tmp_path):
+    image = sitk.Image([4, 4, 4], sitk.sitkUInt8)
+    write_image(image, tmp_path / "a.nii.gz")
+    before = (tmp_path / "a.nii.gz").read_bytes()
+    four = sitk.Image([2, 2], sitk.sitkComplexFloat32)  # a kind that the format does not hold
+    with pytest.raises(LrlsError, match="cannot be written"):
+        write_image(four, tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+    assert (tmp_path / "a.nii.gz").read_bytes() == before
