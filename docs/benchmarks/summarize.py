@@ -1,6 +1,6 @@
 """Rows of a benchmark table from the newest scores of a workspace.
 
-    python docs/benchmarks/summarize.py runs/hippocampus [--curves curves.png --part dev]
+    python docs/benchmarks/summarize.py runs/hippocampus [runs/more ...] [--curves curves.png --part dev]
 
 One line per method, part and seed: mean DSC over scans with its bootstrap interval, worst scan, HD95, ASSD, missed
 structures, share of folded voxels, std(|J|), and the wall time up to the last weights. With `--curves`, a picture of
@@ -21,11 +21,11 @@ from stages.compare import cost
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workspace", type=Path)
+    parser.add_argument("workspaces", type=Path, nargs="+")
     parser.add_argument("--curves", type=Path, help="picture to write")
     parser.add_argument("--part", default="dev", help="whose scores the picture shows")
     arguments = parser.parse_args()
-    made = history(arguments.workspace)
+    made = [each for workspace in arguments.workspaces for each in history(workspace)]
     by_digest = {manifest.digest: manifest for _, manifest in made}
 
     columns = ["method", "output", "part", "seed", "DSC", "95 %", "worst", "HD95 mm", "ASSD mm", "missed"]
@@ -48,10 +48,13 @@ def main() -> None:
                 f"| {folded} | {spread} | {minutes:.1f} |"
             )
             if summary["part"] == arguments.part:
-                name = method if output == next(iter(summary["outputs"])) else f"{method}, {output}"
+                flat, first = bool(summary.get("flat_borders")), output == next(iter(summary["outputs"]))
+                name = f"{method}, {output}"
+                if first or (flat and output == "network"):  # without flat borders, as runs before there were any
+                    name = f"{method}, flat borders" if first and flat else method
                 curves.setdefault(name, []).append((minutes, dsc["mean"], dsc["low"], dsc["high"]))
     if arguments.curves:
-        draw(curves, arguments.curves, title=f"{arguments.workspace.name}, {arguments.part}")
+        draw(curves, arguments.curves, title=f"{arguments.workspaces[0].name}, {arguments.part}")
 
 
 def draw(curves: dict[str, list[tuple[float, float, float, float]]], path: Path, *, title: str) -> None:
