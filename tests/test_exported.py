@@ -110,7 +110,7 @@ def test_an_export_says_what_it_holds_and_replaces_nothing_unasked(shared):
     assert not list(shared.folder.glob(".*tmp"))
 
 
-@pytest.mark.parametrize("name", ["../evil.json", "/tmp/evil", "sub/../../evil", "weights.pkl", "sub/model.json"])
+@pytest.mark.parametrize("name", ["../evil.json", "/evil", "sub/../../evil", "weights.pkl", "sub/model.json"])
 def test_a_zip_with_any_other_name_is_refused_and_nothing_is_written(name, contents, tmp_path):
     (tmp_path / "in").mkdir()
     path = write(tmp_path / "in" / "m.zip", {**contents, name: b"x"})
