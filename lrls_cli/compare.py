@@ -10,7 +10,11 @@ from lrls_cli.options import ConfigFile, Force, Settings
 def compare(
     config: ConfigFile,
     methods: Annotated[
-        list[str], typer.Option("--method", help="Repeat for every method; the first is the reference.")
+        list[str],
+        typer.Option(
+            "--method",
+            help="Repeat for every method; the first is the reference. Settings behind the name choose among its runs.",
+        ),
     ],
     seeds: Annotated[
         list[int], typer.Option("--seed", help="Repeat to average every scan over runs; default: the file's seed.")
@@ -22,7 +26,7 @@ def compare(
 
     Time and memory are of everything up to the last weights.
 
-    Example: lrls compare lrls.yaml --method unet --method brbs
+    Example: lrls compare lrls.yaml --method unet --method "brbs mmr=false" --method "brbs mmr=true"
     """
     # Imported here so that `lrls --help` does not wait for torch.
     from rich.console import Console

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from stages.artifacts.comparison import Comparison
 from stages.artifacts.scores import Scores
@@ -29,32 +30,67 @@ METRICS = ["dsc", "hd95_mm", "assd_mm"]
 Key = tuple[str, str]  # method, output
 
 
-def newest_scores(config: Config, method_name: str, seed: int) -> Scores:
+def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]) -> Scores:
     """The newest scores of a method with a seed, on the part that `eval.part` names.
+
+    Args:
+        row: the method, and settings that its run must have had: "os-medseg teacher=false train_seg.steps=500".
+        made: the workspace's artifacts by digest.
 
     Raises:
         LrlsError: there are none.
     """
-    method = find_method(method_name)
-    found = []
+    name, *asked = row.split()
+    method = find_method(name)
+    wanted = dict(_setting(each, row) for each in asked)
+    found, known = [], set[str]()
     for folder in reversed(versions(config.workspace / method.name / "scores")):
         scores = Scores.open(folder)
         identity = scores.manifest.identity
         if identity.config["part"] == config.eval.part and identity.seed == seed:
-            found.append(scores)
+            had = _settings_of(scores.manifest, made)
+            known |= had.keys()
+            if wanted.items() <= had.items():
+                found.append(scores)
     if found:  # of a method with rounds, the last one that was scored
         return max(found, key=lambda scores: scores.manifest.identity.round)
+    if known and (unknown := sorted(wanted.keys() - known)):
+        raise LrlsError(
+            f"--method {row!r}: no run of {name} has a setting {unknown[0]}; there are {', '.join(sorted(known))}."
+        )
     raise LrlsError(
-        f"{method.name} has no scores on {config.eval.part} with seed {seed}; "
-        f"run `lrls run --method {method.name} --set seed={seed}` first."
+        f"{row} has no scores on {config.eval.part} with seed {seed}; run `lrls run --method {name} --set seed={seed}`"
+        f"{' with these settings' if asked else ''} first."
     )
+
+
+def _setting(text: str, row: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise LrlsError(f"--method {row!r}: found {text!r} behind the method, expected setting=value.")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise LrlsError(f"--method {row!r}: the value of {name} is not readable as YAML.") from None
+
+
+def _settings_of(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Any]:
+    """What a run was told: the method's settings by their names, and train_reg.steps and the like."""
+    found: dict[str, Any] = {}
+    for manifest in [scores, *(each for each in _way_to(scores, made).values() if each)]:
+        config = manifest.identity.config
+        found |= config.get("settings", {})
+        for section in ("train_reg", "train_seg", "generate"):
+            found |= {f"{section}.{name}": value for name, value in config.get(section, {}).items()}
+    return found
 
 
 def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *, force: bool = False) -> Comparison:
     """Compare the newest scores of methods; differences are of DSC to the first one, paired over scans.
 
     Args:
-        methods: names; the first is the reference.
+        methods: names, each with settings that its run must have had, if any ("lt-net gan_weight=0"); the first is
+            the reference.
         seeds: a scan's score is its mean over the runs with these seeds; none: the configuration's.
 
     Raises:
@@ -62,8 +98,12 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *
     """
     if not config.part(config.eval.part):
         raise LrlsError(f"data.{config.eval.part} lists no scan; list labelled scans there, or set eval.part.")
-    methods, seeds = list(dict.fromkeys(methods)), sorted(set(seeds)) or [config.seed]
-    runs = {method: [newest_scores(config, method, seed) for seed in seeds] for method in methods}
+    methods, seeds = (
+        list(dict.fromkeys(" ".join(each.split()) for each in methods)),
+        sorted(set(seeds)) or [config.seed],
+    )
+    made = {manifest.digest: manifest for _, manifest in history(config.workspace)}
+    runs = {method: [newest_scores(config, method, seed, made) for seed in seeds] for method in methods}
     identity = Identity(
         kind=Comparison.KIND,
         format_version=FORMAT_VERSIONS[Comparison.KIND],
@@ -80,7 +120,6 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *
         verify(run.folder)
     _check_alike(runs)
     scores = {method: _scores_of(runs[method]) for method in methods}
-    made = {manifest.digest: manifest for _, manifest in history(config.workspace)}
     costs = {method: [cost(run.manifest, made) for run in runs[method]] for method in methods}
     table = _table(scores, {method: _fields_of(runs[method]) for method in methods}, costs)
     structures = pd.concat(
@@ -144,6 +183,18 @@ def cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float | None, flo
     Args:
         made: the workspace's artifacts by digest.
     """
+    seen = _way_to(scores, made)
+    if not {"registration", "segmentation"} & scores.identity.inputs.keys():
+        seen[scores.digest] = scores
+    found = [manifest for manifest in seen.values() if manifest]
+    if len(found) < len(seen):
+        return None, None
+    peaks = [manifest.peak_memory_mb for manifest in found if manifest.peak_memory_mb is not None]
+    return sum(manifest.wall_time_s for manifest in found), max(peaks, default=None)
+
+
+def _way_to(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Manifest | None]:
+    """What was made on the way to an answer, by digest, without held-out cohorts; None: not known any more."""
     roles = ("cohort", "registration", "generated", "segmentation")
     seen: dict[str, Manifest | None] = {}
     waiting = [scores]
@@ -153,13 +204,7 @@ def cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float | None, flo
             if digest not in seen:
                 seen[digest] = made.get(digest)
                 waiting += [made[digest]] if digest in made else []
-    if not {"registration", "segmentation"} & scores.identity.inputs.keys():
-        seen[scores.digest] = scores
-    found = [manifest for manifest in seen.values() if manifest]
-    if len(found) < len(seen):
-        return None, None
-    peaks = [manifest.peak_memory_mb for manifest in found if manifest.peak_memory_mb is not None]
-    return sum(manifest.wall_time_s for manifest in found), max(peaks, default=None)
+    return seen
 
 
 def _table(

@@ -26,7 +26,7 @@ def write_scores(
     seed: int = 0,
     cases: list[str] = CASES,
     field: bool = False,
-    settings: str = "",
+    settings: dict[str, object] | None = None,
     inputs: dict[str, str] | None = None,
 ) -> None:
     """Scores of a method: DSC 0.5 + 0.01 i + gain on scan i, both structures, one of them 0.1 above the other."""
@@ -41,7 +41,7 @@ def write_scores(
         kind="scores",
         format_version=FORMAT_VERSIONS["scores"],
         made_by="eval",
-        config={"part": "test", "settings": settings},
+        config={"part": "test", "settings": settings or {}},
         seed=seed,
         inputs={f"truth/{case}": case for case in cases} | (inputs or {}),
     )
@@ -109,7 +109,46 @@ def test_the_newest_scores_count_and_an_equal_comparison_is_not_made_again(score
     second = compared(scored)
     assert second != first
     assert pd.read_csv(second / "compare.csv")["dsc"][0] == pytest.approx(0.585)
-    assert newest_scores(scored.config, "unet", 0).folder.name == "v0002"
+    assert newest_scores(scored.config, "unet", 0, {}).folder.name == "v0002"
+
+
+def test_settings_behind_a_method_choose_among_its_runs(scored):
+    write_scores(scored, "brbs", 0.2, settings={"mmr": False})
+    write_scores(scored, "brbs", 0.3, settings={"mmr": True})
+    rows = ["--method", "brbs mmr=false", "--method", "brbs  mmr=true"]
+    done = scored.made("compare", "--method", "unet", *rows)
+    table = pd.read_csv(Path(done.out.splitlines()[-1]) / "compare.csv").set_index("method")
+    assert table["dsc"].to_dict() == pytest.approx({"unet": 0.535, "brbs mmr=false": 0.735, "brbs mmr=true": 0.835})
+
+
+def test_settings_of_training_choose_among_runs_too(scored):
+    made = {}
+    for steps in (10, 20):
+        identity = Identity(
+            kind="segmentation",
+            format_version=FORMAT_VERSIONS["segmentation"],
+            made_by="train-seg",
+            config={"train_seg": {"steps": steps}},
+            seed=0,
+        )
+        with new_artifact(scored.workspace / "brbs" / "segmentation", identity, device="cpu") as draft:
+            (draft.folder / "weights.safetensors").write_bytes(bytes([steps]))
+        manifest = read_manifest(draft.result)
+        made[manifest.digest] = manifest
+        write_scores(scored, "brbs", 0.0, inputs={"segmentation": manifest.digest})
+    found = newest_scores(scored.config, "brbs train_seg.steps=10", 0, made)
+    assert found.folder.name == "v0002"  # v0001 is of the fixture
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [("brbs mrr=true", "mrr; there are mmr"), ("brbs mmr=1", "has no scores"), ("brbs mmr", "expected setting=value")],
+)
+def test_settings_that_no_run_had_are_named(scored, row, named):
+    write_scores(scored, "brbs", 0.2, settings={"mmr": False})
+    done = scored.lrls("compare", "--method", "unet", "--method", row)
+    assert done.code == 1
+    assert named in done.err
 
 
 def test_scores_of_different_scans_are_not_compared(scored):
@@ -136,7 +175,7 @@ def test_one_scan_has_no_interval_and_no_test(scored):
 
 
 def test_seeds_that_ran_with_different_settings_are_not_averaged(scored):
-    write_scores(scored, "unet", 0.1, seed=1, settings="others")
+    write_scores(scored, "unet", 0.1, seed=1, settings={"mmr": False})
     write_scores(scored, "brbs", 0.1, seed=1)
     done = scored.lrls("compare", "--method", "unet", "--method", "brbs", "--seed", "0", "--seed", "1")
     assert (done.code, done.err) == (

@@ -105,10 +105,7 @@ class Settings(MethodSettings):
 
 
 def build(task: Task, settings: Settings) -> Recipe:
-    generator = partial(
-        registration_network, settings.registration_network, task,
-        diffeomorphic=settings.diffeomorphic, antisymmetric=False,
-    )  # fmt: skip
+    generator = partial(registration_network, settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
     G_F = generator()
     G_B = generator() if settings.cycle else None
     D = PatchDiscriminator(1, task.shape) if settings.gan_weight else None

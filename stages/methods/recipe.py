@@ -325,18 +325,12 @@ def segmentation_network(name: str, task: Task) -> nn.Module:
     return UNet(1, task.num_classes, task.shape, per_group={"published": 4, "full": 1}[name])
 
 
-def registration_network(
-    name: str, task: Task, *, diffeomorphic: bool, antisymmetric: bool = True
-) -> RegistrationNetwork:
-    """A registration network by its name in the configuration: [fixed, moving] -> displacement.
-
-    Args:
-        antisymmetric: of the light one, see `RegistrationNetwork`.
-    """
+def registration_network(name: str, task: Task, *, diffeomorphic: bool) -> RegistrationNetwork:
+    """A registration network by its name in the configuration: [fixed, moving] -> displacement."""
     if name == "light":
         light = LightUNet(2, 3, task.shape, smooth=True)
         small_head(light.head)
-        return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=antisymmetric)
+        return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
     body = {"published": UNet, "voxelmorph": VoxelMorphUNet}[name](2, 3, task.shape)
     return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
 
