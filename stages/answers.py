@@ -103,7 +103,7 @@ class Answering:
                     place, field = next(stream)
                     fields[place] = field
                 here = [fields.pop(k) for k in mine]
-                votes = vote(labelled, here, scan.image, self.num_classes, label_warp=self.recipe.label_warp)
+                votes = vote(labelled, here, scan.image, self.num_classes)
             yield self._combined(scan.case, network, votes, here)
 
     def _combined(self, case: str, network: Tensor | None, votes: Tensor | None, fields: list[np.ndarray]) -> Answer:

@@ -441,7 +441,7 @@ def _write_propagated(
                 continue
             scan = pairs[place][1]
             here = [fields[k] for k in mine]
-            votes = vote(atlases, here, scan, cohort.num_classes, label_warp=recipe.label_warp)
+            votes = vote(atlases, here, scan, cohort.num_classes)
             label = votes.argmax(0).numpy()
             fixed = torch.from_numpy(scan.astype(np.float32))[None, None]
             qualities = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from stages.methods.recipe import Recipe
 from stages.parts.classical import displacement_of
 from stages.parts.instance import on_arrays
 from stages.parts.losses import lncc
-from stages.parts.warps import one_hot, warp, warp_label, warp_probabilities
+from stages.parts.warps import one_hot, warp, warp_probabilities
 from stages.preprocess import in_processes
 
 ImagePair = tuple[np.ndarray, np.ndarray]  # moving, fixed: (D, H, W) in [0, 1]
@@ -78,8 +77,6 @@ def vote(
     fields: Sequence[np.ndarray],
     scan: np.ndarray,
     num_classes: int,
-    *,
-    label_warp: Literal["linear", "nearest"] = "linear",
 ) -> Tensor:
     """Class probabilities of a scan from one or several warped atlases.
 
@@ -89,7 +86,6 @@ def vote(
         atlases: image and label (class indices) of each, (D, H, W).
         fields: displacement of each to the scan, (3, D, H, W), voxels.
         scan: (D, H, W) in [0, 1].
-        label_warp: as in `Recipe`.
 
     Returns:
         (num_classes, D, H, W), sums to 1.
@@ -99,10 +95,7 @@ def vote(
     for (image, label), field in zip(atlases, fields, strict=True):
         displacement = torch.from_numpy(field)[None]
         classes = torch.from_numpy(label.astype(np.int16))[None]
-        if label_warp == "nearest":
-            warped.append(one_hot(warp_label(classes, displacement), num_classes)[0])
-        else:
-            warped.append(warp_probabilities(one_hot(classes, num_classes), displacement)[0])
+        warped.append(warp_probabilities(one_hot(classes, num_classes), displacement)[0])
         moved = warp(torch.from_numpy(image.astype(np.float32))[None, None], displacement)
         similarity.append(float(lncc(moved, torch.from_numpy(scan.astype(np.float32))[None, None]).mean()))
     if len(warped) == 1:

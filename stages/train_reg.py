@@ -216,7 +216,7 @@ def overlay_row(
     from stages.parts.warps import warp
 
     image = atlas[0]
-    votes = vote([atlas], [field], scan, cohort.num_classes, label_warp=recipe.label_warp)
+    votes = vote([atlas], [field], scan, cohort.num_classes)
     moved = warp(torch.from_numpy(image.astype(np.float32))[None, None], torch.from_numpy(field)[None])[0, 0]
     return {
         "case": case,

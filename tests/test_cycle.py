@@ -75,6 +75,14 @@ def test_the_atlas_goes_to_the_scan_and_the_warped_atlas_back_to_the_atlas():
     torch.testing.assert_close(cycle.judged, discriminator(cycle.warped))
 
 
+def test_half_voxels_there_and_back_rebuild_the_atlas_without_blur():
+    there, back = RegistrationNetwork(Constant(0.0, 0.0, -0.5)), RegistrationNetwork(Constant(0.0, 0.0, 0.5))
+    cycle, batch = registered(there, back), block()
+    torch.testing.assert_close(cycle.rebuilt, batch.moving)
+    torch.testing.assert_close(cycle.rebuilt_label, cycle.label)
+    assert (cycle.warped - batch.moving).abs().max() > 0.1
+
+
 def test_what_is_not_asked_for_is_not_computed():
     cycle = RegisterCycle(networks()[0])(block())
     assert [value is None for value in (cycle.backward, cycle.rebuilt, cycle.label, cycle.judged)] == [True] * 4

@@ -29,8 +29,8 @@ from stages.parts.samplers import (
     Triplet,
     labelled_scans,
 )
-from stages.parts.warps import warp, warp_label
-from stages.registering import displacements, vote
+from stages.parts.warps import warp
+from stages.registering import displacements
 from stages.training import give_turn
 
 SHAPE = (10, 12, 12)
@@ -723,6 +723,9 @@ def test_in_the_warm_up_of_lt_net_the_cycle_moves_the_backward_network_alone():
     assert backward.trains is recipe.helpers["backward"]
     assert {f"generators/{name}" for name in backward.loss.terms} == {*CYCLE, "generators/smoothness"}
     assert judge.trains is recipe.helpers["discriminator"]
+    assert len(recipe_of("lt-net").train_registration) == 1  # the paper has none
+    shares = [phase.share for phase in recipe_of("lt-net", registration_network="light").train_registration]
+    assert shares == [0.4, 0.6]
     without = recipe_of("lt-net", warm_up=0.25, **OFF).train_registration
     assert [phase.share for phase in without] == [1]  # there is no backward network to wait for
 
@@ -736,19 +739,6 @@ def test_the_picture_of_the_cycle_has_labels_in_the_space_of_the_image_and_an_er
     atlas, scan, _, rebuilt, error = panels
     assert torch.equal(atlas.label, batch.label[0]) and torch.equal(scan.image, batch.fixed[0, 0])
     torch.testing.assert_close(error.image, (rebuilt.image - atlas.image).abs())
-
-
-def test_labels_are_propagated_by_nearest_neighbours_where_the_recipe_says_so():
-    assert recipe_of("lt-net").label_warp == "nearest" and recipe_of("voxelmorph").label_warp == "linear"
-    image = textured(*SHAPE).numpy()
-    label = torch.randint(3, SHAPE, generator=generator(6)).short()
-    field = np.full((3, *SHAPE), 0.4, np.float32)
-    nearest, linear = (
-        vote([(image, label.numpy())], [field], image, 3, label_warp=way) for way in ("nearest", "linear")
-    )
-    assert torch.equal(nearest.argmax(0), warp_label(label[None], torch.from_numpy(field)[None])[0].long())
-    assert set(nearest.unique().tolist()) == {0, 1}
-    assert 0 < float(linear.max(0).values.min()) < 1
 
 
 # best

@@ -107,6 +107,7 @@ SWITCHES = [
     ("most_samples", 2, set(), set()),  # what `generate` writes, see below
     ("segmentation_network", "light", set(), SEG),
     ("teacher", False, {"seg/reconstruction", "seg/hint"}, {"seg/total"}),
+    ("teacher_share", 0.5, set(), {"seg/total"}),  # who learns when, see below
     ("student_sees", "real", set(), {"seg/segmentation", "seg/hint", "seg/total"}),
     ("segmentation_loss", "dice-ce", set(), {"seg/segmentation", "seg/total"}),
     ("segmentation_weight", 0.0, {"seg/segmentation"}, {"seg/total"}),
@@ -233,6 +234,39 @@ def test_segmentation_teaches_the_student_and_reconstruction_the_teacher():
         gradients = torch.autograd.grad(found[term], [*moved, *still], retain_graph=True, allow_unused=True)
         assert all(g is not None for g in gradients[: len(moved)])
         assert all(g is None for g in gradients[len(moved) :])
+
+
+def test_a_teacher_that_learned_first_stands_still():
+    recipe = recipe_of("os-medseg", teacher_share=0.3)
+    first, then = recipe.train_segmentation
+    assert (first.share, then.share) == (0.3, 0.7)
+    assert first.players[0].trains is recipe.segmentation_helpers["teacher"]
+    assert then.players[0].trains is recipe.segmentation
+    alone = first.players[0].forward(first.batches(scans(), drawing()))
+    reconstructed = first.players[0].loss(alone)[1]["reconstruction"]
+    with torch.no_grad():
+        assert float(reconstructed) == pytest.approx(
+            float((recipe.segmentation_helpers["teacher"](alone.scan) - alone.scan).square().mean())
+        )
+    player = then.players[0]
+    player.loss(player.forward(then.batches(scans(), drawing())))[0].backward()
+    assert all(p.grad is None for p in recipe.segmentation_helpers["teacher"].parameters())
+    assert all(p.grad is not None for p in recipe.segmentation.parameters())
+    light = recipe_of("os-medseg", segmentation_network="light").train_segmentation
+    assert [phase.name for phase in light] == ["reconstruction", "distillation"]
+    assert len(recipe_of("os-medseg", segmentation_network="light", hint_detach="none").train_segmentation) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"registration": "instance", "similarity": "mi"}, "knows similarity lncc and smoothness diffusion only"),
+        ({"hint_detach": "none", "teacher_share": 0.5}, "needs teacher_share 0"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings, message):
+    with pytest.raises(LrlsError, match=message):
+        settings_of(os_medseg.METHOD, config("os-medseg", **settings))
 
 
 def test_teacher_sees_the_scan_and_the_student_what_imitates_it():
@@ -368,7 +402,7 @@ def test_interrupted_distillation_goes_on_with_both_networks(project: Project, n
     with monkeypatch.context() as patch:
         patch.setattr("stages.parts.distilling.losses.cosine_hint_loss", third_is_nan)
         done = project.lrls("train-seg", "--method", "os-medseg", "--force")
-    assert done.err.startswith("lrls: training stopped: ") and "of distillation is nan at step" in done.err
+    assert "lrls: training stopped: " in done.err and "of distillation is nan at step" in done.err
     project.made("train-seg", "--method", "os-medseg", "--force")
     assert project.versions("os-medseg/segmentation") == ["v0001", "v0002"]
     digests = {project.manifest("os-medseg/segmentation", version).digest for version in ("v0001", "v0002")}

@@ -13,10 +13,12 @@ How the text is read, where it leaves a choice:
 - Eq. 9 is the mean of the structures' Dice, without the background; Eq. 10 is over all channels, with it.
 - The gradient of G_B's input, the warped atlas, goes on to G_F: the paper trains end to end.
 - One pair a step: the paper has one on each of two GPUs. It names no number of steps: here as many as `voxelmorph`.
+- The atlas is rebuilt by sampling it once, see `stages.parts.cycle`.
+- A label is warped "the same way as the atlas", by trilinear interpolation, as the other methods' labels are.
 - Several atlases (the paper has one): each step draws one, and all vote on a new scan.
 
-Every cycle term is least where both fields are 0, and a G_B that cannot follow yet holds G_F there. Where minutes must
-do, let G_F go ahead (`warm_up`) and lower the four cycle weights to a tenth: so, 260 steps were enough to learn.
+Every cycle term is least where both fields are 0, and a G_B that cannot follow yet holds G_F there: where minutes must
+do, G_F goes ahead (`warm_up`).
 
 Ours differs in: displacements sample with aligned corners; LNCC and smoothness are shared with the other methods.
 """
@@ -85,8 +87,11 @@ class Settings(MethodSettings):
     anatomy_weight: float = Field(3.0, ge=0, description="lambda_2, of L_anatomy_cyc: the rebuilt label.")
     difference_weight: float = Field(3.0, ge=0, description="lambda_2, of L_diff_cyc: the label's way there and back.")
 
-    warm_up: float = Field(
-        0.0, ge=0, lt=1, description="Share of train-reg in which the cycle terms move G_B alone (short runs)."
+    warm_up: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of train-reg in which the cycle terms move G_B alone; null: 0, or 0.4 of the light ones.",
     )
 
     @model_validator(mode="after")
@@ -109,7 +114,9 @@ def build(task: Task, settings: Settings) -> Recipe:
     G_F = generator()
     G_B = generator() if settings.cycle else None
     D = PatchDiscriminator(1, task.shape) if settings.gan_weight else None
-    warm_up = settings.warm_up * settings.cycle
+    warm_up = (
+        (0.4 if settings.registration_network == "light" else 0.0) if settings.warm_up is None else settings.warm_up
+    )
     there: Terms = {
         "adversarial": (settings.gan_weight, adversarial),  # L_GAN
         "similarity": (settings.similarity_weight, similarity),  # L_sim
@@ -139,7 +146,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     cycle = Phase(
         "cycle",
         batches=atlas_and_scan,
-        share=1 - warm_up,
+        share=1 - warm_up * settings.cycle,
         players=[
             Player(
                 "generators",
@@ -170,7 +177,6 @@ def build(task: Task, settings: Settings) -> Recipe:
         helpers={name: network for name, network in helpers.items() if network is not None},
         train_registration=phases,
         generate=PropagatedLabels(),
-        label_warp="nearest",
         registration_pictures={"cycle": partial(show, RegisterCycle(G_F, G_B, labels=True))} if G_B is not None else {},
     )
 

@@ -8,11 +8,14 @@ scan is the anchor here: were it the atlas, then with one atlas and a batch of t
 published code takes NT-Xent over all rows instead, where with one atlas the atlas is its own negative (preset
 `official`). *Hint*: a stop-gradient on the teacher's features by default, so that the student follows and the teacher
 reconstructs; the published forward pass detaches both, with which the hint teaches nothing (`hint_detach: both`). Both
-networks are separate, encoder to head, as in Fig. 3 and in the code, and train jointly. *Normalisation* is the code's
-InstanceNorm (Fig. 3 says layer normalisation). *Reconstruction head*: a plain convolution; the code normalises its
-output, which then cannot match the scan's intensities. *Ours*: residual units in the student, too (paper; the code has
-them in the teacher only), trilinear upsampling, atlases as the user names them (the paper picks one by its similarity
-to the test set), and the schedule's epochs are counted on the paper's 334 scans of OASIS.
+networks are separate, encoder to head, as in Fig. 3 and in the code, and train jointly with the published network; of
+the light and the full ones the teacher learns first (`teacher_share`) and then stands still: with its features
+detached, Eq. 12 separates into what either network learns, and a student of minutes cannot wait for hints that come
+late. *Normalisation* is the code's InstanceNorm (Fig. 3 says layer normalisation). *Reconstruction head*: a plain
+convolution; the code normalises its output, which then cannot match the scan's intensities. *Ours*: residual units in
+the student, too (paper; the code has them in the teacher only), trilinear upsampling, atlases as the user names them
+(the paper picks one by its similarity to the test set), and the schedule's epochs are counted on the paper's 334 scans
+of OASIS.
 
 On CPUs, the `light` networks or `registration: instance` (ours), which needs no `train-reg`.
 """
@@ -20,9 +23,9 @@ On CPUs, the `light` networks or `registration: instance` (ours), which needs no
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from stages.config import MethodSettings, TrainSettings
@@ -34,6 +37,7 @@ from stages.methods.recipe import (
     Recipe,
     SegmentationName,
     Task,
+    Terms,
     WarpedAtlases,
     WeightedSum,
     segmentation_network,
@@ -52,6 +56,7 @@ from stages.parts.consistency import (
 from stages.parts.distilling import (
     Distil,
     OwnHead,
+    Reconstruct,
     TeacherAndStudent,
     cosine_hint,
     l2_hint,
@@ -72,8 +77,9 @@ class Settings(MethodSettings):
         "abdomen": {"similarity": "mi", "smoothness": "bending", "hint_weight": 10.0},
         "official": {"contrast": "nt-xent", "hint_detach": "both"},
     }
+    GENERATES: ClassVar[tuple[str, ...]] = ("most_samples",)
     SEGMENTS: ClassVar[tuple[str, ...]] = (
-        "segmentation_network", "teacher", "student_sees", "segmentation_loss", "segmentation_weight",
+        "segmentation_network", "teacher", "teacher_share", "student_sees", "segmentation_loss", "segmentation_weight",
         "reconstruction_weight", "hint_weight", "hint_loss", "hint_layers", "hint_detach",
     )  # fmt: skip
 
@@ -103,6 +109,13 @@ class Settings(MethodSettings):
         "published", description="Student and teacher: published, or BRBS's U-Net with InstanceNorm (full), or light."
     )
     teacher: bool = Field(True, description="Table III: off: the student alone (M1, M2).")
+    teacher_share: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of train-seg in which the teacher learns alone, to stand still afterwards; 0: both learn at "
+        "once; null: 0 of the published network, else 0.25.",
+    )
     student_sees: Literal["warped", "real"] = Field(
         "warped", description="Table III: warped atlases (SI+SL), or the real scans under the same labels (RI+SL)."
     )
@@ -115,6 +128,21 @@ class Settings(MethodSettings):
     hint_detach: Literal["teacher", "none", "both"] = Field(
         "teacher", description="Whose features the hint's gradient does not reach; both: it reaches none."
     )
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.registration == "instance" and (self.similarity, self.smoothness) != ("lncc", "diffusion"):
+            raise ValueError("registration: instance knows similarity lncc and smoothness diffusion only")
+        if self.hint_detach == "none" and self.teacher_share:
+            raise ValueError("hint_detach: none has hints teach the teacher, which needs teacher_share 0")
+        return self
+
+    @property
+    def alone(self) -> float:
+        """Share of train-seg that is the teacher's."""
+        if self.teacher_share is None:
+            return 0.0 if self.segmentation_network == "published" or self.hint_detach == "none" else 0.25
+        return self.teacher_share
 
 
 def build(task: Task, settings: Settings) -> Recipe:
@@ -132,18 +160,29 @@ def build(task: Task, settings: Settings) -> Recipe:
             cross_entropy if settings.segmentation_loss == "ce" else overlap_and_cross_entropy,
         )
     )
-    alone = Player("student", trains=student, forward=Segment(student), loss=segmentation)
     both = TeacherAndStudent(student_or_teacher(settings.segmentation_network, task, reconstructs=True), student)
+    reconstructs: Terms = {"reconstruction": (settings.reconstruction_weight, reconstruction)}  # lambda_recon L_recon
+    still = settings.alone > 0
+    student_alone = Player("student", trains=student, forward=Segment(student), loss=segmentation)
+    teacher_alone = Player(
+        "reconstruction", trains=both.teacher, forward=Reconstruct(both.teacher), loss=WeightedSum(**reconstructs)
+    )
     distillation = Player(
         "distillation",
-        trains=both,
-        forward=Distil(both, settings.hint_layers, settings.hint_detach),
+        trains=student if still else both,
+        forward=Distil(both, settings.hint_layers, settings.hint_detach, still),
         loss=WeightedSum(
             **segmentation.terms,
-            reconstruction=(settings.reconstruction_weight, reconstruction),  # lambda_recon L_recon
+            **({} if still else reconstructs),
             hint=(settings.hint_weight, cosine_hint if settings.hint_loss == "cosine" else l2_hint),  # lambda_hint
         ),
     )
+    batches = partial(triples, real=settings.student_sees == "real")
+    phases = [Phase("student", batches=batches, players=[student_alone])]
+    if settings.teacher:
+        phases = [Phase("distillation", batches=batches, players=[distillation], share=1 - settings.alone)]
+    if settings.teacher and still:
+        phases.insert(0, Phase("reconstruction", batches=batches, players=[teacher_alone], share=settings.alone))
     return Recipe(
         registration=R,
         instance=None if learned else InstanceOptimisation(smoothness=settings.smoothness_weight),
@@ -154,13 +193,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         else {},
         train_registration=[registration_phase(R, settings)] if R else [],
         generate=WarpedAtlases(most=settings.most_samples),
-        train_segmentation=[
-            Phase(
-                "distillation" if settings.teacher else "student",
-                batches=partial(triples, real=settings.student_sees == "real"),
-                players=[distillation if settings.teacher else alone],
-            )
-        ],
+        train_segmentation=phases,
     )
 
 

@@ -210,7 +210,6 @@ class Recipe:
         generate: what `lrls generate` writes.
         self_training: the rounds that follow; see `at_round`.
         teacher: in those rounds, the segmentation network as the round before left it; it stands still.
-        label_warp: how a label is propagated: softly by trilinear, or by nearest-neighbour interpolation.
         registration_pictures: pages that `train-reg` draws besides its own: name -> (a batch of one atlas and one scan
             -> its row).
         registration_pages: pages of the whole cohort that `train-reg` draws: name -> (the data -> points, or rows of
@@ -232,7 +231,6 @@ class Recipe:
     generate: PathBankWriter | PropagatedLabels | WarpedAtlases | SampledScans | PseudoLabels | None = None
     self_training: SelfTraining | None = None
     teacher: nn.Module | None = None
-    label_warp: Literal["linear", "nearest"] = "linear"
     registration_pictures: Mapping[str, Callable[[LabelledPair], Sequence[Panel]]] = field(default_factory=dict)
     registration_pages: Mapping[str, Callable[[Scans], Points | Sequence[tuple[str, Sequence[Panel]]]]] = field(
         default_factory=dict

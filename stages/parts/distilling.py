@@ -54,11 +54,28 @@ class TeacherAndStudent(nn.Module):
 
 
 @dataclass
+class Reconstructed:
+    """A scan, and what the teacher makes of it, (N, 1, D, H, W) both."""
+
+    scan: Tensor
+    reconstruction: Tensor
+
+
+@dataclass
+class Reconstruct:
+    """Forward pass of the teacher alone."""
+
+    teacher: nn.Module
+
+    def __call__(self, batch: Triple) -> Reconstructed:
+        return Reconstructed(batch.scan, self.teacher(batch.scan))
+
+
+@dataclass
 class Distilled(Segmented):
     """What student and teacher say of a batch."""
 
-    scan: Tensor | None = None  # what the teacher saw, (N, 1, D, H, W)
-    reconstruction: Tensor | None = None  # what it made of it
+    reconstructed: Reconstructed | None = None  # None: the teacher stands still
     hints: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())  # features (of the student, of the teacher), by layer
 
 
@@ -70,29 +87,35 @@ class Distil:
         networks: the two.
         layers: how many of the decoder's last layers give hints; all that there are, if there are fewer.
         detach: whose features the hints' gradient does not reach.
+        still: the teacher has learned already, and gives hints only.
     """
 
     networks: TeacherAndStudent
     layers: int
     detach: Detach
+    still: bool = False
 
     def __call__(self, batch: Triple) -> Distilled:
         student, teacher = (cast(FeatureNetwork, n) for n in (self.networks.student, self.networks.teacher))
         shape = batch.image.shape[2:]
-        learned, taught = student.features(batch.image), teacher.features(batch.scan)
-        logits, reconstruction = student.answer(learned[-1], shape), teacher.answer(taught[-1], shape)
+        learned = student.features(batch.image)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.still):
+            taught = teacher.features(batch.scan)
+        logits = student.answer(learned[-1], shape)
+        reconstructed = None if self.still else Reconstructed(batch.scan, teacher.answer(taught[-1], shape))
         learned, taught = learned[-self.layers :], taught[-self.layers :]
         if self.detach != "none":
             taught = [feature.detach() for feature in taught]
         if self.detach == "both":
             learned = [feature.detach() for feature in learned]
-        return Distilled(batch.target, logits, scan=batch.scan, reconstruction=reconstruction, hints=(learned, taught))
+        return Distilled(batch.target, logits, reconstructed=reconstructed, hints=(learned, taught))
 
 
-def reconstruction(result: Distilled) -> Tensor:
+def reconstruction(result: Distilled | Reconstructed) -> Tensor:
     """L_recon: mean squared difference of the scan and what the teacher makes of it (OS-MedSeg Eq. 10)."""
-    assert result.scan is not None and result.reconstruction is not None
-    return F.mse_loss(result.reconstruction.float(), result.scan)
+    found = result.reconstructed if isinstance(result, Distilled) else result
+    assert found is not None
+    return F.mse_loss(found.reconstruction.float(), found.scan)
 
 
 def cosine_hint(result: Distilled) -> Tensor:

@@ -151,7 +151,9 @@ class Triple(Labelled):
 
 
 def triples(data: Scans, draw: Draw, *, real: bool = False) -> Triple:
-    """Finished couples with the scans that they imitate; both images move alike, and are recoloured each on its own.
+    """Finished couples with the scans that they imitate; both images move alike, the couple's alone is recoloured.
+
+    What a teacher is to reconstruct, and what its features say, should be the scan's, not a random change's.
 
     Args:
         real: the scan itself in place of the generated image, under the generated label.
@@ -169,8 +171,8 @@ def triples(data: Scans, draw: Draw, *, real: bool = False) -> Triple:
     else:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
         target = warp_one_hot(label, displacement, data.num_classes)
-    image, scan = draw.recolour(images).chunk(2)
-    return Triple([couple.scan for couple in couples], image, target, scan)
+    image, scan = images.chunk(2)
+    return Triple([couple.scan for couple in couples], draw.recolour(image), target, scan)
 
 
 @dataclass
