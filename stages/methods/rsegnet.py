@@ -101,7 +101,7 @@ def build(task: Task, settings: Settings) -> Recipe:
 
 def train_reg(settings: Settings) -> TrainSettings:
     if settings.registration_network == "light":
-        return short_training(2000, learning_rate=1e-3)
+        return short_training(2000, batch_size=2, learning_rate=1e-3)  # of one pair, half would tell S nothing
     return published_training(40_000, augmentation="paper")
 
 
