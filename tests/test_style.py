@@ -316,6 +316,17 @@ def test_flows_keep_their_vectors_on_the_grid_of_the_autoencoder_and_back(light)
     assert autoencoder.decode(code).shape == (1, 3, *autoencoder.grid)
 
 
+def test_light_autoencoder_keeps_how_far_a_displacement_goes_and_the_published_one_does_not():
+    for light in (False, True):
+        torch.manual_seed(0)
+        autoencoder = FlowAutoencoder((64, 64, 64), light=light).requires_grad_(False)
+        field = torch.randn(1, 3, *autoencoder.grid, generator=generator())
+        code = autoencoder.encode(field)
+        assert float(autoencoder.encode(4 * field).norm() / code.norm()) == pytest.approx(4 if light else 1, rel=0.05)
+        if light:  # neither shrunk nor swollen by ten layers
+            assert 0.2 < float(autoencoder.decode(torch.randn(code.shape, generator=generator())).std()) < 5
+
+
 def test_strided_unet_is_the_published_one_on_large_grids_and_starts_near_the_identity():
     network = StridedUNet(2, 3, (128, 160, 160))
     assert [(c.in_channels, c.out_channels) for c in network.down] == [(2, 16), (16, 32), (32, 32), (32, 32)]

@@ -134,7 +134,7 @@ class Settings(AnswerSettings):
     flow_share: float = Field(0.15, ge=0, lt=1, description="Share of train-reg that pre-trains the flow model.")
     style_share: float = Field(0.1, ge=0, lt=1, description="Share that pre-trains the style encoder.")
     autoencoder_share: float = Field(
-        0.15, gt=0, lt=1, description="Share of the autoencoder; the joint phase has the rest."
+        0.3, gt=0, lt=1, description="Share of the autoencoder; the joint phase has the rest."
     )
     style_pace: float | None = Field(
         None,
