@@ -9,7 +9,8 @@ images without a label teach S nothing. First each on its own, then in turn, 20 
 
 Ours differs in: LNCC, diffusion and Dice are shared with the other methods, so the terms' weights are ours, too; half
 of the pairs hold an atlas, since of one atlas among many scans S would hardly see a label otherwise; S is a U-Net of
-ours and R VoxelMorph's, as in the paper.
+ours and R VoxelMorph's, as in the paper; where the augmentation recolours, S learns from recoloured images, and R sees
+them as they are.
 """
 
 from __future__ import annotations

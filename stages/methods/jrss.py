@@ -12,7 +12,8 @@ How the text is read, where it leaves a choice (numbers of epochs are nowhere):
 - *Screening*: see `screen`. A scan without an accepted structure stays unlabelled: a sure background is no label.
 - *Student*: half of a batch are atlases, half scans with pseudo-labels. In L_d the atlas is what moves, so that
   "lambda_d = 1 if labeled" always holds. "A new student" starts where the teacher stands ("we use the pre-trained nets
-  to initialize"). Teacher and student see the same image, moved and all; P_t is computed there, and never stored.
+  to initialize"). Teacher and student see the same image, moved, recoloured (the paper does not) and all; P_t is
+  computed there, and never stored.
 - *Deformation as noise*: half of the scans (`input_noise`) are moved towards another scan by R, pseudo-labels along;
   how often is not said.
 - *Dropout* acts on the last encoder layer and on the last one that is upsampled. It is the student's alone; running

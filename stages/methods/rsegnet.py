@@ -5,7 +5,7 @@ text nor code was at hand: this is what JRSS's authors say of it, "consistency c
 bidirectional deformation" and training on labelled data, in the few-shot setting that they compare it in: R registers
 pairs of any scans both ways, its two displacements are to be each other's inverses and to carry anatomies onto each
 other, S's answers standing in where there is no label; S learns from labels, and from labels carried either way. The
-terms' weights are ours.
+terms' weights are ours. Where the augmentation recolours, S learns from recoloured images; R sees them as they are.
 """
 
 from __future__ import annotations
