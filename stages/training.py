@@ -97,7 +97,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
                 rate = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["pace"]
-                terms = _move(player, optimizer, phase, batch, run.device, step)
+                terms = _move(player, optimizer, phase, batch, run.device, step, steps)
                 average.update()
                 watch.see(player.name, terms, step + 1, batch.scans)
             step += 1
@@ -158,13 +158,14 @@ def _draw(run: Run, phase: Phase) -> Draw:
 
 
 def _move(
-    player: Player, optimizer: torch.optim.Optimizer, phase: Phase, batch: object, device: Device, step: int = 0
-) -> dict[str, Tensor]:
+    player: Player, optimizer: torch.optim.Optimizer, phase: Phase, batch: object, device: Device,
+    step: int = 0, of: int | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """One optimiser step of a player; the other players' networks stand still."""
     give_turn(player, phase)
     with device.autocast():
         state = player.forward(batch)
-    total, terms = player.loss(state, step)
+    total, terms = player.loss(state, step, of)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     norm = nn.utils.get_total_norm([p.grad for p in player.trains.parameters() if p.grad is not None])

@@ -9,6 +9,7 @@ from stages.parts.augmentation import (
     AUGMENTATIONS,
     IntensityAugmentation,
     SpatialAugmentation,
+    brighten,
     gaussian_blur,
     rotation_matrix,
     uniform,
@@ -220,3 +221,13 @@ def test_augmentation_moves_content_as_its_displacement_says():
     image[..., 3, 3, 4] = 1
     displacement = field(count=1, shape=(7, 7, 7), spacing_mm=(1.0, 1.0, 1.0), degrees=0.0, scale=(2.0, 2.0))
     assert warp(image, displacement)[0, 0, 3, 3, 5] == pytest.approx(1, abs=1e-5)
+
+
+def test_brightness_is_a_factor_and_contrast_one_about_the_mean_and_both_stay_in_range():
+    image = torch.tensor([0.1, 0.3, 0.8]).view(1, 1, 1, 1, 3).repeat(3, 1, 1, 1, 1)
+    brightness, contrast = (torch.tensor(x).view(3, 1, 1, 1, 1) for x in ([0.5, 1.0, 1.3], [1.0, 0.5, 1.3]))
+    found = brighten(image, brightness, contrast).flatten(1)
+    assert found[0].tolist() == pytest.approx([0.05, 0.15, 0.4])
+    assert found[1].tolist() == pytest.approx([0.25, 0.35, 0.6])
+    mean = (0.13 + 0.39 + 1) / 3  # 1.04 is cut to 1, then again
+    assert found[2].tolist() == pytest.approx([mean + 1.3 * (0.13 - mean), mean + 1.3 * (0.39 - mean), 1], rel=1e-5)

@@ -139,7 +139,7 @@ def test_jrss_has_the_papers_weights_numbers_and_networks():
     recipe = recipe_of("jrss")
     assert recipe.last_round == 3
     assert all(type(each.body) is HybridObelisk for each in (recipe.registration.body, recipe.segmentation))
-    assert recipe.train_registration[0].players[0].loss.terms["smoothness"][0] == Ramp(0.25, 0.025, 300)
+    assert recipe.train_registration[0].players[0].loss.terms["smoothness"][0] == Ramp(0.25, 0.025, 300, most=0.2)
     assert (recipe.at_round(1).train_registration[0].players[0].loss.terms["smoothness"][0]) == 0.025
     reg, seg = (training_of(METHODS["jrss"], config(), stage) for stage in ("train_reg", "train_seg"))
     assert (reg.learning_rate, seg.learning_rate, reg.batch_size, seg.batch_size) == (4e-4, 1e-3, 2, 2)
@@ -248,6 +248,9 @@ def test_deep_atlas_learns_alone_then_in_turn_then_together():
     for name in ("deep-atlas", "rsegnet"):
         recipe = recipe_of(name)
         assert recipe.segmentation is recipe.helpers["segmentation"] and not recipe.train_segmentation
+        light = config(**{name: {"registration_network": "light"}})
+        sizes = [training_of(METHODS[name], each, "train_reg").batch_size for each in (light, config())]
+        assert sizes == [2, 1]
 
 
 # Rounds, through the commands

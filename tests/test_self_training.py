@@ -231,12 +231,16 @@ class Shift(RegistrationNetwork):
         return (self.voxels * along).expand(len(moving), 3, *moving.shape[2:])
 
 
+PLAIN = Draw(1, None, None, generator())
+INVERTED = Draw(1, None, lambda image, _: 1 - image, generator())
+
+
 def pair(**changes):
     label = torch.stack([labels(1), labels(2)])
     counts = torch.tensor([[True, True, True], [True, False, True]])
     images = textured(4, 1, *SHAPE).chunk(2)
     both = PartlyLabelledPair(
-        ["a", "b", "u", "v"], *images, label, warp_label(label, Shift()(*images)), counts, counts, 3
+        ["a", "b", "u", "v"], *images, label, warp_label(label, Shift()(*images)), counts, counts, 3, PLAIN
     )
     return replace(both, **changes)
 
@@ -383,7 +387,40 @@ def test_teacher_and_registration_stand_still_in_evaluation_mode_and_the_student
     assert step.student.scale.grad.abs().sum() > 0
     assert step.teacher.scale.grad is None and step.registration.voxels.grad is None
     assert all(torch.equal(before[name], value) for name, value in step.teacher.state_dict().items())
-    assert step.student.norm.num_batches_tracked == 1 and not step.registration.training
+    assert not step.registration.training
+
+
+def test_running_statistics_of_the_student_are_those_of_a_pass_without_dropout():
+    # BatchNorm right behind dropout of a half: its variance would come out far larger.
+    def network():
+        torch.manual_seed(0)
+        body = nn.Module()
+        body.down = nn.ModuleList([nn.Conv3d(1, 8, 1)])
+        body.up = nn.ModuleList([nn.Identity()])
+        body.norm, body.head = nn.BatchNorm3d(8), nn.Conv3d(8, 3, 1)
+        body.forward = lambda x: body.head(body.norm(body.up[0](body.down[0](x))))
+        return body
+
+    found = {}
+    for dropout in (0.0, 0.5):
+        step = teach(Shift(0.0), dropout=dropout)
+        step.student = network()
+        for _ in range(3):
+            result = step(student_batch())
+        found[dropout] = step.student.norm.running_mean, step.student.norm.running_var, result.of_scan
+        assert step.student.norm.momentum == 0.1
+    torch.testing.assert_close(found[0.5][0], found[0.0][0])
+    torch.testing.assert_close(found[0.5][1], found[0.0][1])
+    assert not torch.allclose(found[0.5][2], found[0.0][2])  # the student itself does learn behind dropout
+    assert int(step.student.norm.num_batches_tracked) == 6
+
+
+def test_student_and_teacher_see_the_same_recoloured_images_and_registration_does_not():
+    batch, step = student_batch(draw=INVERTED), teach(Shift(1.0))
+    step(batch)
+    torch.testing.assert_close(step.student.seen[0], 1 - torch.cat([batch.atlas, batch.scan]))
+    torch.testing.assert_close(step.teacher.seen[0], 1 - batch.scan)
+    assert all(torch.equal(a, b) for a, b in zip(step.registration.seen[0], (batch.atlas, batch.scan), strict=True))
 
 
 def test_labelled_and_pseudo_labelled_voxels_are_averaged_separately():
@@ -453,6 +490,15 @@ def test_segmentation_learns_from_labels_and_from_labels_that_are_carried_over()
     assert S.logits.grad.abs().sum() > 0
 
 
+def test_segmentation_that_learns_sees_recoloured_pairs_and_registration_does_not():
+    S, R, batch = Watching(), Shift(), pair(draw=INVERTED)
+    SegmentPair(S, R)(batch)
+    torch.testing.assert_close(S.seen[0], 1 - torch.cat([batch.moving, batch.fixed]))
+    RegisterByAnswers(R, S)(batch)  # here S answers, for what R sees
+    torch.testing.assert_close(S.seen[1], torch.cat([batch.moving, batch.fixed]))
+    assert all(torch.equal(moving, batch.moving) and torch.equal(fixed, batch.fixed) for moving, fixed in R.seen)
+
+
 def test_two_images_without_labels_and_two_with_teach_nothing_by_being_carried():
     S = Says()
     for known in (True, False):
@@ -510,6 +556,10 @@ def test_weight_that_falls_is_used_step_by_step():
     loss = WeightedSum(smoothness=(ramp, lambda x: x))
     assert [float(loss(torch.tensor(2.0), step)[0]) for step in (0, 400)] == [20, 2]
     assert Ramp(3.0, 1.0, 0)(5) == 1
+    short = Ramp(10.0, 1.0, 300, most=0.2)  # of 100 steps it takes 20, of 3000 its 300
+    assert [short(step, of=100) for step in (0, 10, 20)] == pytest.approx([10, 5.5, 1])
+    assert short(150, of=3000) == pytest.approx(5.5)
+    assert float(WeightedSum(smoothness=(short, lambda x: x))(torch.tensor(2.0), 20, 100)[0]) == 2
 
 
 def settings(**changes):

@@ -11,7 +11,7 @@ from torch import nn
 from stages.methods.recipe import Phase, Player, WeightedSum
 from stages.parts import flow as flows
 from stages.parts import style as styles
-from stages.parts.augmentation import SpatialAugmentation
+from stages.parts.augmentation import SpatialAugmentation, brighten
 from stages.parts.consistency import Registered
 from stages.parts.cycle import fake, real
 from stages.parts.flow import Coded, EncodeFlows, FlowAutoencoder, FlowsOfAtlas, JudgeFlows, StridedUNet
@@ -123,6 +123,9 @@ def test_keys_of_the_querys_own_scan_are_left_out():
     images = textured(2, 1, 4, 4, 4)
     found = contrast(images, images, torch.tensor([4, 6]))
     assert found.own.tolist() == [[True, False, True], [False, False, False]]
+    contrast = MomentumContrast(Direction(), size=3, own=True)  # but not where its look changes from draw to draw
+    contrast.owners.copy_(torch.tensor([4, 5, 4]))
+    assert not contrast(images, images, torch.tensor([4, 6])).own.any()
 
 
 def test_the_queue_is_part_of_the_weights_and_the_copy_takes_no_gradient():
@@ -171,6 +174,14 @@ def test_style_encoders_of_all_grids_have_the_same_weights_and_keep_four_voxels_
         assert codes.shape == (2, CODE) and codes.norm(dim=1).tolist() == pytest.approx([1, 1])
 
 
+def test_light_style_encoder_sees_contrast_that_the_first_layer_of_the_published_one_takes_away():
+    centred = textured(1, 1, 16, 16, 16) - 0.5
+    for light in (False, True):
+        network = StyleEncoder((16, 16, 16), light=light).requires_grad_(False)
+        first, half = network.backbone[:3](centred), network.backbone[:3](0.5 * centred)
+        assert torch.allclose(first, half, atol=0.01, rtol=0.01) != light
+
+
 def test_the_prior_of_styles_is_on_the_sphere_and_has_no_direction():
     codes = style_prior(4000, generator())
     assert codes.norm(dim=1).sub(1).abs().max() < 1e-5
@@ -207,6 +218,25 @@ def test_appearance_model_keeps_the_grid_and_depends_on_image_and_style(light):
     assert (model(image, code.flip(0)) - found).abs().max() > 1e-3
     assert (model(image.flip(2), code) - found).abs().max() > 1e-3
     assert len(model.up) == (2 if light else 3)
+
+
+def test_light_appearance_model_takes_contrast_from_the_code_alone():
+    image, code, moved = textured(1, 1, 12, 12, 12), style_prior(1, generator()), {}
+    for light in (False, True):
+        torch.manual_seed(0)
+        model = AppearanceModel(light=light).requires_grad_(False)
+        found, paler = model(image, code), model(0.5 + 0.3 * (image - 0.5), code)
+        moved[light] = float((paler - found).abs().max() / found.std())
+    assert moved[True] < 0.01 < 0.05 < moved[False]
+
+
+def test_light_appearance_model_sees_codes_whose_numbers_are_about_1():
+    model, seen = AppearanceModel(light=True), []
+    model.style.register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0]))
+    code = style_prior(3, generator())
+    model(textured(3, 1, 8, 8, 8), code)
+    torch.testing.assert_close(seen[0], code * math.sqrt(CODE))
+    torch.testing.assert_close(seen[0].square().mean(1), torch.ones(3))
 
 
 def test_appearance_model_learns_to_say_an_image_again_through_its_bottleneck():
@@ -286,6 +316,17 @@ def test_flows_keep_their_vectors_on_the_grid_of_the_autoencoder_and_back(light)
     assert autoencoder.decode(code).shape == (1, 3, *autoencoder.grid)
 
 
+def test_light_autoencoder_keeps_how_far_a_displacement_goes_and_the_published_one_does_not():
+    for light in (False, True):
+        torch.manual_seed(0)
+        autoencoder = FlowAutoencoder((64, 64, 64), light=light).requires_grad_(False)
+        field = torch.randn(1, 3, *autoencoder.grid, generator=generator())
+        code = autoencoder.encode(field)
+        assert float(autoencoder.encode(4 * field).norm() / code.norm()) == pytest.approx(4 if light else 1, rel=0.05)
+        if light:  # neither shrunk nor swollen by ten layers
+            assert 0.2 < float(autoencoder.decode(torch.randn(code.shape, generator=generator())).std()) < 5
+
+
 def test_strided_unet_is_the_published_one_on_large_grids_and_starts_near_the_identity():
     network = StridedUNet(2, 3, (128, 160, 160))
     assert [(c.in_channels, c.out_channels) for c in network.down] == [(2, 16), (16, 32), (32, 32), (32, 32)]
@@ -349,6 +390,28 @@ def test_two_scans_differ_and_are_named_and_owned_by_the_one_that_moves():
         assert torch.equal(batch.moving, data.image(batch.owner.tolist()))
         seen |= set(zip(batch.scans[:3], batch.scans[3:], strict=True))
     assert len(seen) == 4 * 3
+
+
+def test_jitter_changes_both_scans_of_a_pair_alike_or_each_on_its_own_and_stays_what_it_was_off():
+    data, plain = scans(), two_scans(scans(), drawing(2))
+    assert torch.equal(two_scans(data, drawing(2), jitter="none").moving, plain.moving)
+    for jitter, alike in (("pair", 2), ("each", 1)):
+        factors = 0.7 + 0.6 * torch.rand((4 // alike, 2, 1, 1, 1, 1), generator=after_places())
+        expected = [
+            brighten(torch.cat([plain.moving, plain.fixed])[i : i + 1], *factors[i % len(factors)][:, None])
+            for i in range(4)
+        ]
+        found = two_scans(data, drawing(2), jitter=jitter)
+        torch.testing.assert_close(torch.cat([found.moving, found.fixed]), torch.cat(expected))
+        assert found.scans == plain.scans
+
+
+def after_places():
+    """What is left to draw from behind the places of two pairs of four scans."""
+    source = generator()
+    torch.randint(4, (2,), generator=source)
+    torch.randint(3, (2,), generator=source)
+    return source
 
 
 def test_the_autoencoder_sees_one_atlas_a_step_that_no_augmentation_moves():

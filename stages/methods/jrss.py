@@ -12,11 +12,14 @@ How the text is read, where it leaves a choice (numbers of epochs are nowhere):
 - *Screening*: see `screen`. A scan without an accepted structure stays unlabelled: a sure background is no label.
 - *Student*: half of a batch are atlases, half scans with pseudo-labels. In L_d the atlas is what moves, so that
   "lambda_d = 1 if labeled" always holds. "A new student" starts where the teacher stands ("we use the pre-trained nets
-  to initialize"). Teacher and student see the same image, moved and all; P_t is computed there, and never stored.
+  to initialize"). Teacher and student see the same image, moved, recoloured (the paper does not) and all; P_t is
+  computed there, and never stored.
 - *Deformation as noise*: half of the scans (`input_noise`) are moved towards another scan by R, pseudo-labels along;
   how often is not said.
-- *Dropout* acts on the last encoder layer and on the last one that is upsampled. It is the student's alone.
-- *Warm-up*: lambda_r is ten times as high in the first of R's 300 steps, falls linearly, and no more in later rounds.
+- *Dropout* acts on the last encoder layer and on the last one that is upsampled. It is the student's alone; running
+  statistics of BatchNorm, which the teacher inherits, are taken without it.
+- *Warm-up*: lambda_r is ten times as high in the first of R's 300 steps (of short trainings a fifth, which is ours),
+  falls linearly, and no more in later rounds.
 - *Initialisation*: Xavier for S; R as torch does it, with a head near 0.
 - Sums over voxels are means. Displacements are in voxels; images have mean 0 and standard deviation 1 inside.
 
@@ -99,7 +102,9 @@ class Settings(AnswerSettings):
     slope: float = Field(0.2, ge=0, lt=1, description="Of LeakyReLU in the hybrid OBELISK networks.")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
     smoothness_weight: float = Field(0.025, ge=0, description="lambda_r, of R's diffusion.")
-    smoothness_warm_up: int = Field(300, ge=0, description="Steps in which it falls to that from ten times as much.")
+    smoothness_warm_up: int = Field(
+        300, ge=0, description="Steps in which it falls to that from ten times as much; at most a fifth of round 0's."
+    )
     overlap_weight: float = Field(0.1, ge=0, description="lambda_d of R: Dice of labels and accepted pseudo-labels.")
     pretraining_loss: Literal["dice", "hard-ce", "dice-ce"] = Field(
         "dice", description="Of S on the atlases: Dice; cross-entropy on the hardest quarter of voxels; or Dice-CE."
@@ -128,7 +133,8 @@ def build(task: Task, settings: Settings) -> Recipe:
         }
         return Player("registration", trains=R, forward=RegisterPartlyLabelled(R), loss=WeightedSum(**terms))
 
-    warm_up = Ramp(10 * settings.smoothness_weight, settings.smoothness_weight, settings.smoothness_warm_up)
+    weight = settings.smoothness_weight
+    warm_up = Ramp(10 * weight, weight, settings.smoothness_warm_up, most=0.2)
     pretrain = Player(
         "segmentation",
         trains=S,

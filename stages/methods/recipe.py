@@ -35,14 +35,22 @@ class Task:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that changes linearly from the first step of a phase on, and stays when it has arrived."""
+    """A weight that changes linearly from the first step of a phase on, and stays when it has arrived.
+
+    Args:
+        steps: after which it has.
+        most: share of the phase that it takes at most.
+    """
 
     start: float
     end: float
     steps: int
+    most: float = 1.0
 
-    def __call__(self, step: int) -> float:
-        return self.start + (self.end - self.start) * min(step / max(self.steps, 1), 1.0)
+    def __call__(self, step: int, of: int | None = None) -> float:
+        """The weight in a step, from 0, of a phase of so many."""
+        steps = self.steps if of is None else min(self.steps, int(self.most * of))
+        return self.start + (self.end - self.start) * min(step / max(steps, 1), 1.0)
 
 
 Term = tuple[float | Ramp, Callable[[Any], Tensor]]  # weight, part of the loss
@@ -55,14 +63,14 @@ class WeightedSum:
     def __init__(self, **terms: Term) -> None:
         self.terms = {name: term for name, term in terms.items() if term[0] != 0}
 
-    def __call__(self, state: Any, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, state: Any, step: int = 0, of: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted total and unweighted terms.
 
         Args:
-            step: of the phase, from 0; for weights that change.
+            step, of: step of the phase, from 0, and how many it has; for weights that change.
         """
         values = {name: part(state) for name, (_, part) in self.terms.items()}
-        weights = {name: w(step) if isinstance(w, Ramp) else w for name, (w, _) in self.terms.items()}
+        weights = {name: w(step, of) if isinstance(w, Ramp) else w for name, (w, _) in self.terms.items()}
         return sum(weights[name] * value for name, value in values.items()), values  # type: ignore[return-value]
 
 

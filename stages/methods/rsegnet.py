@@ -5,7 +5,7 @@ text nor code was at hand: this is what JRSS's authors say of it, "consistency c
 bidirectional deformation" and training on labelled data, in the few-shot setting that they compare it in: R registers
 pairs of any scans both ways, its two displacements are to be each other's inverses and to carry anatomies onto each
 other, S's answers standing in where there is no label; S learns from labels, and from labels carried either way. The
-terms' weights are ours.
+terms' weights are ours. Where the augmentation recolours, S learns from recoloured images; R sees them as they are.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def build(task: Task, settings: Settings) -> Recipe:
 
 def train_reg(settings: Settings) -> TrainSettings:
     if settings.registration_network == "light":
-        return short_training(2000, learning_rate=1e-3)
+        return short_training(2000, batch_size=2, learning_rate=1e-3)  # of one pair, half would tell S nothing
     return published_training(40_000, augmentation="paper")
 
 

@@ -14,18 +14,28 @@ How paper and published code are read:
   1/2 each for D. Its prior is n / |n|, on the sphere where the codes are.
 - The autoencoder learns by L1 and LSGAN (weight 0.05, code), to which `official` adds the SSIM of the warped atlas and
   mixtures of displacements. The prior of its codes is N(0, I); `official` mixes the codes of three scans instead.
+- Jitter: the text has none, the code changes brightness and contrast, of a pair alike in pre-training and of each scan
+  in the joint phase. Without it an appearance model that says its input again has L_cycle = L_id = 0 and needs no code.
+  Of scans that change, keys of the query's own scan are negatives, as in the code: told apart is what the look is, not
+  whose. Without `jitter` they would be the positive key again, and are left out.
+- L_adv has 0.1 (text), or 0.5 in pre-training and 0.05 later (code, `official`). The light networks pre-train with 0.5,
+  too, since the prior is where samples get their looks from.
 - T, which makes the positive keys, is the flow model itself: as pre-trained while styles are, and as it is later on,
   where the code keeps the pre-trained one. The joint phase goes on with the pre-trained flow model; the code's starts
-  anew. A query is the scan that moves; keys of the query's own scan are no negatives.
+  anew. A query is the scan that moves. Where there is no appearance model, pairs look alike throughout.
 - Several atlases (the paper has one): each sample and each step of the autoencoder draws one; all vote on a new scan.
 
-In short runs (phantoms, 14 scans, light networks): at a rate of 1e-3 the style codes all stayed alike, at 3e-4 they
-parted within 200 steps of 16 scans, hence `style_pace`; the autoencoder took 300 steps to rebuild a displacement no
-better than their median does, and needs many more, which are cheap; 150 joint steps taught the appearance model to say
-an image again, but no differences of style yet.
+In short runs (light networks): at a rate of 1e-3 the style codes all stayed alike (phantoms), at 3e-4 they parted
+within 200 steps of 16 scans, hence `style_pace`. On the hippocampus at half size, 40 steps of style and 80 of the joint
+phase were enough for the atlas in the look of a scan to follow that scan's brightness (slope 0.95), not yet its
+contrast. The autoencoder learned nothing in its first 200 steps, and then soon (smooth fields of eight modes: half of
+the error was left after 350). Its steps are cheap: leave it some 500. The light networks differ for that: see
+`StyleEncoder`, `AppearanceModel` and `FlowAutoencoder`.
 
 Ours differs in: displacements sample with aligned corners; labels are warped linearly; grids of any size, see the
-networks; no epochs are published, so the numbers of steps and their shares are ours.
+networks. The published epochs (10, 10, 10 and 100) and batches (4, 16, 1 and 2) make about 18, 5, 73 and 4 % of the
+steps, the shares of `official`; how many steps, and the default shares, which leave a short run its autoencoder, are
+ours.
 """
 
 from __future__ import annotations
@@ -62,7 +72,7 @@ from stages.parts.cycle import fake, real
 from stages.parts.flow import EncodeFlows, FlowAutoencoder, FlowsOfAtlas, JudgeFlows, StridedUNet
 from stages.parts.networks import RegistrationNetwork
 from stages.parts.panels import Panel, Points
-from stages.parts.samplers import Scans, generated_samples, one_atlas_and_scans, two_scans
+from stages.parts.samplers import Sampler, Scans, generated_samples, one_atlas_and_scans, two_scans
 from stages.parts.segmenting import Segment, overlap_and_cross_entropy
 from stages.parts.style import (
     CODE,
@@ -88,7 +98,9 @@ class Settings(AnswerSettings):
         "paper": {"temperature": 0.7},
         "official": {
             "style_code": "key", "appearance_weight": 2.5, "flow_weight": 0.5, "smoothness_weight": 0.2,
-            "autoencoder_image_weight": 1.0, "mix_flows": True, "sampling": "interpolate",
+            "adversarial_weight": 0.05, "first_adversarial_weight": 0.5, "autoencoder_image_weight": 1.0,
+            "mix_flows": True, "sampling": "interpolate", "style_batch_size": 16,
+            "flow_share": 0.18, "style_share": 0.05, "autoencoder_share": 0.04,
         },
     }  # fmt: skip
     GENERATES: ClassVar[tuple[str, ...]] = ("samples", "sampling")
@@ -109,17 +121,27 @@ class Settings(AnswerSettings):
     style_code: Literal["query", "key"] = Field(
         "query", description="Whose codes the appearance model sees: the encoder's, or its momentum copy's."
     )
+    jitter: bool = Field(
+        True,
+        description="Brightness and contrast of scans times U(0.7, 1.3): in pre-training of a pair, then of each scan.",
+    )
     temperature: float = Field(0.07, gt=0, description="tau of L_vol.cl.")
     queue: int = Field(1024, ge=1, description="Keys that a query is compared with.")
     appearance_weight: float = Field(5.0, gt=0, description="lambda_1, of L_app.")
     flow_weight: float = Field(1.0, gt=0, description="lambda_2, of L_flow.")
     smoothness_weight: float = Field(0.1, ge=0, description="lambda_reg, within L_flow.")
     adversarial_weight: float = Field(0.1, ge=0, description="lambda_3, of L_adv; 0: no D_style.")
+    first_adversarial_weight: float | None = Field(
+        None,
+        ge=0,
+        description="Of L_adv in the style encoder's pre-training; default: as adversarial_weight, or 0.5 beside the "
+        "light networks, where short trainings would leave the codes in a corner of the prior.",
+    )
     first_smoothness_weight: float = Field(0.3, ge=0, description="Of the flow model's pre-training, beside LNCC.")
     autoencoder_image_weight: float = Field(0.0, ge=0, description="Of 1 - SSIM of the atlas, warped either way.")
     autoencoder_adversarial_weight: float = Field(0.05, ge=0, description="Of the flow codes' L_adv; 0: no D_flow.")
     mix_flows: bool = Field(False, description="The autoencoder learns mixtures of a batch's displacements.")
-    flow_share: float = Field(0.2, ge=0, lt=1, description="Share of train-reg that pre-trains the flow model.")
+    flow_share: float = Field(0.15, ge=0, lt=1, description="Share of train-reg that pre-trains the flow model.")
     style_share: float = Field(0.1, ge=0, lt=1, description="Share that pre-trains the style encoder.")
     autoencoder_share: float = Field(
         0.3, gt=0, lt=1, description="Share of the autoencoder; the joint phase has the rest."
@@ -139,6 +161,15 @@ class Settings(AnswerSettings):
     @property
     def pace(self) -> float:
         return self.style_pace or (0.3 if self.registration_network == "light" else 1.0)
+
+    @property
+    def judging(self) -> float:
+        """Weight of L_adv in the style encoder's pre-training; without D_style 0."""
+        if not self.adversarial_weight:
+            return 0.0
+        if self.first_adversarial_weight is not None:
+            return self.first_adversarial_weight
+        return 0.5 if self.registration_network == "light" else self.adversarial_weight
 
     @model_validator(mode="after")
     def _the_joint_phase_has_a_share(self) -> Self:
@@ -166,7 +197,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     if A is not None:
         judge_styles = LatentDiscriminator(CODE, layers=5, width=128)
         D_style = judge_styles if settings.adversarial_weight else None
-        E = MomentumContrast(StyleEncoder(task.shape), size=settings.queue)
+        E = MomentumContrast(StyleEncoder(task.shape, light=light), size=settings.queue, own=settings.jitter)
         R = StyledRegistration(F, A, E, code_of=settings.style_code)
         helpers["style_discriminator"] = D_style
         learning = [learning[0], style_pre_training(R, D_style, settings), joint(R, D_style, settings)]
@@ -205,12 +236,17 @@ def flow_model(settings: Settings, task: Task) -> RegistrationNetwork:
     return RegistrationNetwork(StridedUNet(2, 3, task.shape), diffeomorphic=settings.diffeomorphic)
 
 
+def pairs(settings: Settings, jitter: Literal["pair", "each"]) -> Sampler:
+    """Two scans; their looks changed alike, or each on its own, so that styles differ and codes are needed."""
+    return partial(two_scans, jitter=jitter if settings.jitter else "none")
+
+
 def flow_pre_training(F: RegistrationNetwork, settings: Settings) -> Phase:
-    """T: scans as they look, by LNCC."""
+    """T: scans that look alike as they do, by LNCC."""
     loss = WeightedSum(similarity=(1.0, similarity), smoothness=(settings.first_smoothness_weight, styles.gradient))
     return Phase(
         "flow",
-        batches=two_scans,
+        batches=pairs(settings, "pair"),
         share=settings.flow_share,
         players=[Player("flow", trains=F, forward=RegisterPair(F), loss=loss)],
     )
@@ -228,7 +264,10 @@ def warped_alone(F: RegistrationNetwork, settings: Settings) -> Phase:
     """Without appearance model: F goes on with scans as they look, by L_flow; it has the time of the styles, too."""
     player = Player("flow", trains=F, forward=RegisterPair(F), loss=WeightedSum(**flow_terms(settings)))
     return Phase(
-        "joint", batches=two_scans, share=1 - settings.flow_share - settings.autoencoder_share, players=[player]
+        "joint",
+        batches=pairs(settings, "pair"),
+        share=1 - settings.flow_share - settings.autoencoder_share,
+        players=[player],
     )
 
 
@@ -250,20 +289,21 @@ def judge_of_styles(R: StyledRegistration, D_style: LatentDiscriminator | None, 
 
 
 def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> Phase:
-    """The encoder alone: L_vol.cl + lambda_3 L_adv."""
+    """The encoder alone: L_vol.cl + L_adv."""
+    D_style = D_style if settings.judging else None
     encoder = Player(
         "style",
         trains=R.style.encoder,
         forward=ContrastStyles(R.style, R.flow, D_style),
         loss=WeightedSum(
             contrast=(1.0, Contrast(settings.temperature)),
-            adversarial=(settings.adversarial_weight, styles.adversarial),
+            adversarial=(settings.judging, styles.adversarial),
         ),
         paces=[(R.style.encoder, settings.pace)],
     )
     return Phase(
         "style",
-        batches=two_scans,
+        batches=pairs(settings, "pair"),
         share=settings.style_share,
         batch_size=settings.style_batch_size,
         players=[encoder, *judge_of_styles(R, D_style, settings)],
@@ -303,7 +343,7 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
         ]
     return Phase(
         "joint",
-        batches=two_scans,
+        batches=pairs(settings, "each"),
         share=1 - settings.flow_share - settings.style_share - settings.autoencoder_share,
         players=[*players, *judge_of_styles(R, D_style, settings)],
     )

@@ -138,6 +138,20 @@ class IntensityAugmentation:
         return (image + noise * uniform(column, 0, self.noise, generator)).clamp(0, 1.5)
 
 
+def brighten(image: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Images times a factor, then spread about their means by another; clipped to [0, 1] each time.
+
+    Args:
+        image: (N, 1, D, H, W) in [0, 1].
+        brightness, contrast: factors, (N, 1, 1, 1, 1).
+
+    Source: brightness and contrast as torchvision's ColorJitter changes them.
+    """
+    image = (brightness * image).clamp(0, 1)
+    mean = image.mean((1, 2, 3, 4), keepdim=True)
+    return (mean + contrast * (image - mean)).clamp(0, 1)
+
+
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """Separable Gaussian blur, border repeated, sigma in voxels; sigma <= 0.3 returns the image. (N, 1, D, H, W)."""
     if sigma <= 0.3:

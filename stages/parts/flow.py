@@ -62,6 +62,16 @@ class StridedUNet(nn.Module):
         return crop(in_float32(self.head, F.leaky_relu(self.last(x), 0.2)), shape)
 
 
+def _keep_the_size(layer: nn.Module) -> None:
+    """Weights of a convolution with which LeakyReLU 0.2 neither shrinks nor swells what passes (He et al., 2015)."""
+    if isinstance(layer, nn.ConvTranspose3d):  # an output voxel hears 2^3 of the 4^3 taps
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / (1.04 * 8 * layer.in_channels)))
+    elif isinstance(layer, nn.Conv3d):
+        nn.init.kaiming_normal_(layer.weight, a=0.2)
+    if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class FlowAutoencoder(nn.Module):
     """Displacements <-> codes of 64 channels at 1/32 of a grid whose axes are multiples of 32.
 
@@ -70,7 +80,8 @@ class FlowAutoencoder(nn.Module):
 
     Args:
         shape: grid (D, H, W) of the displacements; they are resampled to the next multiple of 32, in its voxels.
-        light: half as many voxels an axis before that, and half as many channels.
+        light: half as many voxels an axis before that, half as many channels, no InstanceNorm, which hides how far a
+            displacement goes: with it u and 4 u have one code, and codes z and 10 z one displacement.
     """
 
     WIDTHS = (32, 64, 128, 256)
@@ -81,16 +92,19 @@ class FlowAutoencoder(nn.Module):
         self.shape = tuple(shape)
         self.grid = tuple(-(-n // 32) * 32 for n in (halved(self.shape) if light else self.shape))
         widths = tuple(width // 2 for width in self.WIDTHS) if light else self.WIDTHS
+        normalise = nn.Identity if light else nn.InstanceNorm3d
         down: list[nn.Module] = [
-            nn.Sequential(nn.Conv3d(a, b, 5, stride=2, padding=2), nn.InstanceNorm3d(b), nn.LeakyReLU(0.2))
+            nn.Sequential(nn.Conv3d(a, b, 5, stride=2, padding=2), normalise(b), nn.LeakyReLU(0.2))
             for a, b in pairwise((3, *widths))
         ]
         up: list[nn.Module] = [
-            nn.Sequential(nn.ConvTranspose3d(a, b, 4, stride=2, padding=1), nn.InstanceNorm3d(b), nn.LeakyReLU(0.2))
+            nn.Sequential(nn.ConvTranspose3d(a, b, 4, stride=2, padding=1), normalise(b), nn.LeakyReLU(0.2))
             for a, b in pairwise((self.CHANNELS, *reversed(widths), widths[0]))
         ]
         self.encoder = nn.Sequential(*down, nn.Conv3d(widths[-1], self.CHANNELS, 4, stride=2, padding=1, bias=False))
         self.decoder = nn.Sequential(*up, nn.Conv3d(widths[0], 3, 3, padding=1))
+        if light:
+            self.apply(_keep_the_size)
 
     @property
     def code_size(self) -> int:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from stages.errors import LrlsError
-from stages.parts.augmentation import AffineAugmentation, IntensityAugmentation, SpatialAugmentation
+from stages.parts.augmentation import (
+    AffineAugmentation,
+    IntensityAugmentation,
+    SpatialAugmentation,
+    brighten,
+    uniform,
+)
 from stages.parts.warps import one_hot, warp, warp_label, warp_one_hot
 
 
@@ -234,8 +240,12 @@ class TwoScans(Pair):
     draw: Draw  # the players draw from the prior with it
 
 
-def two_scans(data: Scans, draw: Draw) -> TwoScans:
-    """Any two atlases or unlabelled scans, never one twice, under the same random displacement."""
+def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"] = "none") -> TwoScans:
+    """Any two atlases or unlabelled scans, never one twice, under the same random displacement.
+
+    Args:
+        jitter: brightness and contrast times U(0.7, 1.3), drawn for a pair or for each scan (SST's published code).
+    """
     places = [*data.atlases, *data.unlabeled]
     moving = pick(range(len(places)), draw.batch_size, draw.generator)
     ahead = pick(range(1, len(places)), draw.batch_size, draw.generator)
@@ -245,6 +255,11 @@ def two_scans(data: Scans, draw: Draw) -> TwoScans:
     displacement = draw.displacement(data)
     if displacement is not None:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+    if jitter != "none":
+        alike = 2 if jitter == "pair" else 1
+        size = (len(images) // alike, 2, 1, 1, 1, 1)
+        brightness, contrast = uniform(size, 0.7, 1.3, draw.generator).repeat(alike, 1, 1, 1, 1, 1).unbind(1)
+        images = brighten(images, brightness, contrast)
     names = [data.names[place] for place in (*moving, *fixed)]
     first, second = images.chunk(2)
     return TwoScans(names, first, second, torch.tensor(moving, device=images.device), draw)

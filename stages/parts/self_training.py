@@ -84,6 +84,7 @@ class PartlyLabelledPair(Pair):
     moving_counts: Tensor  # (N, C), bool
     fixed_counts: Tensor
     num_classes: int
+    draw: Draw  # S sees the images recoloured by it; R sees them as they are
 
 
 def known_labels(data: Scans, places: list[int]) -> tuple[Tensor, Tensor]:
@@ -129,7 +130,7 @@ def any_pair(data: Scans, draw: Draw, *, with_atlas: float = 0.0) -> PartlyLabel
     names = [data.names[place] for place in (*moving, *fixed)]
     pairs = (each.chunk(2) for each in (images, labels, counts))
     (a, b), (label_a, label_b), (counts_a, counts_b) = pairs
-    return PartlyLabelledPair(names, a, b, label_a, label_b, counts_a, counts_b, data.num_classes)
+    return PartlyLabelledPair(names, a, b, label_a, label_b, counts_a, counts_b, data.num_classes, draw)
 
 
 @dataclass
@@ -147,7 +148,7 @@ class AtlasesAndScans:
     around: tuple[Tensor, Tensor] | None  # displacement of the augmentation, (N, 3, D, H, W), of atlases and of scans
     weights: Tensor  # of the classes, (C,)
     num_classes: int
-    generator: Generator
+    draw: Draw  # of the colours and of the dropout
 
 
 def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0) -> AtlasesAndScans:
@@ -180,7 +181,7 @@ def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0) -> Atlases
         around=None if around is None else around.chunk(2),  # type: ignore[arg-type]
         weights=losses.class_weights(data.class_voxels),
         num_classes=data.num_classes,
-        generator=generator,
+        draw=draw,
     )
 
 
@@ -247,6 +248,20 @@ def channels_dropped(network: nn.Module, rate: float, generator: Generator) -> I
             handle.remove()
 
 
+@contextmanager
+def statistics_kept(network: nn.Module, kept: bool = True) -> Iterator[None]:
+    """Within, the running statistics of BatchNorm stay as they are, though every batch is normalised by its own."""
+    norms = [layer for layer in network.modules() if kept and isinstance(layer, nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 @dataclass
 class Taught:
     """What the student says of atlases and scans, and what it is to say."""
@@ -265,10 +280,13 @@ class Taught:
 class Teach:
     """Forward pass of the student: noise on its input and inside it; teacher and R stand still, in evaluation mode.
 
+    Running statistics of the student, which are its average's and so the next teacher's, come from a pass without
+    dropout: behind it the variance of what BatchNorm sees is larger than a teacher ever meets, who has none.
+
     Args:
         student: learns.
         teacher: says what the scan is; sees what the student sees, without dropout. None: nobody asks.
-        registration: R: atlas to scan, and scan to another one for noise.
+        registration: R: atlas to scan, and scan to another one for noise; sees no recolouring.
         carries: whether the atlas's label is carried over to the scan.
         dropout: rate of `channels_dropped`.
     """
@@ -296,9 +314,13 @@ class Teach:
             if to_scan is not None:
                 onto = to_scan if way is None else way + warp(to_scan, way)
                 carried = warp_one_hot(batch.label, onto, batch.num_classes)
-            teacher = None if self.teacher is None else self.teacher.eval()(scan)
-        with channels_dropped(self.student, self.dropout, batch.generator):
-            of_atlas, of_scan = self.student(torch.cat([atlas, scan])).chunk(2)
+            images = batch.draw.recolour(torch.cat([atlas, scan]))
+            teacher = None if self.teacher is None else self.teacher.eval()(images[len(atlas) :])
+            noisy = self.dropout > 0 and any(isinstance(layer, nn.BatchNorm3d) for layer in self.student.modules())
+            if noisy:
+                self.student(images)
+        with channels_dropped(self.student, self.dropout, batch.draw.generator), statistics_kept(self.student, noisy):
+            of_atlas, of_scan = self.student(images).chunk(2)
         return Taught(of_atlas, of_scan, label, pseudo_label, trusted, batch.weights, teacher, carried)
 
     def _register(self, batch: AtlasesAndScans) -> tuple[Tensor | None, Tensor | None]:
@@ -372,7 +394,7 @@ class Anatomies:
 
 @dataclass
 class SegmentPair:
-    """Forward pass of a segmentation player that learns through R's displacement; R stands still.
+    """Forward pass of a segmentation player that learns through R's displacement, on recoloured images; R stands still.
 
     Args:
         both_ways: also through the displacement from fixed to moving.
@@ -388,7 +410,7 @@ class SegmentPair:
                 ways = self.registration.both_ways(batch.moving, batch.fixed).chunk(2)
             else:
                 ways = (self.registration(batch.moving, batch.fixed),)
-        first, second = self.network(torch.cat([batch.moving, batch.fixed])).chunk(2)
+        first, second = self.network(batch.draw.recolour(torch.cat([batch.moving, batch.fixed]))).chunk(2)
         labels = (one_hot(batch.moving_label, batch.num_classes), one_hot(batch.fixed_label, batch.num_classes))
         return Anatomies((first, second), labels, (batch.moving_counts.all(1), batch.fixed_counts.all(1)), ways)
 

@@ -43,11 +43,12 @@ class StyleEncoder(nn.Module):
 
     Args:
         shape: grid (D, H, W); the weights fit every other one.
+        light: no InstanceNorm behind the first convolution, which would take an image's brightness and contrast away.
     """
 
     WIDTHS = (16, 32, 64, 128)
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], *, light: bool = False) -> None:
         super().__init__()
         sizes, layers = list(shape), []
         for level, (before, after) in enumerate(pairwise((1, *self.WIDTHS))):
@@ -56,7 +57,7 @@ class StyleEncoder(nn.Module):
             sizes = [-(-n // s) for n, s in zip(sizes, stride, strict=True)]
             layers += [
                 nn.Conv3d(before, after, kernel, stride=(stride[0], stride[1], stride[2]), padding=kernel // 2),
-                nn.InstanceNorm3d(after),
+                nn.Identity() if light and level == 0 else nn.InstanceNorm3d(after),
                 nn.LeakyReLU(0.2),
             ]
         self.backbone = nn.Sequential(*layers, nn.Conv3d(self.WIDTHS[-1], 64, 3, padding=1, bias=False))
@@ -80,7 +81,7 @@ class Contrasted:
     query: Tensor  # (N, CODE), of the scans
     key: Tensor  # (N, CODE), of the same scans in another shape
     negatives: Tensor  # (M, CODE), keys of earlier steps
-    own: Tensor  # (N, M), true where a negative is of the query's own scan
+    own: Tensor  # (N, M), true where a negative is left out, being of the query's own scan
 
 
 class MomentumContrast(nn.Module):
@@ -92,9 +93,11 @@ class MomentumContrast(nn.Module):
     Args:
         encoder: image -> code.
         size: keys in the queue, which starts with random directions that belong to no scan.
+        own: keys of the query's own scan are negatives, too. Of scans whose looks change from draw to draw they are, as
+            in the published code; of scans that always look the same they are the positive key again, and with few
+            scans the queue is full of them.
 
-    Source: He et al., "MoCo", CVPR 2020; m = 0.99 as SST. That keys of the query's own scan are left out is ours: with
-    few scans the queue is full of them.
+    Source: He et al., "MoCo", CVPR 2020; m = 0.99 as SST.
     """
 
     MOMENTUM = 0.99
@@ -102,9 +105,9 @@ class MomentumContrast(nn.Module):
     owners: Tensor
     pointer: Tensor
 
-    def __init__(self, encoder: nn.Module, *, size: int = 1024) -> None:
+    def __init__(self, encoder: nn.Module, *, size: int = 1024, own: bool = False) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.own = encoder, own
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.register_buffer("queue", style_prior(size, torch.Generator().manual_seed(0)))
         self.register_buffer("owners", torch.full((size,), -1))
@@ -116,7 +119,8 @@ class MomentumContrast(nn.Module):
         self.follow()
         with torch.no_grad():
             key = self.key_encoder(moved)
-        found = Contrasted(query, key, self.queue.clone(), owner[:, None] == self.owners)
+        left_out = (owner[:, None] == self.owners) & (not self.own)
+        found = Contrasted(query, key, self.queue.clone(), left_out)
         self.enqueue(key, owner)
         return found
 
@@ -177,11 +181,14 @@ class AppearanceModel(nn.Module):
 
     Convolution 7^3 to 16 channels; twice InstanceNorm and 5^3 of stride 2 to 32, with LeakyReLU 0.2; two residual
     blocks; three blocks with AdaIN, trilinear upsampling between them; one convolution 3^3 and tanh. No skips: all that
-    the image was goes through the bottleneck, where its contrast is normalised away.
+    the image was goes through the bottleneck. Its brightness and contrast do, too, as far as LeakyReLU before the first
+    InstanceNorm has made them a matter of shape.
 
     Args:
         light: works on blocks of 2^3 voxels, with 32 and 64 channels, 3^3 kernels and two blocks with AdaIN: never
-            at full resolution, which is where the published one spends its time.
+            at full resolution, which is where the published one spends its time. Two changes make it listen to the code
+            in short trainings: InstanceNorm comes before the first LeakyReLU, so that brightness and contrast can come
+            from nowhere else; and codes, of length 1, come in with numbers of size 1, no longer small beside biases.
 
     Source: SST's published code; the paper says no more than that there are three AdaIN layers.
     """
@@ -201,8 +208,9 @@ class AppearanceModel(nn.Module):
     def forward(self, image: Tensor, code: Tensor) -> Tensor:
         """(N, 1, D, H, W) in [0, 1] and (N, CODE) -> (N, 1, D, H, W) in [0, 1], float32."""
         x = 2 * pad_to_multiple(image, 4) - 1
-        style = in_float32(self.style, code)
-        x = F.leaky_relu(self.stem(space_to_depth(x) if self.light else x), 0.2)
+        style = in_float32(self.style, code * CODE**0.5 if self.light else code)
+        x = F.instance_norm(self.stem(space_to_depth(x))) if self.light else self.stem(x)
+        x = F.leaky_relu(x, 0.2)
         for convolution in self.down:
             x = F.leaky_relu(convolution(F.instance_norm(x)), 0.2)
         x = self.residual(x)
