@@ -1,10 +1,16 @@
 """How far to trust an answer without a label: measures of a scan, an estimate of its DSC, and flags.
 
-The measures need no label and are higher for better answers. What they say of DSC is learned (`calibrate`) on couples
-whose label is known because they were made: atlases in other shapes, a part of them moved, bent, blurred or unevenly
-lit. The estimate is a linear function of the measures whose weights cannot be negative, so that no measure that falls
-can raise it, however far outside of what was seen a scan lies. An image that was made from the atlas looks more like
-it than any scan does: measures of looks count from their median over unlabelled scans there, over couples here.
+The measures need no label and are higher for better answers. The estimate (`calibrate`) has three parts, and no measure
+that falls can raise it:
+
+1. a level. On couples whose label is known because they were made (atlases in other shapes) it is what sound answers
+   have. Scans are harder than what was made from the atlas: network and registration disagree more there. Errors are
+   taken to be larger as much as the disagreement is;
+2. what damage costs: a line, of weights that cannot be negative, through couples of which a part was moved, bent,
+   blurred or unevenly lit. Measures count in it where they fall out of what is usual, of couples there, of scans here;
+3. which of the usual scans is better than another, as far as that can be told: of measures that say different things
+   (two answers agree, the registration fits, the anatomy is near the atlas's) the mean distance from their medians over
+   unlabelled scans, in deviations; each is worth a tenth of the errors that are expected.
 
 Agreement of two answers: Valindria et al., "Reverse classification accuracy", TMI 2017, asks the same of one atlas.
 """
@@ -22,21 +28,26 @@ from pydantic import Field
 from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
-from stages.answers import Answer, Answering, GridScan
+from stages.answers import Answer, Answering, Atlas, GridScan
 from stages.config import Section
 from stages.parts.augmentation import AUGMENTATIONS, IntensityAugmentation, SpatialAugmentation, gaussian_blur
 from stages.parts.metrics import dice_per_class, folding_fraction, jacobian_determinant
 from stages.parts.warps import affine_displacement, resize, warp, warp_label, warp_probabilities
 
-MEASURES = ("agreement", "stability", "confidence", "similarity", "volume")
-LOOKS = ("confidence", "similarity")  # measures that depend on how an image looks, not on the answer's shape alone
+MEASURES = ("agreement", "stability", "confidence", "similarity", "volume", "closeness")
+COST = ("agreement", "stability", "confidence", "similarity", "volume")  # measures that tell damage
+RANK = ("agreement", "similarity", "closeness")  # measures that tell usual scans apart; without them, all
+DOUBT = ("agreement", "stability")  # the first that there is says how much harder scans are than couples
 LOW_DSC = 0.6  # an estimate below is flagged
 MOST_FOLDING = 0.01  # share of voxels with |J| <= 0, or three times what unlabelled scans show
 DECILES = tuple(k / 10 for k in range(1, 10))
 LEAST_SPREAD = 0.03  # of a decile between scans; intensities are in [0, 1]
 RIDGE = 0.3  # of measures in standard deviations: ties the weights of those that say the same
-LEAST_DEVIATION = 0.02  # of a measure between scans
+LEAST_DEVIATION = 0.01  # of a measure between scans
 UNUSUAL = 5.0  # deviations below the median over scans are flagged
+SLACK = 2.0  # deviations below the median in which a measure says nothing of damage
+STEP = 0.1  # of the expected errors, that a deviation in rank is worth; ranks count from -6 to 3
+FAR_MM = 10.0  # a mean displacement of so much makes closeness 1/e
 # Degrees about an axis of the grid, voxels along (D, H, W), exponent of intensities. Shifted, too: a network that
 # answers by place, whatever the image shows, must not look stable.
 PERTURBATIONS = ((7.0, 0, (3, -3, 3), 0.8), (-7.0, 2, (-3, 3, -3), 1.25))
@@ -45,13 +56,13 @@ PERTURBATIONS = ((7.0, 0, (3, -3, 3), 0.8), (-7.0, 2, (-3, 3, -3), 1.25))
 class Calibration(Section):
     """What `calibrate` found; all that `estimate` and `flags` need."""
 
-    weights: dict[str, float] = Field(description="Gain of DSC by measure.")
-    level: float = Field(description="DSC of an answer whose measures are the typical ones.")
-    of_couples: dict[str, float] = Field(description="Typical measures of undamaged couples.")
-    of_scans: dict[str, float] = Field(description="Typical measures of unlabelled scans.")
+    weights: dict[str, float] = Field(description="DSC that a measure costs by how far it falls out of the usual.")
+    level: float = Field(description="DSC of a scan whose measures are the medians.")
+    level_of_couples: float = Field(description="The same of undamaged couples.")
+    medians: dict[str, float] = Field(description="Of each measure over unlabelled scans.")
+    deviations: dict[str, float] = Field(description="Of each measure between unlabelled scans.")
     volumes: list[float] = Field(description="Median voxels of each structure on the grid.")
     deciles: list[tuple[float, float]] = Field(description="Deciles of intensity on the grid: median and spread.")
-    lowest: dict[str, float] = Field(description="Measures below are unlike those of the unlabelled scans.")
     most_shift: float = Field(description="Deciles further than this many spreads from their medians are flagged.")
     most_folding: float = Field(description="Share of folded voxels above which an answer is flagged.")
     error: float = Field(description="Mean absolute error of the estimate, each couple left out in turn.")
@@ -108,7 +119,7 @@ def assess(
         flags.append("intensities out of range")
     flags += [f"missing {name}" for name in missing]
     if calibration:
-        flags += [f"low {name}" for name, value in found.items() if value < calibration.lowest.get(name, -math.inf)]
+        flags += [f"low {name}" for name, value in found.items() if _deviations(value, name, calibration) < -UNUSUAL]
     if estimate is not None and estimate < LOW_DSC:
         flags.append(f"estimated DSC under {LOW_DSC}")
     return Quality(found, folding, float(scan.record["correlation"]), shift, estimate, tuple(flags))
@@ -125,6 +136,7 @@ def measure(
     similarity   correlation of the scan with the warped atlas round the structures, best of the atlases; without
                  registration with the aligned reference on the whole grid
     volume       exp(-mean |log(volume / its median)|) over structures
+    closeness    exp(-mean displacement / 10 mm) round the structures, a common shift left out, best of the atlases
     """
     classes = answer.probabilities.argmax(0)
     found = {}
@@ -138,7 +150,11 @@ def measure(
     best = answer.probabilities.max(0).values
     inside = [best[classes == c] for c in range(1, answering.num_classes)]
     found["confidence"] = float(np.mean([float(each.mean()) if each.numel() else 0.0 for each in inside]))
-    found["similarity"] = _similarity(answering, scan.image, answer, template)
+    found["similarity"] = correlation(template, scan.image)
+    if answer.fields:
+        near = [_near_structures(atlas, field) for atlas, field in zip(answering.atlases, answer.fields, strict=True)]
+        found["similarity"] = _similarity(answering, scan.image, answer, near)
+        found["closeness"] = _closeness(answering, answer, near)
     if volumes is not None:
         counts = torch.bincount(classes.flatten().cpu(), minlength=answering.num_classes)[1:].double().numpy()
         logs = np.abs(np.log((counts + 1) / (np.array(volumes) + 1)))
@@ -192,16 +208,27 @@ def _rotation(degrees: float, axis: int) -> Tensor:
     return turn
 
 
-def _similarity(answering: Answering, image: np.ndarray, answer: Answer, template: np.ndarray) -> float:
-    if not answer.fields:
-        return correlation(template, image)
+def _near_structures(atlas: Atlas, field: np.ndarray) -> np.ndarray:
+    """The warped atlas's structures and three voxels round them, (D, H, W)."""
+    mask = warp_label(torch.from_numpy((atlas.label > 0).astype(np.int16))[None], torch.from_numpy(field)[None])
+    return F.max_pool3d(mask.float()[None], 7, stride=1, padding=3)[0, 0].numpy() > 0
+
+
+def _similarity(answering: Answering, image: np.ndarray, answer: Answer, near: Sequence[np.ndarray]) -> float:
     found = []
-    for atlas, field in zip(answering.atlases, answer.fields, strict=True):
-        displacement = torch.from_numpy(field)[None]
-        moved = warp(torch.from_numpy(atlas.image.astype(np.float32))[None, None], displacement)[0, 0]
-        mask = warp_label(torch.from_numpy((atlas.label > 0).astype(np.int16))[None], displacement).float()[None]
-        near = F.max_pool3d(mask, 7, stride=1, padding=3)[0, 0].numpy() > 0
-        found.append(correlation(moved.numpy()[near], image[near]) if near.any() else -1.0)
+    for atlas, field, here in zip(answering.atlases, answer.fields, near, strict=True):
+        moved = warp(torch.from_numpy(atlas.image.astype(np.float32))[None, None], torch.from_numpy(field)[None])[0, 0]
+        found.append(correlation(moved.numpy()[here], image[here]) if here.any() else -1.0)
+    return max(found)
+
+
+def _closeness(answering: Answering, answer: Answer, near: Sequence[np.ndarray]) -> float:
+    spacing = np.array(answering.grid.spacing_mm)[:, None]
+    found = []
+    for field, here in zip(answer.fields, near, strict=True):
+        ways = field[:, here] * spacing if here.any() else np.full((3, 1), math.inf)
+        centred = ways - ways.mean(1, keepdims=True) if here.any() else ways
+        found.append(float(np.exp(-np.linalg.norm(centred, axis=0).mean() / FAR_MM)))
     return max(found)
 
 
@@ -226,9 +253,20 @@ def intensity_shift(image: np.ndarray, deciles: Sequence[tuple[float, float]]) -
 
 
 def estimated_dsc(measures: dict[str, float], calibration: Calibration) -> float:
-    """In [0, 1]; measures count from what is typical of scans."""
-    gains = (weight * (measures[name] - calibration.of_scans[name]) for name, weight in calibration.weights.items())
-    return float(np.clip(calibration.level + sum(gains), 0, 1))
+    """In [0, 1]; level, damage and rank, see above."""
+    ranks = [np.clip(_deviations(measures[n], n, calibration), -6, 3) for n in RANK if n in measures]
+    ranks = ranks or [np.clip(_deviations(value, name, calibration), -6, 3) for name, value in measures.items()]
+    damage = sum(
+        weight * min(0.0, _deviations(measures[name], name, calibration) + SLACK) * calibration.deviations[name]
+        for name, weight in calibration.weights.items()
+    )
+    rank = STEP * (1 - calibration.level) * float(np.mean(ranks))
+    return float(np.clip(calibration.level + damage + rank, 0, 1))
+
+
+def _deviations(value: float, name: str, calibration: Calibration) -> float:
+    """How far above the median over scans."""
+    return (value - calibration.medians[name]) / calibration.deviations[name]
 
 
 def fit(
@@ -252,31 +290,36 @@ def fit(
         volumes: median voxels of each structure.
     """
     names = [name for name in MEASURES if name in couples[0]]
-    typical = {name: _median([m[name] for m, good in zip(couples, undamaged, strict=True) if good]) for name in names}
-    of_scans = typical | {name: _median([m[name] for m in scans]) for name in names if scans and name in LOOKS}
-    x = np.array([[m[name] - typical[name] for name in names] for m in couples])
+    sound = [m for m, good in zip(couples, undamaged, strict=True) if good]
+    of_couples, of_scans = (
+        {name: (_median([m[name] for m in each]), _deviation([m[name] for m in each])) for name in names}
+        for each in (sound, scans or sound)
+    )
+    tell = [name for name in COST if name in names]
+    usual = {name: of_couples[name][0] - SLACK * of_couples[name][1] for name in tell}
+    x = np.array([[min(0.0, m[name] - usual[name]) for name in tell] for m in couples])
     y = np.array(dice)
     weights, level = _non_negative(x, y)
+    harder = 1.0
+    if doubt := next((name for name in DOUBT if name in names), None):
+        harder = max(1.0, (1 - of_scans[doubt][0]) / max(1 - of_couples[doubt][0], 1e-3))
     left_out = []
     for k in range(len(y)):
         others = np.arange(len(y)) != k
         w, b = _non_negative(x[others], y[others])
         left_out.append(abs(np.clip(b + x[k] @ w, 0, 1) - y[k]))
     own = np.array([np.quantile(image.astype(np.float32), DECILES) for image in images])
-    usual = {name: [m[name] for m in scans or couples] for name in names}
-    if not scans:
-        usual = {name: [v for v, good in zip(usual[name], undamaged, strict=True) if good] for name in names}
     medians = np.median(own, axis=0)
     spreads = np.maximum(1.4826 * np.median(np.abs(own - medians), axis=0), LEAST_SPREAD)
     shifts = (np.abs(own - medians) / spreads).max(1)
     return Calibration(
-        weights=dict(zip(names, weights.tolist(), strict=True)),
-        level=level,
-        of_couples=typical,
-        of_scans=of_scans,
+        weights=dict(zip(tell, weights.tolist(), strict=True)),
+        level=max(0.0, 1 - (1 - min(level, 1.0)) * harder),
+        level_of_couples=level,
+        medians={name: median for name, (median, _) in of_scans.items()},
+        deviations={name: deviation for name, (_, deviation) in of_scans.items()},
         volumes=list(volumes),
         deciles=[(float(m), float(s)) for m, s in zip(medians, spreads, strict=True)],
-        lowest={name: _median(usual[name]) - UNUSUAL * _deviation(usual[name]) for name in names},
         most_shift=2 * max(float(shifts.max()), 4.0),
         most_folding=max(MOST_FOLDING, 3 * max(foldings, default=0.0)),
         error=float(np.mean(left_out)),

@@ -14,7 +14,18 @@ from stages.config import Config
 from stages.device import Device
 from stages.methods.recipe import Recipe
 from stages.parts.warps import one_hot
-from stages.quality import Calibration, Damage, assess, correlation, estimated_dsc, fit, intensity_shift, measure
+from stages.quality import (
+    MEASURES,
+    Calibration,
+    Damage,
+    _closeness,
+    assess,
+    correlation,
+    estimated_dsc,
+    fit,
+    intensity_shift,
+    measure,
+)
 
 SHAPE = (16, 18, 20)
 GRID = Grid(SHAPE, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
@@ -64,10 +75,10 @@ def scan(image=None, **record) -> GridScan:
 
 
 CALIBRATION = Calibration(
-    weights={"stability": 0.5, "similarity": 0.5}, level=0.9, of_couples={"stability": 1.0, "similarity": 1.0},
-    of_scans={"stability": 1.0, "similarity": 0.8}, volumes=[210.0, 168.0],
+    weights={"stability": 0.5, "similarity": 0.5}, level=0.9, level_of_couples=0.95,
+    medians=dict.fromkeys(MEASURES, 1.0) | {"similarity": 0.8},
+    deviations=dict.fromkeys(MEASURES, 1.0) | {"similarity": 0.1}, volumes=[210.0, 168.0],
     deciles=[(float(v), 0.05) for v in np.quantile(phantom()[0], np.arange(1, 10) / 10)], most_shift=5.0,
-    lowest={"similarity": 0.2},
     most_folding=0.01, error=0.0, couples=0, scans=0,
 )  # fmt: skip
 
@@ -115,25 +126,60 @@ def test_half_a_structure_halves_its_volume():
     assert found == pytest.approx(0.5**0.5, rel=0.01)
 
 
-def test_the_estimate_is_learned_and_no_measure_that_falls_can_raise_it():
+def fitted(scans=({"stability": 0.9, "similarity": 0.4, "volume": 1.0},)):
+    """Of 40 couples, the first ten sound ones with DSC 0.98; DSC falls by 0.6 of what stability falls by."""
     random = np.random.default_rng(0)
-    x = random.uniform(0.3, 1, (40, 2))
-    dice = 0.2 + 0.6 * x[:, 0] + 0.0 * x[:, 1]
+    x = random.uniform(0.3, 0.9, (40, 2))
+    x[:10] = (0.95, 0.9)
+    dice = 0.98 - 0.6 * (0.95 - 2 * 0.01 - x[:, 0]).clip(0)
     couples = [{"stability": a, "similarity": b, "volume": 1 - a} for a, b in x]  # volume speaks against
-    scans = [{"stability": 0.9, "similarity": 0.4, "volume": 1.0}]
-    images = [phantom()[0]]
-    found = fit(couples, dice.tolist(), [True] * 40, scans, images, [0.02], [1.0, 1.0])
+    return fit(couples, dice.tolist(), [True] * 10 + [False] * 30, list(scans), [phantom()[0]], [0.02], [1.0, 1.0])
+
+
+def test_the_estimate_is_learned_and_no_measure_that_falls_can_raise_it():
+    found = fitted()
     assert all(weight >= 0 for weight in found.weights.values())
     assert found.weights["stability"] > 0.4 and found.weights["volume"] < 0.05
     assert found.error < 0.03
-    assert found.of_scans["similarity"] == 0.4 and found.of_scans["stability"] == found.of_couples["stability"]
+    assert found.medians == {"stability": 0.9, "similarity": 0.4, "volume": 1.0}
     assert found.most_folding == pytest.approx(0.06)
-    assert found.lowest["similarity"] == pytest.approx(0.4 - 5 * 0.02)
-    sound = {"stability": 0.8, "similarity": 0.5, "volume": 0.9}
+    sound = {"stability": 0.9, "similarity": 0.4, "volume": 1.0}
     for name in sound:
         worse = {**sound, name: -1.0}
         assert 0 <= estimated_dsc(worse, found) <= estimated_dsc(sound, found) <= 1
     assert intensity_shift(phantom()[0], found.deciles) == pytest.approx(0)
+
+
+def test_scans_that_are_harder_than_couples_have_as_many_times_the_errors():
+    found = fitted()
+    assert found.level == pytest.approx(1 - (1 - found.level_of_couples) * (1 - 0.9) / (1 - 0.95))
+    assert estimated_dsc({"stability": 0.9, "similarity": 0.4, "volume": 1.0}, found) == pytest.approx(found.level)
+    easier = fitted([{"stability": 0.99, "similarity": 0.4, "volume": 1.0}])
+    assert easier.level == pytest.approx(easier.level_of_couples)  # never better than what was made
+    alone = fitted([])
+    assert alone.level == pytest.approx(alone.level_of_couples) and alone.medians["stability"] == 0.95
+
+
+def test_usual_scans_are_told_apart_by_rank_and_what_is_unusual_costs_more():
+    found = fitted()
+    at = [estimated_dsc({"stability": 0.9, "similarity": s, "volume": 1.0}, found) for s in (0.41, 0.4, 0.39, 0.2)]
+    step = 0.1 * (1 - found.level)  # a deviation is 0.01 here
+    assert at[0] - at[1] == pytest.approx(step) and at[1] - at[2] == pytest.approx(step)
+    cost = found.weights["similarity"] * (0.4 - 2 * 0.01 - 0.2)
+    assert at[1] - at[3] == pytest.approx(6 * step + cost)
+    fallen = estimated_dsc({"stability": 0.5, "similarity": 0.4, "volume": 1.0}, found)
+    assert at[1] - fallen == pytest.approx(found.weights["stability"] * (0.9 - 2 * 0.01 - 0.5))
+
+
+def test_closeness_is_of_displacements_without_their_common_shift():
+    near = [np.zeros(SHAPE, bool)]
+    near[0][4:8, 5:12, 4:10] = True
+    shifted = np.full((3, *SHAPE), 2.0, np.float32)
+    assert _closeness(answering(), answer(fields=[shifted]), near) == pytest.approx(1)
+    shifted[0, 4:6] += 6.0  # half of them: 3 mm from the mean
+    assert _closeness(answering(), answer(fields=[shifted]), near) == pytest.approx(np.exp(-0.3), rel=1e-4)
+    wide = replace(answering(), grid=replace(GRID, spacing_mm=(2.0, 1.0, 1.0)))
+    assert _closeness(wide, answer(fields=[shifted]), near) == pytest.approx(np.exp(-0.6), rel=1e-4)
 
 
 def test_nothing_is_flagged_of_a_sound_scan_and_every_fault_is():

@@ -49,7 +49,7 @@ FORMAT_VERSIONS = {
     "comparison": 2,
     "plan": 1,
     "suggestion": 1,
-    "calibration": 1,
+    "calibration": 2,
 }
 MADE_WITH = {
     "cohort": "lrls preprocess",
