@@ -8,8 +8,8 @@ that falls can raise it:
    taken to be larger as much as the disagreement is;
 2. what damage costs: a line, of weights that cannot be negative, through couples of which a part was moved, bent,
    blurred or unevenly lit. Measures count in it where they fall out of what is usual, of couples there, of scans here;
-3. which of the usual scans is better than another, as far as that can be told: of measures that say different things
-   (two answers agree, the registration fits, the anatomy is near the atlas's) the mean distance from their medians over
+3. which of the usual scans is better than another, as far as that can be told: of three measures that say different
+   things (the answers agree, the network is sure, the registration fits) the mean distance from their medians over
    unlabelled scans, in deviations; each is worth a tenth of the errors that are expected.
 
 Agreement of two answers: Valindria et al., "Reverse classification accuracy", TMI 2017, asks the same of one atlas.
@@ -28,15 +28,14 @@ from pydantic import Field
 from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
-from stages.answers import Answer, Answering, Atlas, GridScan
+from stages.answers import Answer, Answering, GridScan
 from stages.config import Section
 from stages.parts.augmentation import AUGMENTATIONS, IntensityAugmentation, SpatialAugmentation, gaussian_blur
 from stages.parts.metrics import dice_per_class, folding_fraction, jacobian_determinant
 from stages.parts.warps import affine_displacement, resize, warp, warp_label, warp_probabilities
 
-MEASURES = ("agreement", "stability", "confidence", "similarity", "volume", "closeness")
-COST = ("agreement", "stability", "confidence", "similarity", "volume")  # measures that tell damage
-RANK = ("agreement", "similarity", "closeness")  # measures that tell usual scans apart; without them, all
+MEASURES = ("agreement", "stability", "confidence", "similarity", "volume")
+RANK = ("agreement", "confidence", "similarity")  # measures that tell usual scans apart
 DOUBT = ("agreement", "stability")  # the first that there is says how much harder scans are than couples
 LOW_DSC = 0.6  # an estimate below is flagged
 MOST_FOLDING = 0.01  # share of voxels with |J| <= 0, or three times what unlabelled scans show
@@ -47,7 +46,6 @@ LEAST_DEVIATION = 0.01  # of a measure between scans
 UNUSUAL = 5.0  # deviations below the median over scans are flagged
 SLACK = 2.0  # deviations below the median in which a measure says nothing of damage
 STEP = 0.1  # of the expected errors, that a deviation in rank is worth; ranks count from -6 to 3
-FAR_MM = 10.0  # a mean displacement of so much makes closeness 1/e
 # Degrees about an axis of the grid, voxels along (D, H, W), exponent of intensities. Shifted, too: a network that
 # answers by place, whatever the image shows, must not look stable.
 PERTURBATIONS = ((7.0, 0, (3, -3, 3), 0.8), (-7.0, 2, (-3, 3, -3), 1.25))
@@ -136,7 +134,6 @@ def measure(
     similarity   correlation of the scan with the warped atlas round the structures, best of the atlases; without
                  registration with the aligned reference on the whole grid
     volume       exp(-mean |log(volume / its median)|) over structures
-    closeness    exp(-mean displacement / 10 mm) round the structures, a common shift left out, best of the atlases
     """
     classes = answer.probabilities.argmax(0)
     found = {}
@@ -150,11 +147,7 @@ def measure(
     best = answer.probabilities.max(0).values
     inside = [best[classes == c] for c in range(1, answering.num_classes)]
     found["confidence"] = float(np.mean([float(each.mean()) if each.numel() else 0.0 for each in inside]))
-    found["similarity"] = correlation(template, scan.image)
-    if answer.fields:
-        near = [_near_structures(atlas, field) for atlas, field in zip(answering.atlases, answer.fields, strict=True)]
-        found["similarity"] = _similarity(answering, scan.image, answer, near)
-        found["closeness"] = _closeness(answering, answer, near)
+    found["similarity"] = _similarity(answering, scan.image, answer, template)
     if volumes is not None:
         counts = torch.bincount(classes.flatten().cpu(), minlength=answering.num_classes)[1:].double().numpy()
         logs = np.abs(np.log((counts + 1) / (np.array(volumes) + 1)))
@@ -208,27 +201,16 @@ def _rotation(degrees: float, axis: int) -> Tensor:
     return turn
 
 
-def _near_structures(atlas: Atlas, field: np.ndarray) -> np.ndarray:
-    """The warped atlas's structures and three voxels round them, (D, H, W)."""
-    mask = warp_label(torch.from_numpy((atlas.label > 0).astype(np.int16))[None], torch.from_numpy(field)[None])
-    return F.max_pool3d(mask.float()[None], 7, stride=1, padding=3)[0, 0].numpy() > 0
-
-
-def _similarity(answering: Answering, image: np.ndarray, answer: Answer, near: Sequence[np.ndarray]) -> float:
+def _similarity(answering: Answering, image: np.ndarray, answer: Answer, template: np.ndarray) -> float:
+    if not answer.fields:
+        return correlation(template, image)
     found = []
-    for atlas, field, here in zip(answering.atlases, answer.fields, near, strict=True):
-        moved = warp(torch.from_numpy(atlas.image.astype(np.float32))[None, None], torch.from_numpy(field)[None])[0, 0]
-        found.append(correlation(moved.numpy()[here], image[here]) if here.any() else -1.0)
-    return max(found)
-
-
-def _closeness(answering: Answering, answer: Answer, near: Sequence[np.ndarray]) -> float:
-    spacing = np.array(answering.grid.spacing_mm)[:, None]
-    found = []
-    for field, here in zip(answer.fields, near, strict=True):
-        ways = field[:, here] * spacing if here.any() else np.full((3, 1), math.inf)
-        centred = ways - ways.mean(1, keepdims=True) if here.any() else ways
-        found.append(float(np.exp(-np.linalg.norm(centred, axis=0).mean() / FAR_MM)))
+    for atlas, field in zip(answering.atlases, answer.fields, strict=True):
+        displacement = torch.from_numpy(field)[None]
+        moved = warp(torch.from_numpy(atlas.image.astype(np.float32))[None, None], displacement)[0, 0]
+        mask = warp_label(torch.from_numpy((atlas.label > 0).astype(np.int16))[None], displacement).float()[None]
+        near = F.max_pool3d(mask, 7, stride=1, padding=3)[0, 0].numpy() > 0
+        found.append(correlation(moved.numpy()[near], image[near]) if near.any() else -1.0)
     return max(found)
 
 
@@ -255,7 +237,6 @@ def intensity_shift(image: np.ndarray, deciles: Sequence[tuple[float, float]]) -
 def estimated_dsc(measures: dict[str, float], calibration: Calibration) -> float:
     """In [0, 1]; level, damage and rank, see above."""
     ranks = [np.clip(_deviations(measures[n], n, calibration), -6, 3) for n in RANK if n in measures]
-    ranks = ranks or [np.clip(_deviations(value, name, calibration), -6, 3) for name, value in measures.items()]
     damage = sum(
         weight * min(0.0, _deviations(measures[name], name, calibration) + SLACK) * calibration.deviations[name]
         for name, weight in calibration.weights.items()
@@ -295,9 +276,8 @@ def fit(
         {name: (_median([m[name] for m in each]), _deviation([m[name] for m in each])) for name in names}
         for each in (sound, scans or sound)
     )
-    tell = [name for name in COST if name in names]
-    usual = {name: of_couples[name][0] - SLACK * of_couples[name][1] for name in tell}
-    x = np.array([[min(0.0, m[name] - usual[name]) for name in tell] for m in couples])
+    usual = {name: of_couples[name][0] - SLACK * of_couples[name][1] for name in names}
+    x = np.array([[min(0.0, m[name] - usual[name]) for name in names] for m in couples])
     y = np.array(dice)
     weights, level = _non_negative(x, y)
     harder = 1.0
@@ -313,7 +293,7 @@ def fit(
     spreads = np.maximum(1.4826 * np.median(np.abs(own - medians), axis=0), LEAST_SPREAD)
     shifts = (np.abs(own - medians) / spreads).max(1)
     return Calibration(
-        weights=dict(zip(tell, weights.tolist(), strict=True)),
+        weights=dict(zip(names, weights.tolist(), strict=True)),
         level=max(0.0, 1 - (1 - min(level, 1.0)) * harder),
         level_of_couples=level,
         medians={name: median for name, (median, _) in of_scans.items()},
