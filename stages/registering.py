@@ -42,6 +42,12 @@ def displacements(
         arguments = [(recipe.classical, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
         yield from in_processes(displacement_of, arguments, workers=workers)
         return
+    if recipe.instance is not None and device.torch.type == "cpu" and len(pairs) == 1:
+        threads = torch.get_num_threads()  # a process of its own would take as long to start as the pair does
+        found = on_arrays(recipe.instance, 0, *pairs[0])
+        torch.set_num_threads(threads)
+        yield found
+        return
     if recipe.instance is not None and device.torch.type == "cpu":  # a process per core needs no threads
         yield from in_processes(
             on_arrays, [(recipe.instance, i, *pair) for i, pair in enumerate(pairs)], workers=workers
