@@ -96,7 +96,11 @@ def test_steps_of_every_stage_of_a_method_are_measured(monkeypatch: pytest.Monke
     light = {"registration_network": "light", "segmentation_network": "light"}
     assert light in list(method_steps.variants(method_steps.METHODS["os-medseg"], light_only=True))
     found = method_steps.measure_one("os-medseg", light, "tiny", repeats=1)
-    assert [(row["stage"], row["batch_size"]) for row in found["phases"]] == [("train_reg", 2), ("train_seg", 2)]
+    assert [(row["stage"], row["batch_size"]) for row in found["phases"]] == [
+        ("train_reg", 2),
+        ("train_seg", 2),  # the teacher alone, then the student
+        ("train_seg", 2),
+    ]
     assert all(row["seconds"] > 0 for row in found["phases"])
     found = {
         "methods": [found],
@@ -106,4 +110,4 @@ def test_steps_of_every_stage_of_a_method_are_measured(monkeypatch: pytest.Monke
         "torch": "",
         "processor": {"model": "", "flags": []},
     }
-    assert method_steps.table(found).count("os-medseg") == 2
+    assert method_steps.table(found).count("os-medseg") == 3
