@@ -23,6 +23,7 @@ from stages.methods import find_method
 from stages.methods.recipe import PathBankWriter, Recipe, SampledScans, WarpedAtlases
 from stages.model import Model, model_of
 from stages.parts.metrics import dice_per_class
+from stages.parts.samplers import Always
 from stages.parts.warps import warp, warp_label
 from stages.progress import Progress
 from stages.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure
@@ -105,8 +106,10 @@ def made_couples(
     Scans with propagated labels or pseudo-labels are left out: those labels are no truth.
     """
     if generated and isinstance(recipe.generate, PathBankWriter):
+        # All the way to the scans' shapes: what stays near the atlas is easier than any scan is.
+        there = replace(recipe, generate=replace(recipe.generate, space=Always(1.0)))
         with h5py.File(generated.folder / "generated.h5") as file:
-            drawn = list(draw_samples(file, recipe, cohort, config, count))
+            drawn = list(draw_samples(file, there, cohort, config, count))
         return [(each["image"][0].astype(np.float32), each["label"]) for each in drawn]
     if generated and isinstance(recipe.generate, WarpedAtlases | SampledScans) and (stored := generated.samples()):
         places = np.arange(count) % len(stored)

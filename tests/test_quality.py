@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from stages.answers import Answer, Answering, Atlas, GridScan
 from stages.artifacts.cohort import Grid
+from stages.calibrate import made_couples
 from stages.config import Config
 from stages.device import Device
-from stages.methods.recipe import Recipe
+from stages.methods.recipe import PathBankWriter, Recipe
+from stages.parts.samplers import Beta
 from stages.parts.warps import one_hot
 from stages.quality import (
     MEASURES,
@@ -207,3 +211,14 @@ def test_damage_grows_with_severity_and_the_label_moves_with_the_anatomy(kind):
             assert torch.equal(moved, before[1])
     assert changes[0] == pytest.approx(0, abs=1e-6)
     assert changes[0] < changes[1] < changes[2]
+
+
+def test_couples_to_learn_from_go_all_the_way_to_the_scans_shapes(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("stages.calibrate.draw_samples", lambda file, recipe, *rest: drawn.append(recipe) or [])
+    with h5py.File(tmp_path / "generated.h5", "w"):
+        pass
+    recipe = Recipe(generate=PathBankWriter(space=Beta(0.3), style=None))
+    made_couples(None, recipe, SimpleNamespace(folder=tmp_path), None, 3)
+    assert drawn[0].generate.space(2, torch.Generator()).tolist() == [[[[[1.0]]]]] * 2
+    assert recipe.generate.space == Beta(0.3)
