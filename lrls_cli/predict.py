@@ -41,6 +41,8 @@ def predict(
         from stages.config import load_config
         from stages.workflow import trained
 
+        if model.suffix not in (".yaml", ".yml"):
+            raise LrlsError(f"{model} is neither an exported model nor a project's YAML file; name one of them first.")
         if method is None:
             raise LrlsError("--method is missing: name the trained method of the project, see `lrls methods`.")
         config = load_config(model, settings)

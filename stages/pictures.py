@@ -278,7 +278,8 @@ def overlay_page(row: Row, path: Path, *, structures: Sequence[str] = ()) -> Non
         _show(axes, _cut(image, axis, index), axis, spacing_mm)
         _contours(axes, _cut(label, axis, index))
         axes.set_anchor("N")
-        title = plane if axis else f"{row['case']}\n{row.get('note') or plane}"
+        note = f": {row['note']}" if row.get("note") else ""
+        title = plane if axis else f"{row['case']}{note}\n{plane}"
         axes.set_title(_plain(title), fontsize=8.5, color=INK, loc="left")
     _structure_legend(figure, structures)
     _save(figure, path)

@@ -17,7 +17,7 @@ from stages.artifacts.store import atomic_write_text
 from stages.errors import LrlsError
 from stages.model import Model
 from stages.own_space import as_label_image, in_own_space
-from stages.preprocess import in_processes, packed, prepare_new
+from stages.preprocess import in_processes, packed, prepare_new, to_grid
 from stages.quality import Quality, assess
 from stages.writers import csv_of, volumes_ml, write_dicom_seg, write_image, write_label_tables
 
@@ -268,7 +268,7 @@ def predict(
             overlay_page(
                 {
                     "case": case, "image": each.scan.image.astype(np.float32),
-                    "label": each.answer.probabilities.argmax(0).cpu().numpy(), "spacing_mm": each.grid.spacing_mm,
+                    "label": shown(each), "spacing_mm": each.grid.spacing_mm,
                     "note": "; ".join(each.quality.flags),
                 },
                 out / "qc" / f"{case}.png", structures=list(structures),
@@ -282,6 +282,12 @@ def predict(
         estimate = () if one.estimated_dsc is None else (f"estimated DSC {one.estimated_dsc:.2f}",)
         tell(f"{case}: {'; '.join([*estimate, *one.flags]) or 'done'}")
     return failures
+
+
+def shown(prediction: Prediction) -> np.ndarray:
+    """The label map as it was written, brought to the grid for the picture: class indices (D, H, W)."""
+    record = prediction.scan.record
+    return to_grid(as_label_image(prediction.classes, record), record, prediction.grid, nearest=True)
 
 
 def _or_one(value: float | None) -> float:

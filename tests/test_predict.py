@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from stages.calibrate import calibrated_model
 from stages.errors import LrlsError
 from stages.parts.metrics import score_structures
 from stages.phantoms import STRUCTURES, make_phantom
-from stages.predict import find_scans
+from stages.predict import find_scans, shown
 from stages.workflow import trained
 
 METHODS = ("best", "unet", "voxelmorph")  # fused, network alone, propagated labels
@@ -142,6 +143,14 @@ def test_probabilities_are_those_that_the_label_map_comes_from(exported, scans):
     clear = np.sort(each, 0)[-1] - np.sort(each, 0)[-2] > 1e-3
     np.testing.assert_array_equal(each.argmax(0)[clear], found.classes[clear])
     assert found.label.GetPixelIDTypeAsString() == "16-bit unsigned integer"  # of values up to 1000
+
+
+def test_the_picture_shows_the_label_map_that_is_written(exported, scans):
+    found = load_model(exported["unet"], threads=1).predict(scans / "images" / "test_1.nii.gz")
+    on_grid = found.answer.probabilities.argmax(0).numpy()
+    assert (shown(found) == on_grid).mean() > 0.9  # but for nearest neighbours, there and back
+    without = replace(found, classes=np.where(found.classes == 2, 0, found.classes))
+    assert 2 not in shown(without) and shown(found).shape == on_grid.shape
 
 
 def test_an_unreadable_scan_costs_one_line_and_the_others_are_done(shared, exported, scans, tmp_path):
