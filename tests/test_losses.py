@@ -458,6 +458,9 @@ def test_anatomy_difference_is_that_of_the_two_ways():
     assert float(anatomy_difference_loss(x, y, x)) == pytest.approx(LEAST)
     # |x - y| = 1 0 1 0, |y - other| = 0 1 1 0: they differ in two of four places, by 1.
     assert float(anatomy_difference_loss(x, y, other)) == pytest.approx((2 + 2 * LEAST) / 4, rel=1e-5)
+    # Classes in which nothing happens do not water it down.
+    three = (torch.cat([each, torch.zeros(1, 2, 1, 1, 4)], 1) for each in (x, y, other))
+    assert float(anatomy_difference_loss(*three)) == pytest.approx((2 + 2 * LEAST) / 4 + 2 * LEAST, rel=1e-5)
 
 
 def test_least_squares_gan_loss_is_zero_for_the_right_answer():

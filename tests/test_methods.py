@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torch import nn
 
 from stages.config import Config
 from stages.device import Device
 from stages.errors import LrlsError
 from stages.generate import couples
 from stages.methods import METHODS, best, brbs, data_aug, find_method, lt_net, settings_of, training_of
-from stages.methods.recipe import PathBankWriter, PropagatedLabels, Task, WeightedSum
+from stages.methods.recipe import PathBankWriter, PropagatedLabels, Ramp, Task, WeightedSum
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.networks import LightUNet, UNet, VoxelMorphUNet
@@ -29,7 +30,7 @@ from stages.parts.samplers import (
     Triplet,
     labelled_scans,
 )
-from stages.parts.warps import warp
+from stages.parts.warps import compose, warp
 from stages.registering import displacements
 from stages.training import give_turn
 
@@ -622,7 +623,8 @@ def atlas_and_scan():
 
 def lt_net_terms(**settings):
     recipe = recipe_of("lt-net", **settings)
-    for seed, network in enumerate([recipe.registration, recipe.helpers["backward"]]):  # away from the identity
+    generators = [n for name, n in recipe.registration_networks.items() if name != "discriminator"]
+    for seed, network in enumerate(generators):  # away from the identity
         head = network.body.head
         head.weight.data = 0.2 * (textured(*head.weight.shape, seed=seed) - 0.5)
     return terms_of(recipe, atlas_and_scan)
@@ -648,7 +650,9 @@ LT_NET_SWITCHES = [
     ("transformation_unit", "voxels", set(), {"generators/transformation_cycle", "generators/total"}),
     ("registration_network", "light", set(), LT_NET | DISCRIMINATOR),
     ("diffeomorphic", True, set(), LT_NET | {"discriminator/fake", "discriminator/total"}),
-    ("warm_up", 0.25, set(), set()),  # this one adds a phase, see below
+    ("backward_network", "shared", set(), LT_NET - {"generators/similarity"} | DISCRIMINATOR),  # D is drawn earlier
+    ("rebuild", "twice", set(), CYCLE - {"generators/transformation_cycle"} | {"generators/total"}),
+    ("warm_up", 0.25, set(), {"generators/total"}),  # cycle weights of 0 in the first step
 ]
 
 
@@ -684,10 +688,20 @@ ROWS = [  # of the paper's Tables 2 and 3: weights that are on, networks, terms
         ["registration", "backward", "discriminator"],
         ["adversarial", *BASE, "image_cycle", "anatomy_cycle"],
     ),
+    (
+        ["gan", "cycle", "transformation"],
+        ["registration", "backward", "discriminator"],
+        ["adversarial", *BASE, "image_cycle", "transformation_cycle"],
+    ),
+    (
+        ["gan", "cycle", "transformation", "anatomy"],
+        ["registration", "backward", "discriminator"],
+        ["adversarial", *BASE, "image_cycle", "transformation_cycle", "anatomy_cycle"],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("on", "networks", "terms"), ROWS, ids=["voxelmorph", "gan", "cycle", "anatomy"])
+@pytest.mark.parametrize(("on", "networks", "terms"), ROWS, ids=["-".join(row[0]) or "voxelmorph" for row in ROWS])
 def test_rows_of_the_ablation_have_the_networks_and_terms_that_they_need(on, networks, terms):
     settings = {name: weight for name, weight in OFF.items() if name.removesuffix("_weight") not in on}
     recipe = recipe_of("lt-net", **settings)
@@ -708,26 +722,39 @@ def test_lt_net_trains_with_the_papers_schedule_and_starts_at_the_identity():
     assert (training.learning_rate, training.schedule, training.optimizer) == (2e-4, "constant", "adam")
     assert (training.batch_size, training.augmentation) == (1, "none")
     for name in ("voxelmorph", "light"):
-        recipe = recipe_of("lt-net", registration_network=name)
+        recipe = recipe_of("lt-net", registration_network=name, backward_network="own")
         for network in (recipe.registration, recipe.helpers["backward"]):
             assert network(*textured(2, 1, 1, *SHAPE)).abs().max() < 1e-2
     assert recipe.registration is not recipe.helpers["backward"]
 
 
-def test_in_the_warm_up_of_lt_net_the_cycle_moves_the_backward_network_alone():
-    recipe = recipe_of("lt-net", warm_up=0.25)
-    warm_up, cycle = recipe.train_registration
-    assert (warm_up.share, cycle.share) == (0.25, 0.75)
-    forward, backward, judge = warm_up.players
-    assert forward.trains is recipe.registration and set(forward.loss.terms) == {"adversarial", *BASE}
-    assert backward.trains is recipe.helpers["backward"]
-    assert {f"generators/{name}" for name in backward.loss.terms} == {*CYCLE, "generators/smoothness"}
-    assert judge.trains is recipe.helpers["discriminator"]
-    assert len(recipe_of("lt-net").train_registration) == 1  # the paper has none
-    shares = [phase.share for phase in recipe_of("lt-net", registration_network="light").train_registration]
-    assert shares == [0.4, 0.6]
-    without = recipe_of("lt-net", warm_up=0.25, **OFF).train_registration
-    assert [phase.share for phase in without] == [1]  # there is no backward network to wait for
+def test_cycle_weights_of_lt_net_rise_where_minutes_must_do():
+    weights = {
+        name: weight for name, (weight, _) in recipe_of("lt-net").train_registration[0].players[0].loss.terms.items()
+    }
+    assert not any(isinstance(weight, Ramp) for weight in weights.values())  # the paper has no warm-up
+    (phase,) = recipe_of("lt-net", registration_network="light").train_registration
+    rising = {name: weight for name, (weight, _) in phase.players[0].loss.terms.items() if isinstance(weight, Ramp)}
+    assert {f"generators/{name}" for name in rising} == CYCLE
+    assert rising["image_cycle"] == Ramp(0.0, 10.0, most=0.5)
+    assert [rising["image_cycle"](step, of=80) for step in (0, 20, 40, 79)] == [0, 5, 10, 10]
+    given = recipe_of("lt-net", registration_network="light", warm_up=0).train_registration[0].players[0].loss.terms
+    assert given["image_cycle"][0] == 10
+
+
+def test_light_generators_of_lt_net_are_one_network_whose_answer_to_swapped_images_is_the_inverse():
+    recipe = recipe_of("lt-net", registration_network="light", diffeomorphic=True)
+    assert recipe.registration_networks.keys() == {"registration", "discriminator"}
+    forward = recipe.train_registration[0].players[0].forward
+    assert forward.back is forward.there is recipe.registration
+    nn.init.normal_(recipe.registration.body.head.weight, std=0.01, generator=generator())
+    moving, fixed = textured(2, 1, 1, *SHAPE)
+    there, back = recipe.registration(moving, fixed), recipe.registration(fixed, moving)
+    residual = compose(there, back)[..., 2:-2, 2:-2, 2:-2]
+    assert residual.abs().mean() < 0.1 * there.abs().mean()
+    own = recipe_of("lt-net", registration_network="light", backward_network="own")
+    assert own.registration_networks.keys() == {"registration", "backward", "discriminator"}
+    assert own.train_registration[0].players[0].forward.back is own.helpers["backward"]
 
 
 def test_the_picture_of_the_cycle_has_labels_in_the_space_of_the_image_and_an_error():

@@ -18,7 +18,8 @@ from stages.device import Device
 from stages.errors import LrlsError
 from stages.methods import METHODS, clmorph, os_medseg, settings_of, training_of, voxelmorph
 from stages.methods.recipe import PropagatedLabels, Task, WarpedAtlases
-from stages.parts.augmentation import SpatialAugmentation
+from stages.parts.augmentation import IntensityAugmentation, SpatialAugmentation
+from stages.parts.consistency import Registered, mean_squares, mutual_information
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.losses import dice_loss
 from stages.parts.networks import LightUNet, ResidualUNet, UNet
@@ -180,10 +181,47 @@ def test_student_alone_has_no_teacher_in_its_artifact_and_no_picture_of_one():
     assert recipe_of("os-medseg").segmentation_networks.keys() == {"segmentation", "teacher"}
 
 
-def test_nothing_left_to_learn_from_is_an_error():
-    for settings in ({"teacher": False}, {"reconstruction_weight": 0}):
-        with pytest.raises(LrlsError, match="leaves nothing to learn from; set segmentation_weight, or teacher"):
-            recipe_of("os-medseg", segmentation_weight=0, **settings)
+@pytest.mark.parametrize("network", ["published", "light"])
+@pytest.mark.parametrize("settings", [{"teacher": False}, {"hint_weight": 0}, {"hint_detach": "both"}])
+def test_nothing_left_to_learn_from_is_an_error(network, settings):
+    with pytest.raises(LrlsError, match="leaves it nothing to learn from; set segmentation_weight, or teacher"):
+        recipe_of("os-medseg", segmentation_network=network, segmentation_weight=0, **settings)
+
+
+@pytest.mark.parametrize("network", ["published", "light"])
+@pytest.mark.parametrize(
+    "off", ["segmentation_weight", "reconstruction_weight", "hint_weight"], ids=lambda name: name.split("_")[0]
+)
+def test_rows_of_table_iv_train(network, off):
+    recipe = recipe_of("os-medseg", segmentation_network=network, **{off: 0})
+    for phase in recipe.train_segmentation:
+        for player in phase.players:
+            total, _ = player.loss(player.forward(phase.batches(scans(), drawing())))
+            total.backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in recipe.segmentation.parameters())
+    # A teacher learns first only where it learns, and has somebody to tell.
+    assert [phase.name for phase in recipe.train_segmentation][:-1] == (
+        ["reconstruction"] if (network, off) == ("light", "segmentation_weight") else []
+    )
+
+
+def test_more_hint_layers_than_the_decoder_has_are_refused():
+    message = r"^methods\.os-medseg\.hint_layers: found 5, expected at most 3, which .*; set hint_layers lower"
+    with pytest.raises(LrlsError, match=message):
+        recipe_of("os-medseg", hint_layers=5)
+    recipe_of("os-medseg", hint_layers=5, teacher=False)
+
+
+def test_similarities_fall_as_images_come_together():
+    fixed = textured(1, 1, *SHAPE)
+    for term in (mutual_information, mean_squares):
+        near, far = (
+            float(term(Registered(fixed.roll(shift, 4), fixed, torch.zeros(1, 3, *SHAPE), directions=1)))
+            for shift in (0, 1)
+        )
+        assert near < far
+    moved = Registered(fixed + 0.5, fixed, torch.zeros(1, 3, *SHAPE), directions=2)
+    assert float(mean_squares(moved)) == pytest.approx(2 * 0.25)
 
 
 def test_schedules_are_the_papers_or_short_for_the_light_networks():
@@ -294,6 +332,16 @@ def test_pictures_show_both_networks_on_the_same_couple():
     ]  # fmt: skip
     assert {tuple(panel.image.shape) for _, panels in rows for panel in panels} == {SHAPE}
     torch.testing.assert_close(rows[1][1][1].image, scans().images[3, 0].float())
+    _, teacher_sees, _, taught, learned = (panel.image for panel in rows[0][1][:5])
+    student_sees = rows[0][1][0].image
+    for network, seen, shown in (
+        (recipe.segmentation_helpers["teacher"], teacher_sees, taught),
+        (recipe.segmentation, student_sees, learned),
+    ):
+        with torch.no_grad():
+            last = network.features(seen[None, None])[-1][0].float()
+        channels = nn.functional.interpolate(last[None], size=SHAPE, mode="nearest")[0]
+        assert any(torch.allclose(channel, shown, atol=1e-6) for channel in channels)
 
 
 # Batches
@@ -321,6 +369,15 @@ def test_augmentation_moves_image_label_and_scan_alike():
     torch.testing.assert_close(batch.image[:, 0], batch.target[:, 1])
     assert (batch.image[0] - label).abs().max() > 0.1
     assert (batch.image[0] - batch.image[1]).abs().max() > 0.1
+
+
+def test_only_what_the_student_sees_is_recoloured():
+    data = scans()
+    batch = triples(data, replace(drawing(), intensity=IntensityAugmentation()))
+    plain = triples(data, drawing())
+    assert batch.scans == plain.scans
+    assert torch.equal(batch.scan, plain.scan) and torch.equal(batch.target, plain.target)
+    assert (batch.image - plain.image).abs().max() > 0.01
 
 
 def test_no_scan_comes_twice_in_a_contrastive_batch():

@@ -4,7 +4,8 @@ Wang, Cao, Wei, Wang, Ma, Wang, Meng, Zheng, "LT-Net: Label Transfer by Learning
 for One-shot Medical Image Segmentation", CVPR 2020, arXiv:2003.07072. No code was published.
 
 How the text is read, where it leaves a choice:
-- Sums over voxels are means, so that the weights of Eq. 11 go with the magnitudes that the paper reports.
+- Sums over voxels are means, so that the weights of Eq. 11 go with the magnitudes that the paper reports; Eq. 10 is
+  summed over channels, so that it says the same of 3 classes as of 29.
 - Eq. 4 as printed has the discriminator maximise D(y)^2 + (D(warped) - 1)^2, which has no end; here, as usual, it
   learns 1 for scans and 0 for warped atlases, with 1/2 each, and the generator learns to be told 1.
 - Eq. 8's penalty of a vector is taken of each component, as in UnFlow, which it is cited from. It names no unit. In
@@ -13,12 +14,15 @@ How the text is read, where it leaves a choice:
 - Eq. 9 is the mean of the structures' Dice, without the background; Eq. 10 is over all channels, with it.
 - The gradient of G_B's input, the warped atlas, goes on to G_F: the paper trains end to end.
 - One pair a step: the paper has one on each of two GPUs. It names no number of steps: here as many as `voxelmorph`.
-- The atlas is rebuilt by sampling it once, see `stages.parts.cycle`.
+- The atlas is rebuilt by sampling it once, see `stages.parts.cycle`; `rebuild: twice` is Eq. 5 to the letter.
+- Adam's first momentum is 0.9 for all three networks, none is named.
 - A label is warped "the same way as the atlas", by trilinear interpolation, as the other methods' labels are.
 - Several atlases (the paper has one): each step draws one, and all vote on a new scan.
 
-Every cycle term is least where both fields are 0, and a G_B that cannot follow yet holds G_F there: where minutes must
-do, G_F goes ahead (`warm_up`).
+Every cycle term is least where both fields are 0, and a G_B that cannot follow yet holds G_F there. Where minutes must
+do (light networks), the weights of the cycle rise from 0 over half of the steps (`warm_up`), and G_B is G_F with roles
+swapped (`backward_network`): of an antisymmetric network that predicts velocities the way back is the inverse of the
+way there from the first step on.
 
 Ours differs in: displacements sample with aligned corners; LNCC and smoothness are shared with the other methods.
 """
@@ -37,9 +41,9 @@ from stages.methods.recipe import (
     Phase,
     Player,
     PropagatedLabels,
+    Ramp,
     Recipe,
     Task,
-    Terms,
     WeightedSum,
     published_training,
     registration_network,
@@ -87,11 +91,17 @@ class Settings(MethodSettings):
     anatomy_weight: float = Field(3.0, ge=0, description="lambda_2, of L_anatomy_cyc: the rebuilt label.")
     difference_weight: float = Field(3.0, ge=0, description="lambda_2, of L_diff_cyc: the label's way there and back.")
 
+    backward_network: Literal["own", "shared"] | None = Field(
+        None, description="G_B: its own weights, or those of G_F; null: own, or shared of the light ones."
+    )
+    rebuild: Literal["once", "twice"] = Field(
+        "once", description="Rebuild the atlas by sampling it once, or the warped atlas again (Eq. 5), which blurs."
+    )
     warm_up: float | None = Field(
         None,
         ge=0,
-        lt=1,
-        description="Share of train-reg in which the cycle terms move G_B alone; null: 0, or 0.4 of the light ones.",
+        le=1,
+        description="Share of train-reg in which the cycle weights rise from 0; null: 0, or 0.5 of light.",
     )
 
     @model_validator(mode="after")
@@ -111,71 +121,49 @@ class Settings(MethodSettings):
 
 def build(task: Task, settings: Settings) -> Recipe:
     generator = partial(registration_network, settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
+    light = settings.registration_network == "light"
+    shared = light if settings.backward_network is None else settings.backward_network == "shared"
+    warm_up = (0.5 if light else 0.0) if settings.warm_up is None else settings.warm_up
+
+    def rising(weight: float) -> float | Ramp:
+        return Ramp(0.0, weight, most=warm_up) if weight and warm_up else weight
+
     G_F = generator()
-    G_B = generator() if settings.cycle else None
+    G_B = None if not settings.cycle else G_F if shared else generator()
     D = PatchDiscriminator(1, task.shape) if settings.gan_weight else None
-    warm_up = (
-        (0.4 if settings.registration_network == "light" else 0.0) if settings.warm_up is None else settings.warm_up
-    )
-    there: Terms = {
-        "adversarial": (settings.gan_weight, adversarial),  # L_GAN
-        "similarity": (settings.similarity_weight, similarity),  # L_sim
-    }
-    smooth: Terms = {"smoothness": (settings.smoothness_weight, smoothness)}  # lambda_2 L_smooth
-    back: Terms = {
-        "image_cycle": (settings.cycle_weight, image_cycle),  # lambda_1 L_cyc
-        "anatomy_cycle": (settings.anatomy_weight, anatomy_cycle),  # lambda_2 L_anatomy_cyc
-        "transformation_cycle": (  # lambda_2 L_trans
-            settings.transformation_weight,
-            transformation_cycle if settings.transformation_unit == "grid" else transformation_cycle_in_voxels,
+    generators = Player(
+        "generators",
+        trains=nn.ModuleList([G_F] if shared or G_B is None else [G_F, G_B]),
+        forward=RegisterCycle(G_F, G_B, D, labels=settings.labels, twice=settings.rebuild == "twice"),
+        loss=WeightedSum(
+            adversarial=(settings.gan_weight, adversarial),  # L_GAN
+            similarity=(settings.similarity_weight, similarity),  # L_sim
+            smoothness=(settings.smoothness_weight, smoothness),  # lambda_2 L_smooth
+            image_cycle=(rising(settings.cycle_weight), image_cycle),  # lambda_1 L_cyc
+            anatomy_cycle=(rising(settings.anatomy_weight), anatomy_cycle),  # lambda_2 L_anatomy_cyc
+            transformation_cycle=(  # lambda_2 L_trans
+                rising(settings.transformation_weight),
+                transformation_cycle if settings.transformation_unit == "grid" else transformation_cycle_in_voxels,
+            ),
+            difference_cycle=(rising(settings.difference_weight), difference_cycle),  # lambda_2 L_diff_cyc
         ),
-        "difference_cycle": (settings.difference_weight, difference_cycle),  # lambda_2 L_diff_cyc
-    }
-    judge = (
-        []
-        if D is None
-        else [
+    )
+    players = [generators]
+    if D is not None:
+        players.append(
             Player(
                 "discriminator",
                 trains=D,
                 forward=JudgeWarped(G_F, D),
                 loss=WeightedSum(real=(0.5, real), fake=(0.5, fake)),
+                learning_rate=2e-4,  # however short the training is: a quick judge has little left to teach
             )
-        ]
-    )
-    cycle = Phase(
-        "cycle",
-        batches=atlas_and_scan,
-        share=1 - warm_up * settings.cycle,
-        players=[
-            Player(
-                "generators",
-                trains=nn.ModuleList(each for each in (G_F, G_B) if each is not None),
-                forward=RegisterCycle(G_F, G_B, D, labels=settings.labels),
-                loss=WeightedSum(**there, **smooth, **back),
-            ),
-            *judge,
-        ],
-    )
-    phases = [cycle]
-    if G_B is not None and warm_up:
-        # A G_B that cannot follow yet holds G_F at the identity, where every cycle term is least.
-        players = [
-            Player("forward", trains=G_F, forward=RegisterCycle(G_F, None, D), loss=WeightedSum(**there, **smooth)),
-            Player(
-                "backward",
-                trains=G_B,
-                forward=RegisterCycle(G_F, G_B, labels=settings.labels),
-                loss=WeightedSum(**smooth, **back),
-            ),
-            *judge,
-        ]
-        phases = [Phase("warm-up", batches=atlas_and_scan, share=warm_up, players=players), cycle]
-    helpers: dict[str, nn.Module | None] = {"backward": G_B, "discriminator": D}
+        )
+    helpers: dict[str, nn.Module | None] = {"backward": None if shared else G_B, "discriminator": D}
     return Recipe(
         registration=G_F,
         helpers={name: network for name, network in helpers.items() if network is not None},
-        train_registration=phases,
+        train_registration=[Phase("cycle", batches=atlas_and_scan, players=players)],
         generate=PropagatedLabels(),
         registration_pictures={"cycle": partial(show, RegisterCycle(G_F, G_B, labels=True))} if G_B is not None else {},
     )

@@ -3,19 +3,20 @@
 Zhou et al., "Distillation Learning Guided by Image Reconstruction for One-Shot Medical Image Segmentation"
 (the text submitted to IEEE; code github.com/NoviceFodder/OS-MedSeg).
 
-Readings. *Eq. 2* has the features of a scan and of its atlas as the positive and the other scans as negatives. The
-scan is the anchor here: were it the atlas, then with one atlas and a batch of two the two terms would cancel. The
-published code takes NT-Xent over all rows instead, where with one atlas the atlas is its own negative (preset
-`official`). *Hint*: a stop-gradient on the teacher's features by default, so that the student follows and the teacher
-reconstructs; the published forward pass detaches both, with which the hint teaches nothing (`hint_detach: both`). Both
-networks are separate, encoder to head, as in Fig. 3 and in the code, and train jointly with the published network; of
-the light and the full ones the teacher learns first (`teacher_share`) and then stands still: with its features
-detached, Eq. 12 separates into what either network learns, and a student of minutes cannot wait for hints that come
-late. *Normalisation* is the code's InstanceNorm (Fig. 3 says layer normalisation). *Reconstruction head*: a plain
-convolution; the code normalises its output, which then cannot match the scan's intensities. *Ours*: residual units in
-the student, too (paper; the code has them in the teacher only), trilinear upsampling, atlases as the user names them
-(the paper picks one by its similarity to the test set), and the schedule's epochs are counted on the paper's 334 scans
-of OASIS.
+Readings. *Eq. 2* has the features of a scan and of its atlas as the positive and the other scans as negatives. The scan
+is the anchor here: were it the atlas, then with one atlas and a batch of two the two terms would cancel. The published
+code takes NT-Xent over all rows instead, where with one atlas the atlas is its own negative (preset `official`).
+*Hint*: a stop-gradient on the teacher's features by default, so that the student follows and the teacher reconstructs;
+the published forward pass detaches both, with which the hint teaches nothing (`hint_detach: both`). Both networks are
+separate, encoder to head, as in Fig. 3 and in the code, and train jointly with the published network; of the light and
+the full ones the teacher learns first (`teacher_share`) and then stands still: with its features detached, Eq. 12
+separates into what either network learns, and a student of minutes cannot wait for hints that come late.
+*Augmentation*: the paper speaks of none; where there is some, the two images of a couple move alike, and the student's
+alone is recoloured. *Normalisation* is the code's InstanceNorm (Fig. 3 says layer normalisation). *Reconstruction
+head*: a plain convolution; the code normalises its output, which then cannot match the scan's intensities. *Ours*:
+residual units in the student, too (paper; the code has them in the teacher only), trilinear upsampling, atlases as the
+user names them (the paper picks one by its similarity to the test set), and the schedule's epochs are counted on the
+paper's 334 scans of OASIS.
 
 On CPUs, the `light` networks or `registration: instance` (ours), which needs no `train-reg`.
 """
@@ -139,21 +140,30 @@ class Settings(MethodSettings):
 
     @property
     def alone(self) -> float:
-        """Share of train-seg that is the teacher's."""
+        """Share of train-seg that is the teacher's; 0 where it has nothing to learn, or nobody to tell."""
+        if not (self.teacher and self.reconstruction_weight and self.hint_weight):
+            return 0.0
         if self.teacher_share is None:
             return 0.0 if self.segmentation_network == "published" or self.hint_detach == "none" else 0.25
         return self.teacher_share
 
 
 def build(task: Task, settings: Settings) -> Recipe:
-    if not settings.segmentation_weight and not (settings.teacher and settings.reconstruction_weight):
+    hinted = settings.teacher and settings.hint_weight > 0 and settings.hint_detach != "both"
+    if not settings.segmentation_weight and not hinted:
         raise LrlsError(
-            "methods.os-medseg: segmentation_weight is 0 and no teacher reconstructs, which leaves nothing to learn "
-            "from; set segmentation_weight, or teacher and reconstruction_weight."
+            "methods.os-medseg: segmentation_weight is 0 and no hint reaches the student, which leaves it nothing to "
+            "learn from; set segmentation_weight, or teacher and hint_weight, and hint_detach other than both."
         )
     learned = settings.registration == "learned"
     R = contrastive_network(settings, task) if learned else None  # first: its weights depend on no other setting
     student = student_or_teacher(settings.segmentation_network, task)
+    levels = len(cast(UNet | LightUNet, getattr(student, "body", student)).up) + 1
+    if settings.teacher and settings.hint_layers > levels:
+        raise LrlsError(
+            f"methods.os-medseg.hint_layers: found {settings.hint_layers}, expected at most {levels}, which is what "
+            "the decoder of this segmentation_network has on this grid; set hint_layers lower."
+        )
     segmentation = WeightedSum(
         segmentation=(  # L_seg
             settings.segmentation_weight,

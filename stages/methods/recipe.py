@@ -38,18 +38,19 @@ class Ramp:
     """A weight that changes linearly from the first step of a phase on, and stays when it has arrived.
 
     Args:
-        steps: after which it has.
+        steps: after which it has; None: as many as `most` says.
         most: share of the phase that it takes at most.
     """
 
     start: float
     end: float
-    steps: int
+    steps: int | None = None
     most: float = 1.0
 
     def __call__(self, step: int, of: int | None = None) -> float:
         """The weight in a step, from 0, of a phase of so many."""
-        steps = self.steps if of is None else min(self.steps, int(self.most * of))
+        limits = [n for n in (self.steps, None if of is None else int(self.most * of)) if n is not None]
+        steps = min(limits, default=1)
         return self.start + (self.end - self.start) * min(step / max(steps, 1), 1.0)
 
 

@@ -3,9 +3,9 @@
     forward    u_F = G_F(x, y), on the scan's grid:   warped   x o u_F, the atlas in the scan's shape
     backward   u_B = G_B(warped, x), on the atlas's:  rebuilt  x o (u_F o u_B), the atlas again
 
-The rebuilt atlas of Eq. 5 is warped o u_B, which is the same of continuous images. Sampled twice, it is blurred twice:
-on a pair of hippocampi (Eq. 11 without L_GAN), fields that are each other's inverses cost 0.774 so, more than two
-fields of 0 (0.750), which is where training went; sampled once, from the atlas, they cost 0.542.
+The rebuilt atlas of Eq. 5 is warped o u_B (`twice`), which is the same of continuous images. Sampled twice, it is
+blurred twice: on a pair of hippocampi (Eq. 11 without L_GAN), fields that are each other's inverses cost 0.774 so, more
+than two fields of 0 (0.750), which is where training went; sampled once, from the atlas, they cost 0.542.
 
 Source: Wang et al., "LT-Net", CVPR 2020; equations are numbered as there.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stages.parts import losses
 from stages.parts.networks import PatchDiscriminator, RegistrationNetwork
 from stages.parts.samplers import LabelledPair, Pair
-from stages.parts.warps import compose, one_hot, warp, warp_one_hot
+from stages.parts.warps import compose, one_hot, warp, warp_one_hot, warp_probabilities
 
 
 @dataclass
@@ -48,28 +48,35 @@ class RegisterCycle:
         back: G_B; its gradient reaches G_F through the warped atlas. None: one way only.
         discriminator: D; None: nobody judges.
         labels: carry the atlas's label along, softly.
+        twice: rebuild image and label from what was warped, instead of from the atlas.
     """
 
     there: RegistrationNetwork
     back: RegistrationNetwork | None = None
     discriminator: PatchDiscriminator | None = None
     labels: bool = False
+    twice: bool = False
 
     def __call__(self, batch: LabelledPair) -> Cycle:
         forward = self.there(batch.moving, batch.fixed)
         cycle = Cycle(batch.moving, batch.fixed, forward, warp(batch.moving, forward))
         if self.discriminator is not None:
             cycle.judged = self.discriminator(cycle.warped)
-        there_and_back = None
-        if self.back is not None:
-            cycle.backward = self.back(cycle.warped, cycle.atlas)
-            there_and_back = compose(forward, cycle.backward)
-            cycle.rebuilt = warp(batch.moving, there_and_back)
         if self.labels:
             cycle.label = one_hot(batch.label, batch.num_classes)
             cycle.warped_label = warp_one_hot(batch.label, forward, batch.num_classes)
-            if there_and_back is not None:
-                cycle.rebuilt_label = warp_one_hot(batch.label, there_and_back, batch.num_classes)
+        if self.back is None:
+            return cycle
+        cycle.backward = self.back(cycle.warped, cycle.atlas)
+        if self.twice:
+            cycle.rebuilt = warp(cycle.warped, cycle.backward)
+            if cycle.warped_label is not None:
+                cycle.rebuilt_label = warp_probabilities(cycle.warped_label, cycle.backward)
+            return cycle
+        there_and_back = compose(forward, cycle.backward)
+        cycle.rebuilt = warp(batch.moving, there_and_back)
+        if self.labels:
+            cycle.rebuilt_label = warp_one_hot(batch.label, there_and_back, batch.num_classes)
         return cycle
 
 

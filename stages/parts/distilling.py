@@ -85,7 +85,7 @@ class Distil:
 
     Args:
         networks: the two.
-        layers: how many of the decoder's last layers give hints; all that there are, if there are fewer.
+        layers: how many of the decoder's last layers give hints.
         detach: whose features the hints' gradient does not reach.
         still: the teacher has learned already, and gives hints only.
     """
@@ -152,7 +152,7 @@ def look_inside(
         seen = {"student sees": image, "teacher sees": scan, "reconstruction": teacher.answer(taught[-1], shape)}
         panels = [Panel(heading, each[0, 0].float().cpu()) for heading, each in seen.items()]
         panels[0] = replace(panels[0], label=couple.label)
-        for place in range(1, min(layers, len(taught)) + 1):
+        for place in range(1, layers + 1):
             channel = int(taught[-place][0].float().var((1, 2, 3)).argmax())
             for name, features in (("teacher", taught), ("student", learned)):
                 feature = features[-place][:, channel : channel + 1].float()

@@ -170,7 +170,9 @@ def robust_inverse_loss(forward: Tensor, backward: Tensor, *, of_grid: bool = Fa
 
 
 def anatomy_difference_loss(label: Tensor, there: Tensor, back: Tensor) -> Tensor:
-    """Mean robust penalty of |x - y| - |y - x'|: what a label changes by on its way there, it changes back by.
+    """Robust penalty of |x - y| - |y - x'|: what a label changes by on its way there, it changes back by.
+
+    Summed over classes, so that it weighs the same of few as of many, mean over voxels.
 
     Args:
         label: x, one-hot, (N, C, D, H, W).
@@ -178,11 +180,11 @@ def anatomy_difference_loss(label: Tensor, there: Tensor, back: Tensor) -> Tenso
         back: x', y carried back.
 
     Returns:
-        Scalar > 0; 0.002, its least, where x' equals x (but also where x' is as far from y on its other side).
+        Scalar > 0; 0.002 times C, its least, where x' equals x (but also where x' is as far from y on its other side).
 
     Source: LT-Net Eq. 10.
     """
-    return robust_penalty((label - there).abs() - (there - back).abs()).mean()
+    return robust_penalty((label - there).abs() - (there - back).abs()).sum(1).mean()
 
 
 def least_squares_gan_loss(judged: Tensor, answer: float) -> Tensor:
