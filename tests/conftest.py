@@ -42,7 +42,7 @@ SETTINGS = {
         "data-aug": {"registration_network": "light", "segmentation_network": "light", "appearance_share": 0.5},
         "lc-voxelmorph": {"registration_network": "light"},
         "os-medseg": {"registration_network": "light", "segmentation_network": "light"},
-        "lt-net": {"registration_network": "light"},
+        "lt-net": {"registration_network": "light", "backward_network": "own"},
         "sst": {"registration_network": "light", "segmentation_network": "light", "samples": 3}
         | {"style_batch_size": 2, "queue": 8, "flow_share": 0.25, "style_share": 0.25, "autoencoder_share": 0.25},
         "jrss": {"rounds": 2, "round_share": 1.0, "threshold": 0.2},

@@ -18,6 +18,7 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import verify
 from stages.artifacts.weights import Registration
 from stages.methods import METHODS
+from stages.parts import cycle
 from stages.phantoms import STRUCTURES
 from stages.train_reg import make_recipe
 
@@ -120,12 +121,13 @@ def test_label_propagation_finds_the_structures(shared):
 
 
 def test_the_same_command_again_makes_nothing(shared):
-    for method in ("unet", "brbs", "supervised"):
+    methods = ("unet", "brbs", "supervised", "lt-net", "os-medseg")
+    for method in methods:
         shared.made("run", "--method", method)
     before = shared.digests()
     stamps = {path: path.stat().st_mtime_ns for path in shared.workspace.rglob("*") if path.is_file()}
 
-    for method in ("unet", "brbs", "supervised"):
+    for method in methods:
         shared.made("run", "--method", method)
 
     assert shared.digests() == before
@@ -210,6 +212,24 @@ def test_the_cycle_is_drawn_beside_the_registration_and_its_helpers_are_kept(sha
     assert (folder / "cycle.png").read_bytes().startswith(b"\x89PNG")
     with safe_open(folder / "weights.safetensors", "pt") as weights:
         assert {name.split("/")[0] for name in weights.keys()} == {"registration", "backward", "discriminator"}  # noqa: SIM118
+
+
+def test_interrupted_cycle_goes_on_with_all_three_networks(project, no_pictures, monkeypatch):
+    project.made("run", "--method", "lt-net", "--until", "train-reg")
+    real, calls = cycle.losses.robust_inverse_loss, []
+
+    def third_is_nan(*fields, of_grid=False):
+        calls.append(fields)
+        return real(*fields, of_grid=of_grid) * (float("nan") if len(calls) == 3 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cycle.losses, "robust_inverse_loss", third_is_nan)
+        done = project.lrls("train-reg", "--method", "lt-net", "--force")
+    assert "lrls: training stopped: " in done.err and "of generators is nan at step" in done.err
+    project.made("train-reg", "--method", "lt-net", "--force")
+    assert project.versions("lt-net/registration") == ["v0001", "v0002"]
+    digests = {project.manifest("lt-net/registration", version).digest for version in ("v0001", "v0002")}
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("method", ["voxelmorph", "lt-net"])
