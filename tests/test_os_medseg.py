@@ -114,7 +114,6 @@ SWITCHES = [
     ("segmentation_weight", 0.0, {"seg/segmentation"}, {"seg/total"}),
     ("reconstruction_weight", 0.0, {"seg/reconstruction"}, {"seg/total"}),
     ("hint_weight", 10.0, set(), {"seg/total"}),
-    ("hint_share", 0.5, set(), set()),  # later, see below
     ("hint_loss", "l2", set(), {"seg/hint", "seg/total"}),
     ("hint_layers", 1, set(), {"seg/hint", "seg/total"}),
     ("hint_detach", "none", set(), set()),  # whom gradients reach, see below
@@ -273,15 +272,6 @@ def test_segmentation_teaches_the_student_and_reconstruction_the_teacher():
         gradients = torch.autograd.grad(found[term], [*moved, *still], retain_graph=True, allow_unused=True)
         assert all(g is not None for g in gradients[: len(moved)])
         assert all(g is None for g in gradients[len(moved) :])
-
-
-def test_hints_end_when_their_share_is_over():
-    def weight(**settings):
-        return recipe_of("os-medseg", **settings).train_segmentation[-1].players[0].loss.terms["hint"][0]
-
-    assert weight() == 1
-    falling = weight(hint_weight=4.0, hint_share=0.5)
-    assert [falling(step, of=40) for step in (0, 10, 20, 39)] == [4, 2, 0, 0]
 
 
 def test_a_teacher_that_learned_first_stands_still():

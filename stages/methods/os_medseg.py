@@ -35,7 +35,6 @@ from stages.methods.recipe import (
     Method,
     Phase,
     Player,
-    Ramp,
     Recipe,
     SegmentationName,
     Task,
@@ -82,7 +81,7 @@ class Settings(MethodSettings):
     GENERATES: ClassVar[tuple[str, ...]] = ("most_samples",)
     SEGMENTS: ClassVar[tuple[str, ...]] = (
         "segmentation_network", "teacher", "teacher_share", "student_sees", "segmentation_loss", "segmentation_weight",
-        "reconstruction_weight", "hint_weight", "hint_share", "hint_loss", "hint_layers", "hint_detach",
+        "reconstruction_weight", "hint_weight", "hint_loss", "hint_layers", "hint_detach",
     )  # fmt: skip
 
     preset: Literal["default", "abdomen", "official"] = Field(
@@ -125,9 +124,6 @@ class Settings(MethodSettings):
     segmentation_weight: float = Field(1.0, ge=0, description="Table IV: 0: without L_seg.")
     reconstruction_weight: float = Field(1.0, ge=0, description="lambda_recon.")
     hint_weight: float = Field(1.0, ge=0, description="lambda_hint.")
-    hint_share: float = Field(
-        1.0, gt=0, le=1, description="Share of the distillation in which hints' weight falls to 0; 1: it never falls."
-    )
     hint_loss: Literal["cosine", "l2"] = Field("cosine", description="Table V: cosine similarity, or squared error.")
     hint_layers: int = Field(2, ge=1, le=5, description="Fig. 7: the decoder's last layers that give hints.")
     hint_detach: Literal["teacher", "none", "both"] = Field(
@@ -177,9 +173,6 @@ def build(task: Task, settings: Settings) -> Recipe:
     both = TeacherAndStudent(student_or_teacher(settings.segmentation_network, task, reconstructs=True), student)
     reconstructs: Terms = {"reconstruction": (settings.reconstruction_weight, reconstruction)}  # lambda_recon L_recon
     still = settings.alone > 0
-    hint_weight: float | Ramp = settings.hint_weight
-    if hint_weight and settings.hint_share < 1:
-        hint_weight = Ramp(settings.hint_weight, 0.0, most=settings.hint_share)
     student_alone = Player("student", trains=student, forward=Segment(student), loss=segmentation)
     teacher_alone = Player(
         "reconstruction", trains=both.teacher, forward=Reconstruct(both.teacher), loss=WeightedSum(**reconstructs)
@@ -191,7 +184,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         loss=WeightedSum(
             **segmentation.terms,
             **({} if still else reconstructs),
-            hint=(hint_weight, cosine_hint if settings.hint_loss == "cosine" else l2_hint),  # lambda_hint
+            hint=(settings.hint_weight, cosine_hint if settings.hint_loss == "cosine" else l2_hint),  # lambda_hint
         ),
     )
     batches = partial(triples, real=settings.student_sees == "real")
