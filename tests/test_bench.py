@@ -95,19 +95,24 @@ def test_steps_of_every_stage_of_a_method_are_measured(monkeypatch: pytest.Monke
     monkeypatch.setattr(method_steps, "GRIDS", {"tiny": ((12, 16, 12), 3)})
     light = {"registration_network": "light", "segmentation_network": "light"}
     assert light in list(method_steps.variants(method_steps.METHODS["os-medseg"], light_only=True))
-    found = method_steps.measure_one("os-medseg", light, "tiny", repeats=1)
-    assert [(row["stage"], row["batch_size"]) for row in found["phases"]] == [
+    rows = [method_steps.measure_one("os-medseg", light, "tiny", place, repeats=1) for place in range(3)]
+    assert [(row["stage"], row["batch_size"]) for row in rows] == [
         ("train_reg", 2),
         ("train_seg", 2),  # the teacher alone, then the student
         ("train_seg", 2),
     ]
-    assert all(row["seconds"] > 0 for row in found["phases"])
+    assert all(row["seconds"] > 0 and row["peak_memory_mib"] > 0 for row in rows)
+    rounds = method_steps.phases(method_steps.prepared("jrss", light, "tiny")[1])
+    assert [number for number, _, _ in rounds] == [0, 0, 1, 1]
+    student = method_steps.measure_one("jrss", light, "tiny", 3, repeats=1)
+    assert (student["round"], student["stage"]) == (1, "train_seg")
     found = {
-        "methods": [found],
+        "phases": [*rows, student],
         "grid": "tiny",
         "repeats": 1,
         "threads": 1,
         "torch": "",
         "processor": {"model": "", "flags": []},
     }
+    assert method_steps.table(found).count(", round 1 |") == 1
     assert method_steps.table(found).count("os-medseg") == 3

@@ -3,9 +3,9 @@
     python docs/benchmarks/method_steps.py [--grid brain]
 
 A step draws its batch and moves every player of the phase once; all of that is timed, as `lrls` trains: in bfloat16
-where the processor is good at it, with the method's own batch size and augmentation. Each method runs in a process of
-its own, whose peak memory counts, with its published networks and with its light ones; on the grid of a brain only with
-the light ones.
+where the processor is good at it, with the method's own batch size and augmentation. Each phase runs in a process of
+its own, whose peak memory counts, with the method's published networks and with its light ones; on the grid of a brain
+only with the light ones. Of a method that trains in rounds, the first training and a round.
 Writes `results/method_steps.json` and `.md` (`method_steps_brain` with `--grid brain`) beside this file.
 """
 
@@ -33,10 +33,10 @@ from stages import training  # noqa: E402
 from stages.artifacts.generated import StoredSample  # noqa: E402
 from stages.config import Config  # noqa: E402
 from stages.device import choose_device  # noqa: E402
-from stages.methods import METHODS, find_method, settings_of, training_of  # noqa: E402
+from stages.methods import METHODS, settings_of, training_of  # noqa: E402
 from stages.methods.recipe import Method, Phase, Recipe, Task  # noqa: E402
 from stages.parts.augmentation import AUGMENTATIONS  # noqa: E402
-from stages.parts.samplers import Draw, Scans  # noqa: E402
+from stages.parts.samplers import Draw, PseudoLabel, Scans  # noqa: E402
 
 GRIDS = {"hippocampus": ((48, 64, 48), 3), "brain": ((80, 96, 80), 29)}  # shape, classes
 ATLASES, SCANS = 2, 4
@@ -73,7 +73,9 @@ def cohort(shape: tuple[int, int, int], num_classes: int, num_atlases: int) -> S
     )
     samples = [StoredSample(images[a], labels[a].short(), names[scan]) for a, scan in couples]
     atlases, scans = list(range(num_atlases)), list(range(num_atlases, total))
-    return Scans(names, images, labels, atlases, scans, num_classes, (1.0, 1.0, 1.0), bank, samples)
+    sure = torch.ones(shape, dtype=torch.bool), torch.ones(num_classes, dtype=torch.bool)
+    pseudo = {scan: PseudoLabel(labels[0], *sure) for scan in scans}
+    return Scans(names, images, labels, atlases, scans, num_classes, (1.0, 1.0, 1.0), bank, samples, pseudo)
 
 
 def variants(method: Method, *, light_only: bool) -> Iterator[dict[str, Any]]:
@@ -86,47 +88,57 @@ def variants(method: Method, *, light_only: bool) -> Iterator[dict[str, Any]]:
         yield light
 
 
-def phases(recipe: Recipe) -> Iterator[tuple[str, Phase]]:
-    for phase in recipe.train_registration:
-        yield "train_reg", phase
-    for phase in recipe.train_segmentation:
-        yield "train_seg", phase
+def phases(recipe: Recipe) -> list[tuple[int, str, Phase]]:
+    """(round, stage, phase), in the order in which they train."""
+    found = []
+    for number in range(min(recipe.last_round, 1) + 1):
+        at = recipe.at_round(number)
+        found += [(number, "train_reg", phase) for phase in at.train_registration]
+        found += [(number, "train_seg", phase) for phase in at.train_segmentation]
+    return found
 
 
-def measure_one(name: str, settings: dict[str, Any], grid: str, repeats: int) -> dict[str, Any]:
-    """Seconds and memory of every phase of a method; in a process of its own."""
-    shape, num_classes = GRIDS[grid]
-    method = find_method(name)
+def prepared(name: str, settings: dict[str, Any], grid: str) -> tuple[Config, Recipe]:
     config = Config.model_validate(
         {"workspace": "runs", "data": {"folder": "."}, "structures": {"a": 1}, "methods": {name: settings}}
     )
-    num_atlases = ATLASES if name == "lc-voxelmorph" else 1
+    shape, num_classes = GRIDS[grid]
     torch.manual_seed(0)
-    recipe = method.recipe(Task(shape, num_classes, num_atlases), settings_of(method, config))
-    data, device = cohort(shape, num_classes, num_atlases), choose_device(configuration("auto"))
-    rows = []
-    for stage, phase in phases(recipe):
-        train = training_of(method, config, stage)
-        assert train.batch_size is not None and train.augmentation is not None
-        batch_size = phase.batch_size or train.batch_size
-        draw = Draw(batch_size, *AUGMENTATIONS[train.augmentation], torch.Generator().manual_seed(0))
-        optimizers = [training._optimizer(player, train) for player in phase.players]
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-5
+    return config, METHODS[name].recipe(Task(shape, num_classes, atlases_of(name)), settings_of(METHODS[name], config))
 
-        def step(phase=phase, draw=draw, optimizers=optimizers) -> None:  # type: ignore[no-untyped-def]
-            batch = phase.batches(data, draw)
-            for player, optimizer in zip(phase.players, optimizers, strict=True):
-                training._move(player, optimizer, phase, batch, device)
 
-        step()  # warm-up
-        times = [timed(step) for _ in range(repeats)]
-        rows.append(
-            {"stage": stage, "phase": phase.name, "batch_size": batch_size, "seconds": statistics.median(times),
-             "least": min(times), "most": max(times)}
-        )  # fmt: skip
-    return {"method": name, "settings": settings, "phases": rows, "peak_memory_mib": peak_memory_mib()}
+def atlases_of(name: str) -> int:
+    return ATLASES if name == "lc-voxelmorph" else 1
+
+
+def measure_one(name: str, settings: dict[str, Any], grid: str, place: int, repeats: int) -> dict[str, Any]:
+    """Seconds and memory of a phase of a method; in a process of its own."""
+    config, recipe = prepared(name, settings, grid)
+    data, device = cohort(*GRIDS[grid], atlases_of(name)), choose_device(configuration("auto"))
+    number, stage, phase = phases(recipe)[place]
+    train = training_of(METHODS[name], config, stage)
+    assert train.batch_size is not None and train.augmentation is not None
+    batch_size = phase.batch_size or train.batch_size
+    draw = Draw(batch_size, *AUGMENTATIONS[train.augmentation], torch.Generator().manual_seed(0))
+    optimizers = [training._optimizer(player, train) for player in phase.players]
+    averages = [training._average(player, train) for player in phase.players]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-5
+
+    def step() -> None:
+        batch = phase.batches(data, draw)
+        for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
+            training._move(player, optimizer, phase, batch, device)
+            average.update()
+
+    step()  # warm-up
+    times = [timed(step) for _ in range(repeats)]
+    return {
+        "method": name, "settings": settings, "round": number, "stage": stage, "phase": phase.name,
+        "batch_size": batch_size, "seconds": statistics.median(times), "least": min(times), "most": max(times),
+        "peak_memory_mib": peak_memory_mib(),
+    }  # fmt: skip
 
 
 def table(result: dict[str, Any]) -> str:
@@ -136,18 +148,18 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{num_classes} classes, {result['processor']['model']} ({', '.join(result['processor']['flags'])}), "
         f"{result['threads']} threads, torch {result['torch']}; median of {result['repeats']} steps after one, each "
-        "method in a process of its own, whose peak memory stands beside it.",
+        "phase in a process of its own, whose peak memory stands beside it.",
         "",
         "| method | networks | stage, phase | batch | seconds (min-max) | peak MiB |",
         "|---|---|---|---|---|---|",
     ]
-    for each in result["methods"]:
-        networks = "light" if each["settings"] else "own"
-        for row in each["phases"]:
-            lines.append(
-                f"| {each['method']} | {networks} | {row['stage']}, {row['phase']} | {row['batch_size']} "
-                f"| {row['seconds']:.2f} ({row['least']:.2f}-{row['most']:.2f}) | {each['peak_memory_mib']:.0f} |"
-            )
+    for row in result["phases"]:
+        networks = "light" if row["settings"] else "own"
+        phase = row["phase"] + (f", round {row['round']}" if row["round"] else "")
+        lines.append(
+            f"| {row['method']} | {networks} | {row['stage']}, {phase} | {row['batch_size']} "
+            f"| {row['seconds']:.2f} ({row['least']:.2f}-{row['most']:.2f}) | {row['peak_memory_mib']:.0f} |"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -157,26 +169,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each phase")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     parser.add_argument(
-        "--one", nargs=2, metavar=("METHOD", "SETTINGS"), help="used by itself: measure one, print JSON"
+        "--one", nargs=3, metavar=("METHOD", "SETTINGS", "PLACE"), help="used by itself: measure a phase, print JSON"
     )
     arguments = parser.parse_args()
     if arguments.one:
-        name, settings = arguments.one
-        print(json.dumps(measure_one(name, json.loads(settings), arguments.grid, arguments.repeats)))
+        name, settings, place = arguments.one
+        print(json.dumps(measure_one(name, json.loads(settings), arguments.grid, int(place), arguments.repeats)))
         return
     choose_device(configuration("auto"))
     found = []
     for name, method in METHODS.items():
         for settings in variants(method, light_only=arguments.grid == "brain"):
             command = [sys.executable, __file__, "--grid", arguments.grid, "--repeats", str(arguments.repeats)]
-            done = subprocess.run(
-                [*command, "--one", name, json.dumps(settings)], stdout=subprocess.PIPE, text=True, check=True
-            )
-            found.append(json.loads(done.stdout.splitlines()[-1]))
+            for place in range(len(phases(prepared(name, settings, arguments.grid)[1]))):
+                one = [*command, "--one", name, json.dumps(settings), str(place)]
+                done = subprocess.run(one, stdout=subprocess.PIPE, text=True, check=True)
+                found.append(json.loads(done.stdout.splitlines()[-1]))
             print(name, settings, flush=True)
     result = {
         "grid": arguments.grid, "repeats": arguments.repeats, "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "processor": processor(), "methods": [each for each in found if each["phases"]],
+        "torch": torch.__version__, "processor": processor(), "phases": found,
     }  # fmt: skip
     stem = "method_steps" + ("" if arguments.grid == "hippocampus" else f"_{arguments.grid}")
     arguments.out.mkdir(parents=True, exist_ok=True)
