@@ -40,7 +40,10 @@ def compare(
     comparison = compared(settled, methods, seeds, force=force)
     table = Table(title=title(settled.eval.part, comparison.table), title_justify="left")
     for heading in HEADINGS:
-        table.add_column(heading, no_wrap=True, justify="left" if heading in ("method", "output") else "right")
+        named = heading == "method"  # with settings behind it, as long as it likes: it is the one that wraps
+        table.add_column(
+            heading, no_wrap=not named, overflow="fold", justify="left" if heading in ("method", "output") else "right"
+        )
     for row in comparison.table.to_dict("records"):
         table.add_row(*cells(row | {"output": row["output"][:3]}))
     Console(width=None if Console().is_terminal else 180).print(table)

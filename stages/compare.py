@@ -75,11 +75,12 @@ def _setting(text: str, row: str) -> tuple[str, Any]:
 
 
 def _settings_of(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Any]:
-    """What a run was told: the method's settings by their names, and train_reg.steps and the like."""
-    found: dict[str, Any] = {}
+    """What a run was told: the method's settings by their names, train_reg.steps and the like; and its round."""
+    found: dict[str, Any] = {"round": scores.identity.round, "appearance_from": False}
     for manifest in [scores, *(each for each in _way_to(scores, made).values() if each)]:
         config = manifest.identity.config
         found |= config.get("settings", {})
+        found["appearance_from"] |= "appearance_from" in config  # another cohort's looks
         for section in ("train_reg", "train_seg", "generate"):
             found |= {f"{section}.{name}": value for name, value in config.get(section, {}).items()}
     return found

@@ -12,6 +12,7 @@ from conftest import Project
 
 from stages.artifacts.store import FORMAT_VERSIONS, Identity, Manifest, new_artifact, read_manifest
 from stages.compare import cost, newest_scores
+from stages.errors import LrlsError
 from stages.phantoms import STRUCTURES
 
 CASES = [f"test_{i}" for i in range(1, 9)]
@@ -119,6 +120,36 @@ def test_settings_behind_a_method_choose_among_its_runs(scored):
     done = scored.made("compare", "--method", "unet", *rows)
     table = pd.read_csv(Path(done.out.splitlines()[-1]) / "compare.csv").set_index("method")
     assert table["dsc"].to_dict() == pytest.approx({"unet": 0.535, "brbs mmr=false": 0.735, "brbs mmr=true": 0.835})
+    assert "0.7350" in done.out and "0.8350" in done.out
+
+
+def test_no_row_is_so_long_that_it_hides_numbers(scored):
+    settings = {"a_setting_with_a_long_name": 1, "another_setting_with_a_long_name": "value", "mmr": False}
+    write_scores(scored, "brbs", 0.2, settings=settings)
+    row = " ".join(["brbs", *(f"{name}={value}" for name, value in settings.items())])
+    done = scored.made("compare", "--method", "unet", "--method", row)
+    assert "0.7350" in done.out and "+0.2000" in done.out
+
+
+def test_rounds_and_looks_of_another_cohort_choose_among_runs(scored):
+    made = {}
+    for digest in ("", "f" * 64):
+        identity = Identity(
+            kind="segmentation",
+            format_version=FORMAT_VERSIONS["segmentation"],
+            made_by="train-seg",
+            config={"appearance_from": digest} if digest else {},
+            seed=0,
+        )
+        with new_artifact(scored.workspace / "brbs" / "segmentation", identity, device="cpu") as draft:
+            (draft.folder / "weights.safetensors").write_bytes(digest.encode())
+        manifest = read_manifest(draft.result)
+        made[manifest.digest] = manifest
+        write_scores(scored, "brbs", 0.0, inputs={"segmentation": manifest.digest})
+    for row, version in (("brbs appearance_from=false round=0", "v0002"), ("brbs appearance_from=true", "v0003")):
+        assert newest_scores(scored.config, row, 0, made).folder.name == version
+    with pytest.raises(LrlsError, match="has no scores"):
+        newest_scores(scored.config, "brbs round=1", 0, made)
 
 
 def test_settings_of_training_choose_among_runs_too(scored):
@@ -142,7 +173,11 @@ def test_settings_of_training_choose_among_runs_too(scored):
 
 @pytest.mark.parametrize(
     ("row", "named"),
-    [("brbs mrr=true", "mrr; there are mmr"), ("brbs mmr=1", "has no scores"), ("brbs mmr", "expected setting=value")],
+    [
+        ("brbs mrr=true", "mrr; there are appearance_from, mmr, round"),
+        ("brbs mmr=1", "has no scores"),
+        ("brbs mmr", "expected setting=value"),
+    ],
 )
 def test_settings_that_no_run_had_are_named(scored, row, named):
     write_scores(scored, "brbs", 0.2, settings={"mmr": False})
