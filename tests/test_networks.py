@@ -124,7 +124,7 @@ def test_grid_that_is_too_small_is_refused_with_the_least_size():
 
 @pytest.mark.parametrize(
     ("shape", "patches"),
-    [((5, 5, 5), (3, 3, 3)), ((10, 12, 13), (3, 3, 4)), ((24, 24, 24), (3, 3, 3)), ((47, 64, 50), (3, 4, 4))],
+    [((5, 5, 5), (3, 3, 3)), ((10, 12, 13), (5, 6, 7)), ((24, 24, 24), (12,) * 3), ((47, 64, 50), (12, 16, 13))],
 )
 def test_patch_discriminator_says_one_number_a_patch_on_any_grid(shape, patches):
     judged = PatchDiscriminator(1, shape)(torch.rand(2, 1, *shape))
@@ -133,11 +133,15 @@ def test_patch_discriminator_says_one_number_a_patch_on_any_grid(shape, patches)
 
 
 def test_patch_discriminator_is_the_published_one_where_the_grid_allows():
-    network = PatchDiscriminator(1, (48, 64, 48))
+    network = PatchDiscriminator(1, (160, 160, 128))
     assert [c.weight.shape[:3] for c in network.down] == [(32, 1, 4), (64, 32, 4), (128, 64, 4), (256, 128, 4)]
     assert all(c.stride == (2, 2, 2) for c in network.down)
     assert [(n.num_groups, n.num_channels) for n in network.norms] == [(64, 64), (128, 128), (256, 256)]
-    assert len(PatchDiscriminator(1, (24, 16, 24)).down) == 2
+
+
+@pytest.mark.parametrize(("shape", "levels"), [((80, 96, 80), 3), ((48, 64, 48), 2), ((24, 16, 24), 1), ((9, 9, 9), 1)])
+def test_no_patch_is_the_whole_grid(shape, levels):
+    assert len(PatchDiscriminator(1, shape).down) == levels  # patches of 46, 22 and 10 voxels
 
 
 def test_patch_discriminator_judges_every_patch_by_its_own_surroundings():
