@@ -8,8 +8,8 @@ How the text is read, where it leaves a choice:
   summed over channels, so that it says the same of 3 classes as of 29.
 - Eq. 4 as printed has the discriminator maximise D(y)^2 + (D(warped) - 1)^2, which has no end; here, as usual, it
   learns 1 for scans and 0 for warped atlases, with 1/2 each, and the generator learns to be told 1.
-- "Patch" GAN: no patch is a whole crop, see `PatchDiscriminator`. With patches of 94^3 on hippocampus crops of 48 x 64 x
-  48, L_GAN took 0.043 of DSC (0.757 to 0.714); with 22^3 it takes nothing (0.755).
+- "Patch" GAN: no patch is a whole crop, see `PatchDiscriminator`. With patches of 94^3 on hippocampus crops of 48 x
+  64 x 48, L_GAN took 0.043 of DSC (0.757 to 0.714); with 22^3 it takes nothing (0.755).
 - Eq. 8's penalty of a vector is taken of each component, as in UnFlow, which it is cited from. It names no unit. In
   voxels its kink at 0 outweighs L_sim from the first step on: on phantoms, light networks' fields shrank to nothing in
   300 steps, where they grew, slowly, with the residual in coordinates from -1 to 1 over the grid, the default here.
