@@ -19,6 +19,7 @@ import yaml
 from lrls_cli.main import main
 from stages.artifacts.store import Manifest, history, read_manifest, versions
 from stages.config import Config, load_config
+from stages.parts import losses
 from stages.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 
 CASES = ("atlas_1", "atlas_2", "free_1", "free_2", "dev_1", "test_1", "test_2")
@@ -198,3 +199,30 @@ def no_pictures_in_module() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         draw_no_pictures(patch)
         yield
+
+
+def goes_on_after_a_fault(
+    project: Project, patch: pytest.MonkeyPatch, *, method: str, stage: str, kind: str, term: str, player: str
+) -> None:
+    """A stage whose third value of a term is not a number stops, and ends with the files of one that never stopped.
+
+    Args:
+        kind: of the artifact that the stage makes.
+        term: name in `stages.parts.losses` of what goes wrong.
+        player: whose loss it is part of.
+    """
+    project.made("run", "--method", method, "--until", stage)
+    real, calls = getattr(losses, term), []
+
+    def third_is_nan(*tensors: Any, **options: Any) -> Any:
+        calls.append(term)
+        return real(*tensors, **options) * (float("nan") if len(calls) == 3 else 1.0)
+
+    with patch.context() as broken:
+        broken.setattr(losses, term, third_is_nan)
+        done = project.lrls(stage, "--method", method, "--force")
+    assert "lrls: training stopped: " in done.err and f"of {player} is nan at step" in done.err
+    project.made(stage, "--method", method, "--force")
+    made = f"{method}/{kind}"
+    assert project.versions(made) == ["v0001", "v0002"]
+    assert len({project.manifest(made, version).digest for version in ("v0001", "v0002")}) == 1

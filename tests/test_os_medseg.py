@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import Project
+from conftest import Project, goes_on_after_a_fault
 from torch import nn
 
 from stages.artifacts.cohort import Cohort
@@ -447,23 +447,10 @@ def test_interrupted_distillation_goes_on_with_both_networks(project: Project, n
     cohort = Cohort.open(project.workspace / "cohort" / "v0001")
     recipe = make_recipe(METHODS["os-medseg"], cohort, project.config)
     load_weights(recipe.segmentation_networks, weights)  # student and teacher, and nothing else
-
-    from stages.parts import distilling
-
-    real, calls = distilling.losses.cosine_hint_loss, []
-
-    def third_is_nan(*hints):
-        calls.append(hints)
-        return real(*hints) * (float("nan") if len(calls) == 3 else 1.0)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("stages.parts.distilling.losses.cosine_hint_loss", third_is_nan)
-        done = project.lrls("train-seg", "--method", "os-medseg", "--force")
-    assert "lrls: training stopped: " in done.err and "of distillation is nan at step" in done.err
-    project.made("train-seg", "--method", "os-medseg", "--force")
-    assert project.versions("os-medseg/segmentation") == ["v0001", "v0002"]
-    digests = {project.manifest("os-medseg/segmentation", version).digest for version in ("v0001", "v0002")}
-    assert len(digests) == 1
+    goes_on_after_a_fault(
+        project, monkeypatch, method="os-medseg", stage="train-seg", kind="segmentation", term="cosine_hint_loss",
+        player="distillation",
+    )  # fmt: skip
 
 
 # CLMorph

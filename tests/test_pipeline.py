@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import Project, draw_no_pictures
+from conftest import Project, draw_no_pictures, goes_on_after_a_fault
 from safetensors import safe_open
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import verify
 from stages.artifacts.weights import Registration
 from stages.methods import METHODS
-from stages.parts import cycle
 from stages.phantoms import STRUCTURES
 from stages.train_reg import make_recipe
 
@@ -215,21 +214,10 @@ def test_the_cycle_is_drawn_beside_the_registration_and_its_helpers_are_kept(sha
 
 
 def test_interrupted_cycle_goes_on_with_all_three_networks(project, no_pictures, monkeypatch):
-    project.made("run", "--method", "lt-net", "--until", "train-reg")
-    real, calls = cycle.losses.robust_inverse_loss, []
-
-    def third_is_nan(*fields, of_grid=False):
-        calls.append(fields)
-        return real(*fields, of_grid=of_grid) * (float("nan") if len(calls) == 3 else 1.0)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cycle.losses, "robust_inverse_loss", third_is_nan)
-        done = project.lrls("train-reg", "--method", "lt-net", "--force")
-    assert "lrls: training stopped: " in done.err and "of generators is nan at step" in done.err
-    project.made("train-reg", "--method", "lt-net", "--force")
-    assert project.versions("lt-net/registration") == ["v0001", "v0002"]
-    digests = {project.manifest("lt-net/registration", version).digest for version in ("v0001", "v0002")}
-    assert len(digests) == 1
+    goes_on_after_a_fault(
+        project, monkeypatch, method="lt-net", stage="train-reg", kind="registration", term="robust_inverse_loss",
+        player="generators",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["voxelmorph", "lt-net"])

@@ -160,7 +160,7 @@ def build(task: Task, settings: Settings) -> Recipe:
                 trains=D,
                 forward=JudgeWarped(G_F, D),
                 loss=WeightedSum(real=(0.5, real), fake=(0.5, fake)),
-                learning_rate=2e-4,  # however short the training is: a quick judge has little left to teach
+                learning_rate=2e-4,  # the paper's, however short the training is
             )
         )
     helpers: dict[str, nn.Module | None] = {"backward": None if shared else G_B, "discriminator": D}
