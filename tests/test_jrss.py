@@ -91,17 +91,32 @@ JRSS_SWITCHES: list[tuple[str, object, Callable[[], set[str]], Callable[[], set[
         lambda: {f"{r}/registration/overlap" for r in JRSS_R},
         lambda: {f"{r}/registration/total" for r in JRSS_R},
     ),
+    ("with_atlas", 1.0, set, lambda: under("jrss", *JRSS_R, JRSS_STUDENT)),  # whose batch is drawn behind
+    (
+        "weigh_classes",
+        False,
+        set,
+        lambda: {f"{JRSS_STUDENT}/cross_entropy", f"{JRSS_STUDENT}/total"},
+    ),
     ("pretraining_loss", "hard-ce", set, lambda: under("jrss", "0/atlases")),
     ("dropout", 0.0, set, lambda: under("jrss", JRSS_STUDENT)),
     ("input_noise", 0.0, set, lambda: under("jrss", JRSS_STUDENT)),
     ("kl_weight", 0.0, lambda: {f"{JRSS_STUDENT}/uncertainty"}, lambda: {f"{JRSS_STUDENT}/total"}),
     ("carried_weight", 0.0, lambda: {f"{JRSS_STUDENT}/carried"}, lambda: {f"{JRSS_STUDENT}/total"}),
 ]
+
+
+def phases_of_a_round(recipe):
+    later = recipe.at_round(1)
+    return [*later.train_registration, *later.train_segmentation]
+
+
 OTHERS = {  # what they change is no term of a step: setting -> value, what to look at
     "rounds": (5, lambda recipe: recipe.last_round),
     "round_share": (1.0, lambda recipe: [p.share for p in recipe.at_round(1).train_registration]),
     "smoothness_warm_up": (7, lambda recipe: recipe.train_registration[0].players[0].loss.terms["smoothness"][0]),
     "threshold": (0.5, lambda recipe: recipe.at_round(1).generate),
+    "round_pace": (0.3, lambda recipe: [[pace for _, pace in p.players[0].paces] for p in phases_of_a_round(recipe)]),
     "decay": (0.5, lambda recipe: recipe.at_round(1).train_segmentation[0].players[0].ema),
     "score_pseudo_labels": (True, lambda recipe: recipe.scores_pseudo_labels),
     "flat_borders": (True, lambda recipe: recipe.flat_borders),

@@ -80,9 +80,11 @@ class Settings(AnswerSettings):
     ANSWERS: ClassVar[tuple[str, ...]] = (*AnswerSettings.ANSWERS, "preset", "rounds", "score_pseudo_labels")
     SEGMENTS: ClassVar[tuple[str, ...]] = (
         "segmentation_network", "pretraining_loss", "dropout", "input_noise", "kl_weight", "carried_weight", "decay",
+        "weigh_classes",
     )  # fmt: skip
     ROUNDS: ClassVar[tuple[str, ...]] = (
-        "threshold", "dropout", "input_noise", "kl_weight", "carried_weight", "decay", "round_share",
+        "threshold", "dropout", "input_noise", "weigh_classes", "kl_weight", "carried_weight", "decay", "round_share",
+        "round_pace",
     )  # fmt: skip
 
     preset: Literal["paper", "abdomen", "official"] = Field(
@@ -93,6 +95,7 @@ class Settings(AnswerSettings):
     round_share: float = Field(
         0.3333, gt=0, le=1, description="Steps of a round's train-reg and train-seg, in parts of those of round 0."
     )
+    round_pace: float = Field(1.0, gt=0, description="Learning rates of a round, in parts of those of round 0.")
     registration_network: Literal["obelisk", "voxelmorph", "published", "light"] = Field(
         "obelisk", description="R: hybrid OBELISK, or VoxelMorph's, BRBS's published U-Net, or the light one."
     )
@@ -106,12 +109,16 @@ class Settings(AnswerSettings):
         300, ge=0, description="Steps in which it falls to that from ten times as much; at most a fifth of round 0's."
     )
     overlap_weight: float = Field(0.1, ge=0, description="lambda_d of R: Dice of labels and accepted pseudo-labels.")
+    with_atlas: float = Field(0.0, ge=0, le=1, description="Share of R's pairs that have an atlas; others: any two.")
     pretraining_loss: Literal["dice", "hard-ce", "dice-ce"] = Field(
         "dice", description="Of S on the atlases: Dice; cross-entropy on the hardest quarter of voxels; or Dice-CE."
     )
     threshold: float = Field(0.7, ge=0, lt=1, description="tau: how sure of a voxel, and of a structure, S must be.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Share of channels that the student loses in two layers.")
     input_noise: float = Field(0.5, ge=0, le=1, description="Share of the student's scans that R moves to other scans.")
+    weigh_classes: bool = Field(
+        True, description="L_c weighs classes by the inverse square root of their frequency; off: all alike."
+    )
     kl_weight: float = Field(0.5, ge=0, description="lambda_u, of the student's distance from the teacher.")
     carried_weight: float = Field(1.0, ge=0, description="lambda_d of the student: Dice with atlas labels moved by R.")
     decay: float = Field(0.99, ge=0, lt=1, description="Of the student's moving average, the next teacher; 0: itself.")
@@ -125,13 +132,14 @@ def build(task: Task, settings: Settings) -> Recipe:
     teacher = deepcopy(S)
     loss = {"dice": precise_overlap, "hard-ce": hardest_cross_entropy, "dice-ce": overlap_and_cross_entropy}
 
-    def register(smoothness_weight: float | Ramp) -> Player:
+    def register(smoothness_weight: float | Ramp, pace: float = 1.0) -> Player:
         terms: dict[str, Term] = {
             "similarity": (1.0, mean_squares),  # L_i
             "smoothness": (smoothness_weight, smoothness),  # lambda_r L_r
             "overlap": (settings.overlap_weight, accepted_overlap),  # lambda_d L_d; S stands still
         }
-        return Player("registration", trains=R, forward=RegisterPartlyLabelled(R), loss=WeightedSum(**terms))
+        loss = WeightedSum(**terms)
+        return Player("registration", trains=R, forward=RegisterPartlyLabelled(R), loss=loss, paces=[(R, pace)])
 
     weight = settings.smoothness_weight
     warm_up = Ramp(10 * weight, weight, settings.smoothness_warm_up, most=0.2)
@@ -159,7 +167,11 @@ def build(task: Task, settings: Settings) -> Recipe:
         ),
         weight_decay=1e-4,
         ema=settings.decay,
+        paces=[(S, settings.round_pace)],
     )
+    any_two = partial(any_pair, with_atlas=settings.with_atlas)
+    taught = partial(atlases_and_scans, moved=settings.input_noise, weigh_classes=settings.weigh_classes)
+    again = register(settings.smoothness_weight, settings.round_pace)
     share = settings.round_share
     return Recipe(
         registration=R,
@@ -168,16 +180,14 @@ def build(task: Task, settings: Settings) -> Recipe:
         flat_borders=settings.flat_borders,
         scores_pseudo_labels=settings.score_pseudo_labels,
         train_registration=[
-            Phase("registration", any_pair, [register(warm_up if settings.smoothness_weight else 0.0)])
+            Phase("registration", any_two, [register(warm_up if settings.smoothness_weight else 0.0)])
         ],
         train_segmentation=[Phase("atlases", labelled_scans, [pretrain])],
         self_training=SelfTraining(
             rounds=settings.rounds,
             generate=PseudoLabels(settings.threshold),
-            train_registration=[Phase("registration", any_pair, [register(settings.smoothness_weight)], share=share)],
-            train_segmentation=[
-                Phase("student", partial(atlases_and_scans, moved=settings.input_noise), [student], share=share)
-            ],
+            train_registration=[Phase("registration", any_two, [again], share=share)],
+            train_segmentation=[Phase("student", taught, [student], share=share)],
         )
         if settings.rounds
         else None,

@@ -151,11 +151,14 @@ class AtlasesAndScans:
     draw: Draw  # of the colours and of the dropout
 
 
-def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0) -> AtlasesAndScans:
+def atlases_and_scans(
+    data: Scans, draw: Draw, *, moved: float = 0.0, weigh_classes: bool = True
+) -> AtlasesAndScans:
     """Half of the batch (rounded up) atlases, as many unlabelled scans; the augmentation is still to be done.
 
     Args:
         moved: probability that a scan is seen moved towards another one.
+        weigh_classes: by their frequency in the atlases; off: all alike.
     """
     n, generator = -(-draw.batch_size // 2), draw.generator
     atlases, scans = pick(data.atlases, n, generator), pick(data.unlabeled, n, generator)
@@ -179,7 +182,7 @@ def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0) -> Atlases
         other=data.image(others),
         moved=torch.rand(n, generator=generator, device=generator.device) < moved,
         around=None if around is None else around.chunk(2),  # type: ignore[arg-type]
-        weights=losses.class_weights(data.class_voxels),
+        weights=losses.class_weights(data.class_voxels) if weigh_classes else torch.ones_like(data.class_voxels).float(),
         num_classes=data.num_classes,
         draw=draw,
     )
