@@ -49,6 +49,7 @@ from stages.registering import displacements, segment, vote
 from stages.train_reg import make_recipe, next_stage, stage_config
 
 APPEARANCE = "registration/appearance"  # where the weights of a registration artifact hold its looks
+CODES = "registration/style"  # and what finds its codes
 QUALITY = ("similarity", "inverse_error_voxels", "folding_fraction")
 
 
@@ -146,10 +147,11 @@ def check_appearance(appearance: Registration | None, recipe: Recipe, method: st
 def with_appearance(recipe: Recipe, appearance: Registration) -> Recipe:
     """The recipe with another artifact's looks for its samples; its own registration stays as it is."""
     assert isinstance(recipe.generate, SampledScans)
-    other = copy.deepcopy(recipe.generate.synthesis.appearance)
+    own = recipe.generate.synthesis
+    other, memory = copy.deepcopy(own.appearance), copy.deepcopy(own.memory)
     assert other is not None
-    appearance.load({APPEARANCE: other})
-    synthesis = replace(recipe.generate.synthesis, appearance=other)
+    appearance.load({APPEARANCE: other} | ({CODES: memory} if memory else {}))
+    synthesis = replace(own, appearance=other, memory=memory)
     return replace(recipe, generate=replace(recipe.generate, synthesis=synthesis))
 
 
@@ -325,7 +327,7 @@ def _write_sampled(
     """Drawn scans; sample i depends on the seed and i alone. Their similarity is to the atlas in the same shape."""
     assert isinstance(recipe.generate, SampledScans)
     synthesis, count = recipe.generate.synthesis, recipe.generate.count
-    for network in (*recipe.registration_networks.values(), synthesis.appearance):
+    for network in (*recipe.registration_networks.values(), synthesis.appearance, synthesis.memory):
         if network is not None:
             network.to(device.torch).eval()
     data = cohort.scans(device.torch)

@@ -19,7 +19,7 @@ from stages.calibrate import made_couples
 from stages.config import Config, TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError
-from stages.generate import APPEARANCE, with_appearance
+from stages.generate import APPEARANCE, CODES, with_appearance
 from stages.methods import METHODS, settings_of, sst, training_of
 from stages.methods.recipe import Phase, Player, Task, WeightedSum
 from stages.parts.flow import FlowAutoencoder, StridedUNet
@@ -138,7 +138,7 @@ SWITCHES = [
     ("style_batch_size", 3, NO, NO, STYLE | STYLE_JUDGE | of("joint/joint", "contrast", "total")),
 ]
 SHARES = {"flow_share", "style_share", "autoencoder_share"}
-OTHERS = {"preset", "style_pace", "flat_borders", "segmentation_network", "sampling", "samples", *SHARES}
+OTHERS = {"preset", "style_pace", "flat_borders", "segmentation_network", "sampling", "looks", "samples", *SHARES}
 
 
 @pytest.mark.parametrize(("setting", "value", "gone", "new", "moved"), SWITCHES, ids=[row[0] for row in SWITCHES])
@@ -162,6 +162,9 @@ def test_settings_that_no_term_of_train_reg_shows_change_what_they_are_about():
     assert (plain.count, plain.synthesis.interpolate) == (1850, False)
     assert (between.count, between.synthesis.interpolate) == (7, True)
     assert recipe_of(appearance=False).generate.synthesis.appearance is None
+    remembering = recipe_of(looks="memory")
+    assert remembering.generate.synthesis.memory is remembering.registration.style
+    assert plain.synthesis.memory is None
     assert [recipe_of(jitter=jitter).registration.style.own for jitter in (True, False)] == [True, False]
 
 
@@ -347,6 +350,10 @@ def elsewhere(tmp_path_factory, new_project, scans) -> Project:
     return project
 
 
+def looks_of(project, looks):
+    return {**project.config.methods["sst"], "looks": looks}
+
+
 def samples_of(project, version):
     with h5py.File(project.workspace / "sst" / "generated" / version / "generated.h5") as file:
         return {name: file["samples"][name][()] for name in file["samples"]}
@@ -384,7 +391,7 @@ def test_more_samples_are_drawn_without_training_anew_and_the_first_ones_stay(tr
     assert all(set(space.decode().split("+")) <= {"free_1", "free_2"} for space in between["space"])
     assert trained.versions("sst/registration") == ["v0001"]
     kept = [stage_config(METHODS["sst"], trained.config, generates=generates) for generates in (True, False)]
-    assert kept[0]["settings"].keys() - kept[1]["settings"].keys() == {"samples", "sampling"}
+    assert kept[0]["settings"].keys() - kept[1]["settings"].keys() == {"samples", "sampling", "looks"}
 
 
 def test_looks_of_another_site_go_with_the_shapes_of_this_one(trained, elsewhere):
@@ -407,6 +414,13 @@ def test_looks_of_another_site_go_with_the_shapes_of_this_one(trained, elsewhere
     looks, A = crossed.generate.synthesis.appearance, recipe.registration.appearance
     assert looks is not A and crossed.registration is recipe.registration
     before = {name: tensor.clone() for name, tensor in A.state_dict().items()}
+    remembering = make_recipe(
+        METHODS["sst"], cohort, trained.config.model_copy(update={"methods": {"sst": looks_of(trained, "memory")}})
+    )
+    crossed_too, E = with_appearance(remembering, there).generate.synthesis.memory, remembering.registration.style
+    assert crossed_too is not E and not torch.equal(crossed_too.queue, E.queue)
+    there.load({CODES: E})
+    assert torch.equal(crossed_too.queue, E.queue)
     there.load({APPEARANCE: A})
     assert all(torch.equal(tensor, looks.state_dict()[name]) for name, tensor in A.state_dict().items())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in A.state_dict().items())

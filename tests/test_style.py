@@ -561,6 +561,25 @@ def test_drawn_scans_are_the_atlas_in_the_drawn_look_and_shape_and_look_at_no_sc
     assert not torch.equal(drawn.image, other.image) and (drawn.space, drawn.style) == ("prior", "prior")
 
 
+def test_looks_from_memory_lie_between_two_keys_of_scans():
+    draw = synthesis()
+    E = draw.memory = draw.registration.style
+    keys = style_prior(3, generator(8))
+    E.enqueue(keys, torch.tensor([2, 3, 4]))
+    assert len(E.queue) > 3  # the others are random directions, which belong to no scan
+    codes = E.remembered(200, generator())
+    torch.testing.assert_close(codes.norm(dim=1), torch.ones(200))
+    shares = torch.linalg.lstsq(keys.T, codes.T).solution.T
+    torch.testing.assert_close(shares @ keys, codes, atol=1e-5, rtol=0)
+    assert (shares > -1e-5).all() and ((shares > 1e-5).sum(1) <= 2).all() and (shares > 1e-5).any(0).all()
+    assert len(torch.unique(codes.round(decimals=4), dim=0)) > 100
+    with torch.no_grad():
+        drawn = draw(scans(), 1, generator(3))
+        expected = warp(draw.appearance(scans().image([1]), E.remembered(1, generator(3))), drawn.displacement)
+    torch.testing.assert_close(drawn.image, expected)
+    assert drawn.style == "memory"
+
+
 def test_without_appearance_model_the_atlas_keeps_its_look():
     draw = synthesis()
     draw.appearance = None

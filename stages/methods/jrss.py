@@ -179,9 +179,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         teacher=teacher,
         flat_borders=settings.flat_borders,
         scores_pseudo_labels=settings.score_pseudo_labels,
-        train_registration=[
-            Phase("registration", any_two, [register(warm_up if settings.smoothness_weight else 0.0)])
-        ],
+        train_registration=[Phase("registration", any_two, [register(warm_up if settings.smoothness_weight else 0.0)])],
         train_segmentation=[Phase("atlases", labelled_scans, [pretrain])],
         self_training=SelfTraining(
             rounds=settings.rounds,

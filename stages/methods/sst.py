@@ -103,7 +103,7 @@ class Settings(AnswerSettings):
             "flow_share": 0.18, "style_share": 0.05, "autoencoder_share": 0.04,
         },
     }  # fmt: skip
-    GENERATES: ClassVar[tuple[str, ...]] = ("samples", "sampling")
+    GENERATES: ClassVar[tuple[str, ...]] = ("samples", "sampling", "looks")
     SEGMENTS: ClassVar[tuple[str, ...]] = ("segmentation_network",)
 
     preset: Literal["default", "paper", "official"] = Field(
@@ -156,6 +156,9 @@ class Settings(AnswerSettings):
     sampling: Literal["prior", "interpolate"] = Field(
         "prior", description="Shapes: from the prior, or between those of three unlabelled scans."
     )
+    looks: Literal["prior", "memory"] = Field(
+        "prior", description="Looks: from the prior, or between those of two unlabelled scans that the queue remembers."
+    )
     samples: int = Field(1850, ge=1, description="Labelled scans to draw.")
 
     @property
@@ -194,12 +197,14 @@ def build(task: Task, settings: Settings) -> Recipe:
     R: RegistrationNetwork | StyledRegistration = F
     pages: dict[str, Any] = {"shapes": partial(show_shapes, G_flow)}
     learning = [flow_pre_training(F, settings), warped_alone(F, settings)]
+    memory = None
     if A is not None:
         judge_styles = LatentDiscriminator(CODE, layers=5, width=128)
         D_style = judge_styles if settings.adversarial_weight else None
         E = MomentumContrast(StyleEncoder(task.shape, light=light), size=settings.queue, own=settings.jitter)
         R = StyledRegistration(F, A, E, code_of=settings.style_code)
         helpers["style_discriminator"] = D_style
+        memory = E if settings.looks == "memory" else None
         learning = [learning[0], style_pre_training(R, D_style, settings), joint(R, D_style, settings)]
         pages |= {"style-codes": partial(show_codes, R), "styles": partial(show_styles, R)}
     return Recipe(
@@ -210,7 +215,8 @@ def build(task: Task, settings: Settings) -> Recipe:
         train_registration=[*learning, autoencoder(R, G_flow, D_flow, settings)],
         registration_pages=pages,
         generate=SampledScans(
-            Synthesis(R, G_flow, A, interpolate=settings.sampling == "interpolate"), count=settings.samples
+            Synthesis(R, G_flow, A, interpolate=settings.sampling == "interpolate", memory=memory),
+            count=settings.samples,
         ),
         train_segmentation=[
             Phase(

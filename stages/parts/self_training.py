@@ -151,9 +151,7 @@ class AtlasesAndScans:
     draw: Draw  # of the colours and of the dropout
 
 
-def atlases_and_scans(
-    data: Scans, draw: Draw, *, moved: float = 0.0, weigh_classes: bool = True
-) -> AtlasesAndScans:
+def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0, weigh_classes: bool = True) -> AtlasesAndScans:
     """Half of the batch (rounded up) atlases, as many unlabelled scans; the augmentation is still to be done.
 
     Args:
@@ -172,6 +170,7 @@ def atlases_and_scans(
         trusted.append(pseudo.trusted)
         counts.append(pseudo.counts)
     around = draw.displacement(data, 2 * n)
+    weights = losses.class_weights(data.class_voxels)
     return AtlasesAndScans(
         scans=[data.names[place] for place in (*atlases, *scans, *others)],
         atlas=data.image(atlases),
@@ -182,7 +181,7 @@ def atlases_and_scans(
         other=data.image(others),
         moved=torch.rand(n, generator=generator, device=generator.device) < moved,
         around=None if around is None else around.chunk(2),  # type: ignore[arg-type]
-        weights=losses.class_weights(data.class_voxels) if weigh_classes else torch.ones_like(data.class_voxels).float(),
+        weights=weights if weigh_classes else torch.ones_like(weights),
         num_classes=data.num_classes,
         draw=draw,
     )

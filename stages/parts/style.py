@@ -130,6 +130,17 @@ class MomentumContrast(nn.Module):
         for key, query in zip(self.key_encoder.parameters(), self.encoder.parameters(), strict=True):
             key.lerp_(query, 1 - self.MOMENTUM)
 
+    def remembered(self, count: int, generator: Generator) -> Tensor:
+        """Codes between those of two keys in the queue, (count, CODE), of length 1; (1 - m) a + m b, m ~ U(0, 1).
+
+        Args:
+            generator: of the CPU.
+        """
+        known = (self.owners >= 0).nonzero()[:, 0]
+        chosen = known[torch.randint(len(known), (2, count), generator=generator).to(known.device)]
+        first, second = self.queue[chosen]
+        return F.normalize(torch.lerp(first, second, torch.rand(count, 1, generator=generator).to(first.device)), dim=1)
+
     @torch.no_grad()
     def enqueue(self, keys: Tensor, owner: Tensor) -> None:
         """New keys take the places of the oldest ones."""

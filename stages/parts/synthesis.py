@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from stages.parts.flow import FlowAutoencoder
 from stages.parts.samplers import Scans, pick
-from stages.parts.style import AppearanceModel, style_prior
+from stages.parts.style import AppearanceModel, MomentumContrast, style_prior
 from stages.parts.warps import warp
 
 
@@ -37,12 +37,14 @@ class Synthesis:
         appearance: A; None: the atlas keeps its look.
         interpolate: the code of a shape is mixed of three scans' instead, (c_1 + m_2 c_2 + m_3 c_3) / (1 + m_2 + m_3)
             with m ~ U(0, 0.3), as in the published code.
+        memory: looks are what this remembers of scans instead.
     """
 
     registration: nn.Module
     autoencoder: FlowAutoencoder
     appearance: AppearanceModel | None
     interpolate: bool = False
+    memory: MomentumContrast | None = None
     _codes: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # of (atlas, scan)
 
     def __call__(self, data: Scans, atlas: int, generator: Generator) -> Drawn:
@@ -55,7 +57,7 @@ class Synthesis:
         """
         image = data.image([atlas])
         device = image.device
-        style = style_prior(1, generator).to(device)
+        style = (self.memory.remembered if self.memory else style_prior)(1, generator).to(device)
         if self.interpolate:
             scans = pick(data.unlabeled, 3, generator)
             shares = torch.tensor([1.0, *(0.3 * torch.rand(2, generator=generator)).tolist()])
@@ -70,7 +72,8 @@ class Synthesis:
         plain = warp(image, displacement)
         if self.appearance is None:
             return Drawn(plain, plain, displacement, space, data.names[atlas])
-        return Drawn(warp(self.appearance(image, style), displacement), plain, displacement, space, "prior")
+        look = "memory" if self.memory else "prior"
+        return Drawn(warp(self.appearance(image, style), displacement), plain, displacement, space, look)
 
     def _code(self, data: Scans, atlas: int, scan: int) -> Tensor:
         if (atlas, scan) not in self._codes:
