@@ -15,7 +15,12 @@ MOST_SCALING = 1.6  # singular values of a believable affine map between two peo
 
 
 def align(
-    reference: sitk.Image, scan: sitk.Image, *, kind: Literal["none", "centre", "rigid", "affine"], seed: int
+    reference: sitk.Image,
+    scan: sitk.Image,
+    *,
+    kind: Literal["none", "centre", "rigid", "affine"],
+    seed: int,
+    contrast: Literal["same", "any"] = "same",
 ) -> dict[str, Any]:
     """Map of the reference's space to the scan's.
 
@@ -27,24 +32,27 @@ def align(
         reference, scan: intensities in [0, 1], one orientation.
         kind: "none" leaves the scan where its header puts it, "centre" puts its box's centre on the reference's.
         seed: of ANTs's sampling.
+        contrast: of what fits well: "same": bright lies on bright (correlation); "any": what is alike in one is alike
+            in the other (correlation ratio). ANTs itself looks at mutual information either way.
 
     Returns:
         "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan;
-        "correlation": of the two images after alignment; "fell_back": whether the fit was refused.
+        "correlation": of the two images after alignment, or the root of their correlation ratio; "fell_back": whether the fit was refused.
     """
+    fit = correlation if contrast == "same" else correlation_ratio
     boxes = np.eye(4)
     boxes[:3, 3] = box_centre(scan) - box_centre(reference)
     if kind in ("none", "centre"):
         matrix = boxes if kind == "centre" else np.eye(4)
-        return {"matrix": matrix, "correlation": correlation(reference, scan, matrix), "fell_back": False}
+        return {"matrix": matrix, "correlation": fit(reference, scan, matrix), "fell_back": False}
     centres = np.eye(4)
     centres[:3, 3] = centre_of_mass(scan) - centre_of_mass(reference)
-    floor = correlation(reference, scan, centres)
+    floor = fit(reference, scan, centres)
     try:
         ends = [_ants(reference, scan, start, kind=kind, seed=seed) for start in (centres, boxes)]
     except RuntimeError:  # "Registration failed"
         return {"matrix": centres, "correlation": floor, "fell_back": True}
-    fits = [correlation(reference, scan, end) for end in ends]
+    fits = [fit(reference, scan, end) for end in ends]
     best = int(np.argmax(fits))
     scales = np.linalg.svd(ends[best][:3, :3], compute_uv=False)
     if fits[best] < floor or scales.max() > MOST_SCALING or scales.min() < 1 / MOST_SCALING:
@@ -106,16 +114,38 @@ def affine_transform(matrix: np.ndarray) -> sitk.AffineTransform:
 
 def correlation(reference: sitk.Image, scan: sitk.Image, matrix: np.ndarray) -> float:
     """Pearson correlation of the reference and the aligned scan where they overlap; -1 where they hardly do."""
+    a, b = _overlap(reference, scan, matrix)
+    spread = a.std() * b.std() if len(a) else 0.0
+    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else -1.0
+
+
+def correlation_ratio(reference: sitk.Image, scan: sitk.Image, matrix: np.ndarray, *, levels: int = 32) -> float:
+    """Root of the share of the aligned scan's variance that the reference's intensity explains; -1: hardly an overlap.
+
+    Between 0 and 1, whatever the contrasts are; of two images of one contrast near the correlation.
+
+    Source: Roche, Malandain, Pennec, Ayache, "The correlation ratio as a new similarity measure for multimodal image
+    registration", MICCAI 1998.
+    """
+    a, b = _overlap(reference, scan, matrix)
+    if not len(a) or b.var() == 0:
+        return -1.0
+    level = np.minimum((a.clip(0, 1) * levels).astype(int), levels - 1)
+    count = np.bincount(level, minlength=levels)
+    mean = np.bincount(level, b, minlength=levels) / np.maximum(count, 1)
+    return float(np.sqrt((count * (mean - b.mean()) ** 2).sum() / len(b) / b.var()))
+
+
+def _overlap(reference: sitk.Image, scan: sitk.Image, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intensities of the reference and of the aligned scan where they overlap; none where they hardly do."""
     import SimpleITK as sitk
 
     aligned = sitk.Resample(scan, reference, affine_transform(matrix), sitk.sitkLinear, -1.0, sitk.sitkFloat32)
     a, b = sitk.GetArrayViewFromImage(reference).ravel(), sitk.GetArrayViewFromImage(aligned).ravel()
     inside = b >= 0
     if inside.mean() < 0.3:
-        return -1.0
-    a, b = a[inside].astype(np.float64), b[inside].astype(np.float64)
-    spread = a.std() * b.std()
-    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else -1.0
+        inside[:] = False
+    return a[inside].astype(np.float64), b[inside].astype(np.float64)
 
 
 def centre_of_mass(image: sitk.Image) -> np.ndarray:

@@ -77,6 +77,11 @@ class PreprocessSettings(Section):
     align: Literal["none", "centre", "rigid", "affine"] = Field(
         "affine", description="Alignment to the first atlas: by header, box centres, or ANTs."
     )
+    align_contrast: Literal["same", "any"] = Field(
+        "same",
+        description="How a fit is judged: by correlation, or, where scans are not of the first atlas's contrast, by "
+        "correlation ratio.",
+    )
     align_spacing_mm: float = Field(
         2.0, gt=0, description="Scans with over 2^21 voxels are aligned at this spacing (mm)."
     )

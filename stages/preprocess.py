@@ -238,7 +238,7 @@ def prepare(
         record: dict[str, Any] = {"matrix": np.eye(4), "correlation": 1.0, "fell_back": False}
     else:
         coarse = [coarsened(each, settings.align_spacing_mm) for each in (reference, normalised)]
-        record = align(coarse[0], coarse[1], kind=settings.align, seed=seed)
+        record = align(coarse[0], coarse[1], kind=settings.align, seed=seed, contrast=settings.align_contrast)
     record["matrix"] = np.asarray(record["matrix"]).tolist()
     record |= {"intensity": [low, high], "size": image.GetSize(), "spacing": image.GetSpacing()}
     record |= {"origin": image.GetOrigin(), "direction": image.GetDirection()}

@@ -184,15 +184,20 @@ def _align_all(
     files = {case: folder / f"{case}.json" for case in scans}
     missing = [case for case, file in files.items() if not file.exists()]
     with Progress(f"align {turn}", len(scans), start=len(scans) - len(missing)) as progress:
-        arguments = [(case, reference, scans[case], config.preprocess.align, config.seed) for case in missing]
+        settings = config.preprocess
+        arguments = [
+            (case, reference, scans[case], settings.align, settings.align_contrast, config.seed) for case in missing
+        ]
         for case, record in in_processes(_align_case, arguments, workers=config.preprocess.workers):
             atomic_write_text(files[case], json.dumps(record))
             progress.advance()
     return {case: json.loads(file.read_text()) for case, file in files.items()}
 
 
-def _align_case(case: str, reference: sitk.Image, scan: sitk.Image, kind: Any, seed: int) -> tuple[str, dict[str, Any]]:
-    record = align(reference, scan, kind=kind, seed=seed)
+def _align_case(
+    case: str, reference: sitk.Image, scan: sitk.Image, kind: Any, contrast: Any, seed: int
+) -> tuple[str, dict[str, Any]]:
+    record = align(reference, scan, kind=kind, contrast=contrast, seed=seed)
     return case, record | {"matrix": record["matrix"].tolist()}
 
 
