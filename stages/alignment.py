@@ -37,7 +37,8 @@ def align(
 
     Returns:
         "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan;
-        "correlation": of the two images after alignment, or the root of their correlation ratio; "fell_back": whether the fit was refused.
+        "correlation": of the two images after alignment, or the root of their correlation ratio; "fell_back": whether
+        the fit was refused.
     """
     fit = correlation if contrast == "same" else correlation_ratio
     boxes = np.eye(4)
