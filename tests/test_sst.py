@@ -150,6 +150,27 @@ def test_switch_changes_the_terms_that_it_is_about_and_no_other(default, setting
     assert {name for name in both if found[name] != pytest.approx(default[name], rel=1e-5, abs=1e-9)} == moved
 
 
+@pytest.mark.parametrize("networks", ["published", "light"])
+@pytest.mark.parametrize("row", [{row[0]: row[1]} for row in SWITCHES if row[0] != "registration_network"], ids=str)
+def test_every_row_of_an_ablation_trains_what_it_has(row, networks):
+    recipe = recipe_of((16, 16, 16), **{"registration_network": networks, **row})
+    data = replace(
+        scans(), images=textured(4, 1, 16, 16, 16), labels={0: torch.randint(3, (16, 16, 16), generator=generator())}
+    )
+    moved = set()
+    for phase in recipe.train_registration:
+        batch = phase.batches(data, Draw(phase.batch_size or 2, None, None, generator(1)))
+        for player in phase.players:
+            player.trains.zero_grad()
+            total, _ = player.loss(player.forward(batch))
+            total.backward()
+            gradients = {n: p.grad for n, p in player.trains.named_parameters() if p.grad is not None}
+            assert gradients and all(bool(g.isfinite().all()) for g in gradients.values())
+            moved |= {id(p) for p in player.trains.parameters() if p.grad is not None}
+    networks = nn.ModuleList(recipe.registration_networks.values())
+    assert all(id(p) in moved for p in networks.parameters() if p.requires_grad)
+
+
 def test_every_setting_is_in_the_table_above_or_below():
     assert {row[0] for row in SWITCHES} | OTHERS == set(sst.Settings.model_fields)
 
@@ -291,11 +312,11 @@ class Killed(Exception):
 
 def test_a_run_that_is_killed_in_any_phase_ends_with_the_same_networks_and_queue(tmp_path):
     training = training_of(METHODS["sst"], config(**LIGHT), "train_reg").model_copy(
-        update={"steps": 10, "batch_size": 1, "checkpoint_steps": 2}
+        update={"steps": 20, "batch_size": 1, "checkpoint_steps": 2}
     )
 
     def run(name, stop_in=None, after=0):
-        recipe = recipe_of(flow_share=0.2, autoencoder_share=0.3)
+        recipe = recipe_of(flow_share=0.2, style_share=0.2, autoencoder_share=0.3)  # 4, 4, 6 and 6 steps
         phases = list(recipe.train_registration)
         if stop_in is not None:
             left = iter(range(after))
@@ -316,11 +337,11 @@ def test_a_run_that_is_killed_in_any_phase_ends_with_the_same_networks_and_queue
         }
 
     whole = run("whole")
-    for phase, after in ((2, 3), (3, 2)):  # of four and three steps; a checkpoint is written after two
+    for phase in range(4):
         with pytest.raises(Killed):
-            run("killed", stop_in=phase, after=after)
+            run("killed", stop_in=phase, after=3)  # a checkpoint is written after two
     resumed = run("killed")
-    assert int((whole["registration.style.owners"] >= 0).sum()) == 2 + 4  # a step of two scans, then four of one
+    assert int((whole["registration.style.owners"] >= 0).sum()) == 8  # all of the queue
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 

@@ -23,6 +23,7 @@ from stages.parts.style import (
     AdaptiveBlock,
     AppearanceModel,
     Contrast,
+    Contrasted,
     ContrastStyles,
     Encoded,
     JudgeStyles,
@@ -559,6 +560,12 @@ def test_drawn_scans_are_the_atlas_in_the_drawn_look_and_shape_and_look_at_no_sc
     torch.testing.assert_close(drawn.plain, warp(data.image([1]), field))
     assert torch.equal(drawn.image, again.image) and torch.equal(drawn.image, blind.image)
     assert not torch.equal(drawn.image, other.image) and (drawn.space, drawn.style) == ("prior", "prior")
+
+
+def test_encoder_pays_for_what_the_discriminator_does_not_take_for_the_prior():
+    contrasted = Contrasted(*[torch.zeros(2, CODE)] * 3, own=torch.zeros(2, 2))
+    judged = torch.tensor([[1.0], [0.5]])
+    assert float(styles.adversarial(Encoded(contrasted, judged))) == pytest.approx(0.5 * 0.5**2)
 
 
 def test_looks_from_memory_lie_between_two_keys_of_scans():
