@@ -220,7 +220,7 @@ def test_phases_have_the_papers_order_shares_and_batches():
     assert all(player.momentum == (0.5 if "discriminator" in player.name else 0.9) for player in players)
     for settings, pace in (({}, 0.3), ({"registration_network": "published"}, 1), ({"style_pace": 0.5}, 0.5)):
         paces = [player.paces for phase in recipe_of(**settings).train_registration for player in phase.players]
-        assert [[found for _, found in each] for each in paces] == [[], *[[pace]] * 4, [], []]
+        assert [[found for _, found in each] for each in paces] == [[], *[[pace]] * 4, [], [pace]]
     with pytest.raises(LrlsError, match=r"add up to 1\.2, which leaves the joint phase nothing"):
         recipe_of(flow_share=0.8)
 
@@ -233,6 +233,9 @@ def test_totals_have_the_papers_weights(default):
     assert default["style/style/total"] == pytest.approx(
         default["style/style/contrast"] + 0.5 * default["style/style/adversarial"]
     )  # light networks; with the published ones it is that of the joint phase
+    coded = {name.rpartition("/")[2]: value for name, value in default.items() if name.startswith("autoencoder/autoe")}
+    assert coded["total"] == pytest.approx(coded["reconstruction"] + 0.002 * coded["adversarial"])
+    assert (sst.Settings().judging_flows, sst.Settings(autoencoder_adversarial_weight=0.3).judging_flows) == (0.05, 0.3)
     assert [sst.Settings(adversarial_weight=weight).judging for weight in (0.1, 0.0)] == [0.1, 0.0]
     assert default["flow/flow/total"] == pytest.approx(
         default["flow/flow/similarity"] + 0.3 * default["flow/flow/smoothness"]

@@ -73,14 +73,14 @@ def _keep_the_size(layer: nn.Module) -> None:
 
 
 class FlowAutoencoder(nn.Module):
-    """Displacements <-> codes of 64 channels at 1/32 of a grid whose axes are multiples of 32.
+    """Displacements <-> codes of 64 channels at 1/32 of the images' grid, whose axes come up to multiples of 32.
 
     Encoder: convolutions 5^3 of stride 2 to 32-64-128-256, InstanceNorm, LeakyReLU 0.2; one 4^3 of stride 2 to the
     code. Decoder: transposed convolutions 4^3 of stride 2 to 256-128-64-32-32, then 3^3 to the displacement. Float32.
 
     Args:
-        shape: grid (D, H, W) of the displacements; they are resampled to the next multiple of 32, in its voxels.
-        light: half as many voxels an axis before that, half as many channels, no InstanceNorm, which hides how far a
+        shape: grid (D, H, W) of the displacements; they are resampled to the next multiples, in its voxels.
+        light: half as many voxels an axis before that, hence one level less, no InstanceNorm, which hides how far a
             displacement goes: with it u and 4 u have one code, and codes z and 10 z one displacement.
     """
 
@@ -90,8 +90,9 @@ class FlowAutoencoder(nn.Module):
     def __init__(self, shape: Sequence[int], *, light: bool = False) -> None:
         super().__init__()
         self.shape = tuple(shape)
-        self.grid = tuple(-(-n // 32) * 32 for n in (halved(self.shape) if light else self.shape))
-        widths = tuple(width // 2 for width in self.WIDTHS) if light else self.WIDTHS
+        widths = self.WIDTHS[:-1] if light else self.WIDTHS
+        self.stride = 2 ** (len(widths) + 1)
+        self.grid = tuple(-(-n // self.stride) * self.stride for n in (halved(self.shape) if light else self.shape))
         normalise = nn.Identity if light else nn.InstanceNorm3d
         down: list[nn.Module] = [
             nn.Sequential(nn.Conv3d(a, b, 5, stride=2, padding=2), normalise(b), nn.LeakyReLU(0.2))
@@ -112,7 +113,7 @@ class FlowAutoencoder(nn.Module):
 
     @property
     def code_shape(self) -> tuple[int, int, int, int]:
-        d, h, w = (n // 32 for n in self.grid)
+        d, h, w = (n // self.stride for n in self.grid)
         return self.CHANNELS, d, h, w
 
     def inside(self, displacement: Tensor) -> Tensor:

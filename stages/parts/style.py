@@ -200,6 +200,8 @@ class AppearanceModel(nn.Module):
             at full resolution, which is where the published one spends its time. Two changes make it listen to the code
             in short trainings: InstanceNorm comes before the first LeakyReLU, so that brightness and contrast can come
             from nowhere else; and codes, of length 1, come in with numbers of size 1, no longer small beside biases.
+            What lies behind that InstanceNorm also goes straight to the last block with AdaIN: without this skip
+            samples of short trainings are blurred, which no scan is that their network will meet.
 
     Source: SST's published code; the paper says no more than that there are three AdaIN layers.
     """
@@ -213,7 +215,10 @@ class AppearanceModel(nn.Module):
         self.stem = nn.Conv3d(8 if light else 1, widths[0], stem, padding=stem // 2)
         self.down = nn.ModuleList(nn.Conv3d(a, b, kernel, stride=2, padding=kernel // 2) for a, b in pairwise(widths))
         self.residual = nn.Sequential(Residual(widths[-1]), Residual(widths[-1]))
-        self.up = nn.ModuleList(AdaptiveBlock(a, b) for a, b in pairwise((widths[-1], *reversed(widths))))
+        wide = [(a, b) for a, b in pairwise((widths[-1], *reversed(widths)))]
+        if light:
+            wide[-1] = (wide[-1][0] + widths[0], wide[-1][1])  # the skip
+        self.up = nn.ModuleList(AdaptiveBlock(a, b) for a, b in wide)
         self.head = nn.Conv3d(widths[0], 8 if light else 1, 3, padding=1)
 
     def forward(self, image: Tensor, code: Tensor) -> Tensor:
@@ -222,11 +227,13 @@ class AppearanceModel(nn.Module):
         style = in_float32(self.style, code * CODE**0.5 if self.light else code)
         x = F.instance_norm(self.stem(space_to_depth(x))) if self.light else self.stem(x)
         x = F.leaky_relu(x, 0.2)
+        sharp = x
         for convolution in self.down:
             x = F.leaky_relu(convolution(F.instance_norm(x)), 0.2)
         x = self.residual(x)
         for level, block in enumerate(self.up):
-            x = block(F.interpolate(x, scale_factor=2, mode="trilinear") if level else x, style)
+            x = F.interpolate(x, scale_factor=2, mode="trilinear") if level else x
+            x = block(torch.cat([x, sharp], 1) if self.light and block is self.up[-1] else x, style)
         x = in_float32(self.head, x)
         return crop((torch.tanh(depth_to_space(x) if self.light else x) + 1) / 2, image.shape[2:])
 
