@@ -215,9 +215,7 @@ class AppearanceModel(nn.Module):
         self.stem = nn.Conv3d(8 if light else 1, widths[0], stem, padding=stem // 2)
         self.down = nn.ModuleList(nn.Conv3d(a, b, kernel, stride=2, padding=kernel // 2) for a, b in pairwise(widths))
         self.residual = nn.Sequential(Residual(widths[-1]), Residual(widths[-1]))
-        wide = [(a, b) for a, b in pairwise((widths[-1], *reversed(widths)))]
-        if light:
-            wide[-1] = (wide[-1][0] + widths[0], wide[-1][1])  # the skip
+        wide = [(64, 32), (32 + 32, 32)] if light else pairwise((widths[-1], *reversed(widths)))
         self.up = nn.ModuleList(AdaptiveBlock(a, b) for a, b in wide)
         self.head = nn.Conv3d(widths[0], 8 if light else 1, 3, padding=1)
 
