@@ -180,9 +180,13 @@ def _rounds(
     """How pseudo-labels changed by round, as table and picture: what was accepted, and the DSC where asked for."""
     from stages.pictures import rounds_page
 
-    rows = []
-    for generated in pseudo_labels:
+    rows: list[dict[str, float]] = []
+    of_atlas = float(np.mean([(cohort.label(atlas) > 0).sum() for atlas in cohort.parts["atlases"]]))
+    for before, generated in zip((None, *pseudo_labels), pseudo_labels, strict=False):
         row = {"round": generated.manifest.identity.round} | generated.screening()
+        row["volume_of_atlas"] = row.pop("structure_voxels") / of_atlas
+        if before:
+            row["changed_voxels"] = generated.changed(before)
         dice = []
         for case, scan in scans.items():
             label = torch.from_numpy(generated.pseudo_label(case).astype(np.int16))

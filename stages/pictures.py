@@ -330,7 +330,8 @@ def rounds_page(rows: Sequence[Row], path: Path) -> None:
     """How pseudo-labels changed by round: what the screening accepted, and their DSC where it is known.
 
     Args:
-        rows: `round`, `trusted_voxels`, `accepted_structures`, `labelled_scans` (shares), and perhaps `dsc`.
+        rows: `round`, `trusted_voxels`, `accepted_structures`, `labelled_scans`, `changed_voxels` (shares), and perhaps
+            `dsc`.
         path: PNG file to write.
     """
     if not rows:
@@ -340,12 +341,15 @@ def rounds_page(rows: Sequence[Row], path: Path) -> None:
     axes = figure.add_subplot()
     lines = {
         "trusted_voxels": "trusted voxels", "accepted_structures": "accepted structures",
-        "labelled_scans": "scans with a label", "dsc": "DSC of the pseudo-labels",
+        "labelled_scans": "scans with a label", "changed_voxels": "structure voxels changed since the round before",
+        "dsc": "DSC of the pseudo-labels",
     }  # fmt: skip
     numbers = [row["round"] for row in rows]
     for color, (key, name) in zip(LINE_COLORS, lines.items(), strict=False):
-        if key in rows[0]:
-            axes.plot(numbers, [row[key] for row in rows], marker="o", color=color, linewidth=1.6, label=name)
+        if any(key in row for row in rows):
+            axes.plot(
+                numbers, [row.get(key, np.nan) for row in rows], marker="o", color=color, linewidth=1.6, label=name
+            )
     _style_plot(axes, "pseudo-labels by round")
     axes.set_xticks(numbers)
     axes.set_xlabel("round", fontsize=8, color=MUTED)

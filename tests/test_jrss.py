@@ -17,6 +17,7 @@ from conftest import CASES, Project, draw_no_pictures
 from test_methods import config, generator, recipe_of, scans, textured
 
 from stages import budget as budgets
+from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.store import latest
 from stages.budget import shares_of
@@ -340,11 +341,25 @@ def test_pseudo_labels_are_screened_as_the_file_says(shared):
     assert len(table) == 2 * 5 and (folder / "qc" / "pseudo-labels.png").exists()
 
 
+def read_labels(project, version):
+    """(scans, D, H, W)."""
+    with h5py.File(project.workspace / "jrss" / "generated" / version / "generated.h5") as file:
+        assert list(file["pseudo"]["scan"].asstr()[()]) == ["free_1", "free_2"]
+        return file["pseudo"]["label"][()]
+
+
 def test_scores_say_how_pseudo_labels_changed_and_their_dice_only_when_asked(shared, copied):
     scores = shared.workspace / "jrss" / "scores" / "v0001"
     table = pd.read_csv(scores / "rounds.csv")
     assert list(table["round"]) == [1, 2] and "dsc" not in table
     assert table[["trusted_voxels", "accepted_structures", "labelled_scans"]].stack().between(0, 1).all()
+    labels = [read_labels(shared, f"v000{number}") for number in (1, 2)]
+    either = (labels[0] > 0) | (labels[1] > 0)
+    assert np.isnan(table["changed_voxels"][0])
+    assert table["changed_voxels"][1] == pytest.approx((labels[0] != labels[1]).sum() / max(1, either.sum()), abs=1e-5)
+    cohort = Cohort.open(shared.workspace / "cohort" / "v0001")
+    sizes = [(label > 0).sum() / len(label) / (cohort.label("atlas_1") > 0).sum() for label in labels]
+    assert cohort.parts["atlases"] == ["atlas_1"] and list(table["volume_of_atlas"]) == pytest.approx(sizes, abs=1e-5)
     assert not any(role.startswith("scan/") for role in shared.manifest("jrss/scores").identity.inputs)
     done = copied.made("run", "--method", "jrss", "--set", "methods.jrss.score_pseudo_labels=true")
     assert rounds_of(copied, "segmentation") == [0, 1, 2]  # nothing is trained anew

@@ -83,7 +83,10 @@ class Generated:
             }
 
     def screening(self) -> dict[str, float]:
-        """Shares of what the screening left: of voxels, of predicted structures in the scans, and of scans."""
+        """Shares of what the screening left: of voxels, of predicted structures in the scans, and of scans.
+
+        Beside them `structure_voxels`, how many voxels of a scan are said to be structures, on average.
+        """
         with self._file() as file:
             group = file["pseudo"]
             there = group["class_voxels"][:, 1:] > 0
@@ -92,7 +95,20 @@ class Generated:
                 "accepted_structures": float(group["class_accepted"][:, 1:][there].mean()) if there.any() else 0.0,
                 "predicted_structures": float(there.mean()),
                 "labelled_scans": float(group["accepted"][()].mean()),
+                "structure_voxels": float(group["class_voxels"][:, 1:].sum() / len(group["trusted"])),
             }
+
+    def changed(self, before: Generated) -> float:
+        """Share of the voxels that pseudo-labels of this or of an earlier round call a structure, and not the same."""
+        with self._file() as file, before._file() as other:
+            here, there = file["pseudo"], other["pseudo"]
+            rows = {scan: i for i, scan in enumerate(there["scan"].asstr()[()])}
+            differing = either = 0
+            for i, scan in enumerate(here["scan"].asstr()[()]):
+                now, then = here["label"][i], there["label"][rows[scan]]
+                differing += int((now != then).sum())
+                either += int(((now > 0) | (then > 0)).sum())
+            return differing / max(either, 1)
 
     def pseudo_label(self, scan: str) -> np.ndarray:
         """The most probable classes of a scan, before the screening, (D, H, W)."""

@@ -4,7 +4,8 @@ scores.csv          output, case, structure, dsc, hd95_mm, assd_mm, missed
 registration.csv    case, atlas, folding_fraction, jacobian_std, sd_log_jacobian (on the cohort's grid)
 summary.json        means, spreads, intervals, counts
 rounds.csv          of a method with rounds, what the screening of pseudo-labels left: round, trusted_voxels,
-                    accepted_structures, predicted_structures, labelled_scans (shares), and dsc where asked for
+                    accepted_structures, predicted_structures, labelled_scans, changed_voxels (shares; the last of the
+                    structures since the round before), volume_of_atlas, and dsc where asked for
 labels/             the method's label maps; labels-registration/ those of its registration, where it has both
 """
 
