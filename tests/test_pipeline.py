@@ -51,6 +51,8 @@ PICTURES = {
 OTHER_PICTURES = {
     ("deep-atlas", "segmentation"): [],  # it is trained beside the registration
     ("rsegnet", "segmentation"): [],
+    ("sst", "registration"): [*PICTURES["registration"], "shapes.png", "style-codes.png", "styles.png"],
+    ("lt-net", "registration"): [*PICTURES["registration"], "cycle.png"],
     ("jrss", "generated"): ["qc/pseudo-labels.png"],
     ("jrss", "scores"): [*PICTURES["scores"], "rounds.png"],
 }
