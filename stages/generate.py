@@ -43,6 +43,7 @@ from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.panels import Panel
 from stages.parts.samplers import pick
 from stages.parts.self_training import screen
+from stages.parts.style import MomentumContrast
 from stages.parts.warps import warp, warp_label, warp_one_hot
 from stages.progress import Progress
 from stages.registering import displacements, segment, vote
@@ -136,11 +137,20 @@ def check_appearance(appearance: Registration | None, recipe: Recipe, method: st
             f"--appearance-from: {method} with these settings has no appearance model; "
             "leave the option out, or use sst with its setting `appearance`."
         )
-    found = appearance.manifest.identity.config.get("method")
+    settings = appearance.manifest.identity.config
+    found = settings.get("method")
     if found != method:
         raise LrlsError(
             f"--appearance-from: {appearance.folder.name} was trained by {found}, expected {method}; "
             f"name a workspace where `lrls train-reg --method {method}` has run."
+        )
+    ours = "light" if recipe.generate.synthesis.appearance.light else "published"
+    theirs = settings["settings"]
+    if theirs["registration_network"] != ours or not theirs["appearance"]:
+        kind = f"{theirs['registration_network']} networks" if theirs["appearance"] else "no appearance model"
+        raise LrlsError(
+            f"--appearance-from: {appearance.folder.name} has {kind}, expected an appearance model of {ours} networks; "
+            "train both with the same `registration_network`, and with `appearance`."
         )
 
 
@@ -148,8 +158,11 @@ def with_appearance(recipe: Recipe, appearance: Registration) -> Recipe:
     """The recipe with another artifact's looks for its samples; its own registration stays as it is."""
     assert isinstance(recipe.generate, SampledScans)
     own = recipe.generate.synthesis
-    other, memory = copy.deepcopy(own.appearance), copy.deepcopy(own.memory)
+    other, memory = copy.deepcopy(own.appearance), None
     assert other is not None
+    if own.memory:
+        size = appearance.manifest.identity.config["settings"]["queue"]  # which may be another one there
+        memory = MomentumContrast(copy.deepcopy(own.memory.encoder), size=size)
     appearance.load({APPEARANCE: other} | ({CODES: memory} if memory else {}))
     synthesis = replace(own, appearance=other, memory=memory)
     return replace(recipe, generate=replace(recipe.generate, synthesis=synthesis))
@@ -327,6 +340,10 @@ def _write_sampled(
     """Drawn scans; sample i depends on the seed and i alone. Their similarity is to the atlas in the same shape."""
     assert isinstance(recipe.generate, SampledScans)
     synthesis, count = recipe.generate.synthesis, recipe.generate.count
+    if synthesis.memory and not (synthesis.memory.owners >= 0).any():
+        raise LrlsError(
+            "the style encoder remembers no scan; raise train_reg.steps, or set methods.sst.looks to prior."
+        )
     for network in (*recipe.registration_networks.values(), synthesis.appearance, synthesis.memory):
         if network is not None:
             network.to(device.torch).eval()

@@ -75,7 +75,7 @@ class Quality:
     Args:
         measures: those of `MEASURES` that the model allows.
         folding_fraction: share of voxels with |J| <= 0, mean over atlases; None: nothing was registered.
-        alignment: correlation with the reference.
+        alignment: correlation with the reference, or the root of the correlation ratio (`preprocess.align_contrast`).
         intensity_shift: largest distance of a decile from its median, in spreads; None: not calibrated.
         estimated_dsc: None: not calibrated.
         flags: why a person must look; empty: nothing found.

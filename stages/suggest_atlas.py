@@ -71,7 +71,9 @@ def suggest_atlas(config: Config, *, force: bool = False) -> Suggestion:
         format_version=FORMAT_VERSIONS[Suggestion.KIND],
         made_by="suggest-atlas",
         config={
-            "preprocess": config.preprocess.model_dump(mode="json", include={"align", "intensity", "n4"}),
+            "preprocess": config.preprocess.model_dump(
+                mode="json", include={"align", "align_contrast", "intensity", "n4"}
+            ),
             "members": sorted(cases),
         },
         seed=config.seed,

@@ -499,3 +499,23 @@ def test_looks_that_do_not_fit_or_are_not_there_are_refused(trained, tmp_path):
     assert "--appearance-from: voxelmorph with these settings has no appearance model; leave the option out" in done.err
     done = trained.lrls("generate", "--method", "sst", "--appearance-from", str(place))
     assert "was trained by voxelmorph, expected sst; name a workspace where" in done.err
+    trained.made("run", "--method", "sst", "--until", "train-reg", "--set", "methods.sst.appearance=false")
+    place = trained.workspace / "sst" / "registration" / trained.versions("sst/registration")[-1]
+    done = trained.lrls("generate", "--method", "sst", "--appearance-from", str(place))
+    assert "has no appearance model, expected an appearance model of light networks; train both" in done.err
+
+
+def test_looks_of_a_memory_of_another_size_are_taken_and_an_empty_one_is_refused(new_project, tmp_path, no_pictures):
+    def project(name, **settings):
+        networks = {"registration_network": "light", "segmentation_network": "light", "samples": 1, "looks": "memory"}
+        return new_project(tmp_path / name, methods={"sst": networks | settings})
+
+    here, there = project("here"), project("there", queue=5)
+    for each in (here, there):
+        each.made("run", "--method", "sst", "--until", "train-reg")
+    here.made("generate", "--method", "sst", "--appearance-from", str(there.workspace))
+    samples = samples_of(here, here.versions("sst/generated")[-1])
+    assert list(samples["style"]) == [b"memory"]
+    blank = project("blank")
+    done = blank.lrls("run", "--method", "sst", "--until", "generate", "--set", "train_reg.steps=0")
+    assert done.code == 1 and "remembers no scan; raise train_reg.steps, or set methods.sst.looks to prior" in done.err

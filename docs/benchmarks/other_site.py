@@ -7,8 +7,8 @@ FOLDER holds images/, labels/ and split.json. OUT becomes such a folder: all tha
 lists of FOLDER's, `unlabeled_a` (the first half of `unlabeled`, as it was), `unlabeled_b` (the second half, in the
 other look: no one is at both sites), `unlabeled_both`, `dev_b` and `test_b`.
 
-Of intensities x, scaled to [0, 1] between their 0.5th and 99.5th percentile, `gamma` makes x^gamma and `invert` 1 - x,
-where x is above 0: what was cut away stays black.
+Of intensities x, scaled to [0, 1] between their 0.5th and 99.5th percentile, `gamma` makes x^gamma and `invert` 1 - x;
+the lowest value stays black, which is what was cut away of brain-extracted scans.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
         image = other_look(sitk.ReadImage(str(path)), options.look, options.gamma)
         sitk.WriteImage(image, str(options.out / "images" / f"{case}_b{ending}"))
         for label in (options.folder / "labels").glob(f"{case}.nii*"):
-            link(label, options.out / "labels" / f"{case}_b{ending}")
+            link(label, options.out / "labels" / f"{case}_b{label.name.removeprefix(case)}")
     parts = {"unlabeled_a": split["unlabeled"][:half], "unlabeled_b": [f"{case}_b" for case in there]}
     parts["unlabeled_both"] = parts["unlabeled_a"] + parts["unlabeled_b"]
     parts |= {f"{part}_b": [f"{case}_b" for case in split[part]] for part in ("dev", "test")}

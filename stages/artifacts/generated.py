@@ -15,7 +15,7 @@ samples/   one row per finished couple
     label                  (n, D, H, W) class indices, smallest unsigned type
     atlas, space, style    (n,) case ids: whose label, whose anatomy, whose style; of a warped atlas (`os-medseg`) the
                            style is its own, `space` the real scan that it imitates, its label a nearest-neighbour warp;
-                           "prior" where a scan was drawn (`sst`)
+                           "prior" or "memory" where a scan was drawn (`sst`; `space` "a+b+c": between those of scans)
     alpha, beta            (n,) float32 degrees; seed (n,) int64
     similarity, inverse_error_voxels, folding_fraction, accepted   as above; of drawn scans, the similarity is to the
                            atlas in the same shape

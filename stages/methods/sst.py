@@ -163,7 +163,7 @@ class Settings(AnswerSettings):
         "prior", description="Shapes: from the prior, or between those of three unlabelled scans."
     )
     looks: Literal["prior", "memory"] = Field(
-        "prior", description="Looks: from the prior, or between those of two unlabelled scans that the queue remembers."
+        "prior", description="Looks: from the prior, or between those of two (jittered) scans that the queue remembers."
     )
     samples: int = Field(1850, ge=1, description="Labelled scans to draw.")
 
