@@ -231,6 +231,22 @@ def test_light_appearance_model_takes_contrast_from_the_code_alone():
     assert moved[True] < 0.01 < 0.05 < moved[False]
 
 
+def test_light_appearance_model_begins_with_adain_of_the_image_itself():
+    torch.manual_seed(0)
+    model, image, code = AppearanceModel(light=True).eval(), textured(2, 1, 11, 12, 13), style_prior(2, generator())
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    scale, offset = model.contrast(model.style(code * math.sqrt(CODE))).T[..., None, None, None, None]
+    padded = F.pad(image, (0, 3, 0, 0, 0, 1))  # to multiples of 4
+    plain = (padded - padded.mean((2, 3, 4), keepdim=True)) / padded.std((2, 3, 4), keepdim=True, unbiased=False)
+    expected = (torch.tanh((1 + scale) / 2 * plain + offset) + 1) / 2
+    torch.testing.assert_close(model(image, code), expected[:, :, :11, :, :13], atol=1e-4, rtol=1e-3)
+    nn.init.zeros_(model.contrast.weight)
+    nn.init.constant_(model.contrast.bias[0], -3.0)  # 1 + gamma = -2: what was bright is dark
+    mirrored = model(image, code)
+    assert torch.corrcoef(torch.stack([mirrored.flatten(), image.flatten()]))[0, 1] < -0.9
+
+
 def test_light_appearance_model_sees_codes_whose_numbers_are_about_1():
     model, seen = AppearanceModel(light=True), []
     model.style.register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0]))

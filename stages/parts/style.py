@@ -196,12 +196,13 @@ class AppearanceModel(nn.Module):
     InstanceNorm has made them a matter of shape.
 
     Args:
-        light: works on blocks of 2^3 voxels, with 32 and 64 channels, 3^3 kernels and two blocks with AdaIN: never
+        light: works on blocks of 2^3 voxels, with 16 and 64 channels, 3^3 kernels and two blocks with AdaIN: never
             at full resolution, which is where the published one spends its time. Two changes make it listen to the code
             in short trainings: InstanceNorm comes before the first LeakyReLU, so that brightness and contrast can come
             from nowhere else; and codes, of length 1, come in with numbers of size 1, no longer small beside biases.
-            What lies behind that InstanceNorm also goes straight to the last block with AdaIN: without this skip
-            samples of short trainings are blurred, which no scan is that their network will meet.
+            The third AdaIN is that of the image itself, to which the other two add what is not linear, from what
+            lies behind that InstanceNorm, too: without these skips samples of short trainings are blurred, which no
+            scan is that their network will meet.
 
     Source: SST's published code; the paper says no more than that there are three AdaIN layers.
     """
@@ -209,19 +210,20 @@ class AppearanceModel(nn.Module):
     def __init__(self, *, light: bool = False) -> None:
         super().__init__()
         self.light = light
-        widths = (32, 64) if light else (16, 32, 32)
+        widths = (16, 64) if light else (16, 32, 32)
         stem, kernel = (3, 3) if light else (7, 5)
         self.style = nn.Sequential(nn.Linear(CODE, CODE), nn.LeakyReLU(0.2), nn.Linear(CODE, CODE), nn.LeakyReLU(0.2))
         self.stem = nn.Conv3d(8 if light else 1, widths[0], stem, padding=stem // 2)
         self.down = nn.ModuleList(nn.Conv3d(a, b, kernel, stride=2, padding=kernel // 2) for a, b in pairwise(widths))
         self.residual = nn.Sequential(Residual(widths[-1]), Residual(widths[-1]))
-        wide = [(64, 32), (32 + 32, 32)] if light else pairwise((widths[-1], *reversed(widths)))
+        wide = [(64, 32), (32 + 16, 16)] if light else pairwise((widths[-1], *reversed(widths)))
         self.up = nn.ModuleList(AdaptiveBlock(a, b) for a, b in wide)
         self.head = nn.Conv3d(widths[0], 8 if light else 1, 3, padding=1)
+        self.contrast = nn.Linear(CODE, 2) if light else None
 
     def forward(self, image: Tensor, code: Tensor) -> Tensor:
         """(N, 1, D, H, W) in [0, 1] and (N, CODE) -> (N, 1, D, H, W) in [0, 1], float32."""
-        x = 2 * pad_to_multiple(image, 4) - 1
+        x = padded = 2 * pad_to_multiple(image, 4) - 1
         style = in_float32(self.style, code * CODE**0.5 if self.light else code)
         x = F.instance_norm(self.stem(space_to_depth(x))) if self.light else self.stem(x)
         x = F.leaky_relu(x, 0.2)
@@ -232,8 +234,12 @@ class AppearanceModel(nn.Module):
         for level, block in enumerate(self.up):
             x = F.interpolate(x, scale_factor=2, mode="trilinear") if level else x
             x = block(torch.cat([x, sharp], 1) if self.light and block is self.up[-1] else x, style)
-        x = in_float32(self.head, x)
-        return crop((torch.tanh(depth_to_space(x) if self.light else x) + 1) / 2, image.shape[2:])
+        if self.contrast:
+            scale, offset = in_float32(self.contrast, style).view(-1, 2, 1, 1, 1, 1).unbind(1)
+            x = depth_to_space(self.head(x)) + (1 + scale) / 2 * F.instance_norm(padded.float()) + offset
+        else:
+            x = in_float32(self.head, x)
+        return crop((torch.tanh(x) + 1) / 2, image.shape[2:])
 
 
 class LatentDiscriminator(nn.Module):
