@@ -24,7 +24,8 @@ def compare(
 ) -> None:
     """Put the newest scores of several methods side by side: a table, CSV, Markdown and a picture.
 
-    Time and memory are of everything up to the last weights.
+    Runs with the file's settings come first; settings behind a name choose others ("round=0" of a method with rounds,
+    "appearance_from=true"). Time and memory are of everything up to the last weights.
 
     Example: lrls compare lrls.yaml --method unet --method "brbs mmr=false" --method "brbs mmr=true"
     """

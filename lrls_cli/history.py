@@ -16,7 +16,8 @@ def history(config: ConfigFile, settings: Settings = []) -> None:  # noqa: B006
 
     workspace = load_config(config, settings).workspace
     found = finished(workspace)
-    places = {manifest.digest: str(folder.relative_to(workspace)) for folder, manifest in found}
+    # Newest first: what was made again with --force is the first one that there was.
+    places = {manifest.digest: str(folder.relative_to(workspace)) for folder, manifest in reversed(found)}
     table = Table()
     for column in ("artifact", "made by", "from", "seed", "took", "digest"):
         table.add_column(column, overflow="fold")
@@ -24,7 +25,7 @@ def history(config: ConfigFile, settings: Settings = []) -> None:  # noqa: B006
         identity = manifest.identity
         scans = [role for role in identity.inputs if role.startswith(("scan/", "truth/"))]
         made_from = [
-            places.get(digest, f"{role} {digest[:8]} (gone)")
+            places.get(digest, f"{role} {digest[:8]} (not in this workspace)")
             for role, digest in identity.inputs.items()
             if role not in scans
         ]

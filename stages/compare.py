@@ -23,15 +23,20 @@ from stages.artifacts.store import (
 )
 from stages.config import Config
 from stages.errors import LrlsError
-from stages.methods import find_method
+from stages.methods import find_method, settings_of, training_of
+from stages.methods.recipe import Method
 from stages.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
+STEPS = ("train_reg.steps", "train_seg.steps")
 Key = tuple[str, str]  # method, output
 
 
 def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]) -> Scores:
-    """The newest scores of a method with a seed, on the part that `eval.part` names.
+    """The newest scores of a method with a seed, on the part that `eval.part` names; of a run, its last round.
+
+    Runs that were told what the configuration says come first, steps aside (`--budget` finds its own); if there is
+    none, the newest of all counts, and a line says how it differs.
 
     Args:
         row: the method, and settings that its run must have had: "os-medseg teacher=false train_seg.steps=500".
@@ -43,7 +48,9 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
     name, *asked = row.split()
     method = find_method(name)
     wanted = dict(_setting(each, row) for each in asked)
-    found, known = [], set[str]()
+    in_file = _settings_in(config, method)
+    said = in_file | wanted
+    found, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
     for folder in reversed(versions(config.workspace / method.name / "scores")):
         scores = Scores.open(folder)
         identity = scores.manifest.identity
@@ -51,17 +58,23 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
             had = _settings_of(scores.manifest, made)
             known |= had.keys()
             if wanted.items() <= had.items():
-                found.append(scores)
-    if found:  # of a method with rounds, the last one that was scored
-        return max(found, key=lambda scores: scores.manifest.identity.round)
-    if known and (unknown := sorted(wanted.keys() - known)):
+                found.append((scores, had))
+    if found:
+        as_said = [(scores, had) for scores, had in found if not _differing(had, said, but=STEPS)]
+        if not as_said:
+            newest, had = found[0]
+            others = (f"{name} {had[name]}, not {said[name]}" for name in _differing(had, said, but=STEPS)[:3])
+            print(f"{row}: {newest.folder.name} of its scores was made with other settings: {'; '.join(others)}.")
+        _, first = (as_said or found)[0]
+        of_run = [scores for scores, had in as_said or found if not _differing(had, first, but=("round",))]
+        return max(of_run, key=lambda scores: scores.manifest.identity.round)
+    if known and (unknown := sorted(wanted.keys() - known - in_file.keys())):
         raise LrlsError(
             f"--method {row!r}: no run of {name} has a setting {unknown[0]}; there are {', '.join(sorted(known))}."
         )
-    raise LrlsError(
-        f"{row} has no scores on {config.eval.part} with seed {seed}; run `lrls run --method {name} --set seed={seed}`"
-        f"{' with these settings' if asked else ''} first."
-    )
+    options = [_option(name, *each) for each in wanted.items()] + [f"--set seed={seed}"] * (seed != config.seed)
+    command = " ".join(["lrls run", f"--method {name}", *filter(None, options)])
+    raise LrlsError(f"{row} has no scores on {config.eval.part} with seed {seed}; run `{command}` first.")
 
 
 def _setting(text: str, row: str) -> tuple[str, Any]:
@@ -72,6 +85,31 @@ def _setting(text: str, row: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:
         raise LrlsError(f"--method {row!r}: the value of {name} is not readable as YAML.") from None
+
+
+def _option(method: str, name: str, value: Any) -> str:
+    """How `lrls run` is told a setting of a row."""
+    if name == "round":
+        return f"--round {value}"
+    if name == "appearance_from":
+        return "--appearance-from WORKSPACE" if value else ""
+    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+    return f"--set {name if '.' in name else f'methods.{method}.{name}'}={text}"
+
+
+def _settings_in(config: Config, method: Method) -> dict[str, Any]:
+    """What the configuration tells a run, by the names of `_settings_of`."""
+    found: dict[str, Any] = {"appearance_from": False} | settings_of(method, config).model_dump(mode="json")
+    for section in ("train_reg", "train_seg"):
+        if getattr(method, section):
+            training = training_of(method, config, section).model_dump(mode="json")
+            found |= {f"{section}.{name}": value for name, value in training.items()}
+    return found
+
+
+def _differing(had: dict[str, Any], said: dict[str, Any], *, but: Sequence[str]) -> list[str]:
+    """Settings that both name and that have different values."""
+    return sorted(name for name in had.keys() & said.keys() - set(but) if had[name] != said[name])
 
 
 def _settings_of(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def write_scores(
     field: bool = False,
     settings: dict[str, object] | None = None,
     inputs: dict[str, str] | None = None,
+    round: int = 0,
 ) -> None:
     """Scores of a method: DSC 0.5 + 0.01 i + gain on scan i, both structures, one of them 0.1 above the other."""
     rows = [
@@ -44,6 +45,7 @@ def write_scores(
         made_by="eval",
         config={"part": "test", "settings": settings or {}},
         seed=seed,
+        round=round,
         inputs={f"truth/{case}": case for case in cases} | (inputs or {}),
     )
     summary = {"outputs": {}} | (
@@ -123,6 +125,35 @@ def test_settings_behind_a_method_choose_among_its_runs(scored):
     assert "0.7350" in done.out and "0.8350" in done.out
 
 
+def test_runs_with_the_files_settings_come_before_newer_ones(scored):
+    write_scores(scored, "brbs", 0.2, settings={"mmr": True, "segmentation_loss": "dice"})  # as the file has it
+    write_scores(scored, "brbs", 0.3, settings={"mmr": True, "segmentation_loss": "dice-ce"})
+    (scored.workspace / "brbs" / "scores" / "v0001").rename(scored.workspace / "brbs" / "v0001")  # without settings
+    assert newest_scores(scored.config, "brbs", 0, {}).folder.name == "v0002"
+    assert newest_scores(scored.config, "brbs segmentation_loss=dice-ce", 0, {}).folder.name == "v0003"
+    done = scored.made("compare", "--method", "brbs", "--set", "methods.brbs.segmentation_loss=dice-ce")
+    assert "0.8350" in done.out and "other settings" not in done.out
+    done = scored.made("compare", "--method", "brbs", "--set", "methods.brbs.mmr=false")
+    assert done.out.startswith("brbs: v0003 of its scores was made with other settings: mmr True, not False;")
+    done = scored.lrls("compare", "--method", "brbs", "--set", "methods.brbs.mrr=false")
+    assert done.code == 1 and "mrr" in done.err
+
+
+def test_rounds_of_two_runs_are_not_mixed(scored):
+    for number in (0, 1, 2):
+        write_scores(scored, "jrss", 0.1 * number, settings={"rounds": 2, "dropout": 0.5}, round=number)
+    for number in (1, 0):
+        write_scores(scored, "jrss", 0.1 * number, settings={"rounds": 1, "dropout": 0.2}, round=number)
+
+    def chosen(row: str) -> str:
+        return newest_scores(scored.config, row, 0, {}).folder.name
+
+    assert [chosen(row) for row in ("jrss dropout=0.5", "jrss dropout=0.2", "jrss round=1 rounds=2")] == [
+        "v0003", "v0004", "v0002",
+    ]  # fmt: skip
+    assert chosen("jrss dropout=0.2 round=0") == "v0005"
+
+
 def test_no_row_is_so_long_that_it_hides_numbers(scored):
     settings = {"a_setting_with_a_long_name": 1, "another_setting_with_a_long_name": "value", "mmr": False}
     write_scores(scored, "brbs", 0.2, settings=settings)
@@ -186,6 +217,16 @@ def test_settings_that_no_run_had_are_named(scored, row, named):
     assert named in done.err
 
 
+def test_settings_without_scores_name_a_command_that_makes_them(scored):
+    write_scores(scored, "jrss", 0.2, settings={"rounds": 2})
+    row = "jrss rounds=1 round=0 appearance_from=true train_reg.steps=7"
+    done = scored.lrls("compare", "--method", "unet", "--method", row)
+    assert (
+        "`lrls run --method jrss --set methods.jrss.rounds=1 --round 0 --appearance-from WORKSPACE "
+        "--set train_reg.steps=7`" in done.err
+    )
+
+
 def test_scores_of_different_scans_are_not_compared(scored):
     write_scores(scored, "brbs", 0.1, cases=CASES[1:])
     done = scored.lrls("compare", "--method", "unet", "--method", "brbs")
@@ -196,9 +237,7 @@ def test_scores_of_different_scans_are_not_compared(scored):
 def test_a_method_without_scores_names_the_command(scored):
     done = scored.lrls("compare", "--method", "unet", "--method", "syn")
     assert done.code == 1
-    assert done.err == (
-        "lrls: syn has no scores on test with seed 0; run `lrls run --method syn --set seed=0` first.\n"
-    )
+    assert done.err == ("lrls: syn has no scores on test with seed 0; run `lrls run --method syn` first.\n")
 
 
 def test_one_scan_has_no_interval_and_no_test(scored):
