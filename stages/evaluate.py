@@ -93,7 +93,10 @@ def evaluate(
     scans = {case: intake.read_scan(config, case, label=True) for case in cases}
     truths = {case: intake.scan_digest(scan) for case, scan in scans.items()}
     inputs = {"cohort": cohort, "held-out": held_out, "registration": registration, "segmentation": segmentation}
-    checked = _unlabeled_with_labels(cohort, config) if pseudo_labels and recipe.scores_pseudo_labels else {}
+    asked = bool(pseudo_labels) and recipe.scores_pseudo_labels
+    checked = _unlabeled_with_labels(cohort, config) if asked else {}
+    if asked and not checked:
+        print("no unlabelled scan has a label map in data.labels: pseudo-labels are not scored", flush=True)
     identity = Identity(
         kind=Scores.KIND,
         format_version=FORMAT_VERSIONS[Scores.KIND],

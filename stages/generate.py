@@ -509,9 +509,15 @@ def _write_pseudo(
     trusted = float(np.mean([rows.mean() for rows in group["trusted"]]))
     print(
         f"{labelled} of {len(scans)} scans have a structure that the network is sure of "
-        f"(tau {recipe.generate.threshold}); {100 * trusted:.0f} % of all voxels are trusted.",
+        f"(threshold {recipe.generate.threshold}); {100 * trusted:.0f} % of all voxels are trusted.",
         flush=True,
     )
+    if not labelled:
+        print(
+            "Warning: this round has no pseudo-label and learns from the atlases alone; train longer before it "
+            "(train_seg.steps), or lower `threshold`.",
+            flush=True,
+        )
 
 
 def _pseudo_pictures(folder: Path, cohort: Cohort, file: h5py.File) -> None:

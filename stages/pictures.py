@@ -330,8 +330,8 @@ def rounds_page(rows: Sequence[Row], path: Path) -> None:
     """How pseudo-labels changed by round: what the screening accepted, and their DSC where it is known.
 
     Args:
-        rows: `round`, `trusted_voxels`, `accepted_structures`, `labelled_scans`, `changed_voxels` (shares), and perhaps
-            `dsc`.
+        rows: `round`; `trusted_voxels`, `accepted_structures`, `labelled_scans` and `changed_voxels` (shares),
+            `volume_of_atlas`, and perhaps `dsc`.
         path: PNG file to write.
     """
     if not rows:
@@ -342,18 +342,22 @@ def rounds_page(rows: Sequence[Row], path: Path) -> None:
     lines = {
         "trusted_voxels": "trusted voxels", "accepted_structures": "accepted structures",
         "labelled_scans": "scans with a label", "changed_voxels": "structure voxels changed since the round before",
-        "dsc": "DSC of the pseudo-labels",
+        "volume_of_atlas": "volume of structures, in parts of the atlas's", "dsc": "DSC of the pseudo-labels",
     }  # fmt: skip
     numbers = [row["round"] for row in rows]
-    for color, (key, name) in zip(LINE_COLORS, lines.items(), strict=False):
+    top = 1.0
+    for place, (color, (key, name)) in enumerate(zip(LINE_COLORS, lines.items(), strict=False)):
         if any(key in row for row in rows):
-            axes.plot(
-                numbers, [row.get(key, np.nan) for row in rows], marker="o", color=color, linewidth=1.6, label=name
-            )
+            values = np.array([row.get(key, np.nan) for row in rows], dtype=float)
+            top = max(top, *values[np.isfinite(values)])
+            axes.plot(  # the first ones larger, so that equal values show
+                numbers, values, marker="os^DvP"[place], markersize=11 - 1.4 * place, color=color,
+                linewidth=3 - 0.4 * place, label=name,
+            )  # fmt: skip
     _style_plot(axes, "pseudo-labels by round")
     axes.set_xticks(numbers)
     axes.set_xlabel("round", fontsize=8, color=MUTED)
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(-0.02 * top, 1.05 * top)
     axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.02))
     _save(figure, path)
 
@@ -397,7 +401,9 @@ def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], pat
     axes.set_yticks(range(len(names)), [_plain(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4)  # with the mean of structures
+    # With the mean of structures; as many side by side as there is room for.
+    longest = max(len(method) for method in methods) + 9
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=max(1, min(4, 100 // longest)))
     _save(figure, path)
 
 

@@ -49,10 +49,14 @@ class Made:
     round: int = 0
 
 
+def planned(method: Method, config: Config) -> Recipe:
+    """The recipe on a small grid: says what the method needs and has before there is a cohort."""
+    return method.recipe(Task((16, 16, 16), 2, len(config.part("atlases"))), settings_of(method, config))
+
+
 def needs_unlabeled(method: Method, config: Config) -> bool:
     """Whether the method learns from unlabelled scans."""
-    task = Task((16, 16, 16), 2, len(config.part("atlases")))
-    return method.recipe(task, settings_of(method, config)).looks_at_unlabeled
+    return planned(method, config).looks_at_unlabeled
 
 
 def run(
@@ -90,12 +94,14 @@ def run(
         tell(f"{method.name} trains nothing: --budget has no effect")
     if until == "eval" and config.part(config.eval.part):
         _check_labels(config)
+    # What these refuse is refused before hours of alignment.
     if method.train_reg or method.train_seg:
-        choose_device(config)  # what it refuses is refused before hours of alignment
-    cohort = told(preprocess(config, method.cohort, needs_unlabeled=needs_unlabeled(method, config)))
+        choose_device(config)
+    plan = planned(method, config)
+    check_appearance(appearance, plan, method.name)
+    last = plan.last_round if round is None else checked_round(method, plan, round)
+    cohort = told(preprocess(config, method.cohort, needs_unlabeled=plan.looks_at_unlabeled))
     recipe = make_recipe(method, cohort, config)
-    check_appearance(appearance, recipe, method.name)  # before hours of training
-    last = recipe.last_round if round is None else checked_round(method, recipe, round)
 
     def settled(stage: Stage, number: int, read: dict[str, Any]) -> Config:
         if not budget or not trains(make_recipe(method, cohort, config, number), stage):
@@ -240,9 +246,15 @@ def other_registration(place: Path, method: Method) -> Registration:
     Raises:
         LrlsError: there is none.
     """
-    if not (place / MANIFEST).exists():
-        place = latest(place / method.name / "registration", kind=Registration.KIND)
-    return Registration.open(place)
+    if (place / MANIFEST).exists():
+        return Registration.open(place)
+    found = versions(place / method.name / "registration")
+    if not found:
+        raise LrlsError(
+            f"--appearance-from: found no {method.name}/registration in {place.name or place}, expected the workspace "
+            f"of the other cohort, or a registration artifact; `lrls train-reg --method {method.name}` makes one."
+        )
+    return Registration.open(found[-1])
 
 
 def run_stage(

@@ -469,6 +469,33 @@ def test_rounds_that_there_are_not_are_refused(arguments, message, shared):
     assert (done.code, done.err.strip().splitlines()[-1]) == (1, f"lrls: {message}")
 
 
+def test_rounds_and_looks_that_there_are_not_are_refused_before_scans_are_aligned(new_project, tmp_path):
+    project = new_project(tmp_path, **SMALL)
+    for rest in (("--round", "7"), ("--appearance-from", str(tmp_path))):
+        done = project.lrls("run", "--method", "jrss", *rest)
+        assert done.code == 1 and rest[0] in done.err
+    assert not project.versions("cohort")
+
+
+def test_a_round_without_pseudo_labels_is_warned_of(copied):
+    certain = ("--set", "methods.jrss.threshold=0.999999")
+    done = copied.made("generate", "--method", "jrss", "--round", "1", *certain)
+    assert "0 of 2 scans have a structure that the network is sure of (threshold 0.999999)" in done.out
+    assert "Warning: this round has no pseudo-label and learns from the atlases alone" in done.out
+
+
+def test_pseudo_labels_are_scored_where_there_are_labels(copied, scans, tmp_path):
+    folder = tmp_path / "without"
+    shutil.copytree(scans, folder)
+    for scan in ("free_1", "free_2"):
+        (folder / "labels" / f"{scan}.nii.gz").unlink()
+    settings = ("methods.jrss.score_pseudo_labels=true", f"data.folder={folder}")
+    done = copied.made("eval", "--method", "jrss", *(word for each in settings for word in ("--set", each)))
+    assert "no unlabelled scan has a label map in data.labels: pseudo-labels are not scored" in done.out
+    newest = copied.workspace / "jrss" / "scores" / copied.versions("jrss/scores")[-1]
+    assert "dsc" not in pd.read_csv(newest / "rounds.csv")
+
+
 def test_a_round_that_is_stopped_goes_on_at_its_checkpoint_and_ends_the_same(shared, copied, monkeypatch):
     """The student of round 2, with its average, its dropout and its noise; killed in its last step."""
     import stages.training as training

@@ -65,7 +65,16 @@ def points(count):
 
 
 def rounds():
-    return [{"round": n, "trusted_voxels": 0.9, "accepted_structures": n / 3, "labelled_scans": 1.0} for n in (1, 2)]
+    return [
+        {
+            "round": n,
+            "trusted_voxels": 0.9,
+            "accepted_structures": n / 3,
+            "labelled_scans": 1.0,
+            "volume_of_atlas": 2.0 * n,
+        }
+        for n in (1, 2)
+    ]
 
 
 NAMES = ("liver", "left kidney")

@@ -411,21 +411,24 @@ def show_codes(R: StyledRegistration, data: Scans) -> Points:
         flat = [(each - centre) @ directions[:2].T for each in codes]
     share = (size.square() / size.square().sum()).tolist()
     return Points(
-        "style codes: every scan, and the same scan in other shapes",
+        "style codes: every scan (large), and the same scan in other shapes (small)",
         {data.names[place]: each for place, each in zip(places, flat, strict=True)},
-        (f"{100 * share[0]:.0f} % of the variance", f"{100 * share[1]:.0f} %"),
+        (f"{100 * share[0]:.0f} % of the variance", f"{100 * share[1]:.0f} % of the variance"),
     )
 
 
 def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Panel]]]:
-    """The first atlas and two scans, each in its own look and in that of five scans."""
+    """The first atlas and two scans, each in its own look and in that of five scans, which stand above."""
     looks = data.unlabeled[:5]
-    rows = []
+    headings = [f"in the look of {data.names[look]}" for look in looks]
+    givers = [Panel(heading, data.image([look])[0, 0]) for heading, look in zip(headings, looks, strict=True)]
+    rows = [("who gives it", [Panel("as it is", torch.zeros_like(data.image(data.atlases[:1])[0, 0])), *givers])]
     for place in [data.atlases[0], *data.unlabeled[:2]]:
         image = data.image([place])
         panels = [Panel("as it is", image[0, 0], data.labels.get(place))]
         panels += [
-            Panel(f"in the look of {data.names[look]}", R.restyled(image, data.image([look]))[0, 0]) for look in looks
+            Panel(heading, R.restyled(image, data.image([look]))[0, 0])
+            for heading, look in zip(headings, looks, strict=True)
         ]
         rows.append((data.names[place], panels))
     return rows
