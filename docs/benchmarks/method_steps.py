@@ -1,12 +1,13 @@
 """How long a training step of every method takes and how much memory, phase by phase.
 
-    python docs/benchmarks/method_steps.py [--grid brain]
+    python docs/benchmarks/method_steps.py [--grid brain] [--method sst ...]
 
 A step draws its batch and moves every player of the phase once; all of that is timed, as `lrls` trains: in bfloat16
 where the processor is good at it, with the method's own batch size and augmentation. Each phase runs in a process of
 its own, whose peak memory counts, with the method's published networks and with its light ones; on the grid of a brain
 only with the light ones. Of a method that trains in rounds, the first training and a round.
-Writes `results/method_steps.json` and `.md` (`method_steps_brain` with `--grid brain`) beside this file.
+Writes `results/method_steps.json` and `.md` (`method_steps_brain` with `--grid brain`) beside this file; with
+`--method`, the rows of other methods stay as they are there.
 """
 
 from __future__ import annotations
@@ -167,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", choices=GRIDS, default="hippocampus")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each phase")
+    parser.add_argument("--method", action="append", choices=METHODS, help="measure this one anew; repeat for more")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     parser.add_argument(
         "--one", nargs=3, metavar=("METHOD", "SETTINGS", "PLACE"), help="used by itself: measure a phase, print JSON"
@@ -177,8 +179,13 @@ def main() -> None:
         print(json.dumps(measure_one(name, json.loads(settings), arguments.grid, int(place), arguments.repeats)))
         return
     choose_device(configuration("auto"))
+    stem = "method_steps" + ("" if arguments.grid == "hippocampus" else f"_{arguments.grid}")
+    before = json.loads((arguments.out / f"{stem}.json").read_text())["phases"] if arguments.method else []
     found = []
     for name, method in METHODS.items():
+        if arguments.method and name not in arguments.method:
+            found += [row for row in before if row["method"] == name]
+            continue
         for settings in variants(method, light_only=arguments.grid == "brain"):
             command = [sys.executable, __file__, "--grid", arguments.grid, "--repeats", str(arguments.repeats)]
             for place in range(len(phases(prepared(name, settings, arguments.grid)[1]))):
@@ -190,7 +197,6 @@ def main() -> None:
         "grid": arguments.grid, "repeats": arguments.repeats, "threads": torch.get_num_threads(),
         "torch": torch.__version__, "processor": processor(), "phases": found,
     }  # fmt: skip
-    stem = "method_steps" + ("" if arguments.grid == "hippocampus" else f"_{arguments.grid}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     (arguments.out / f"{stem}.md").write_text(table(result))
