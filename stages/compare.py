@@ -60,10 +60,11 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
             if wanted.items() <= had.items():
                 found.append((scores, had))
     if found:
-        as_said = [(scores, had) for scores, had in found if not _differing(had, said, but=STEPS)]
+        free = (*STEPS, "rounds") if "round" in wanted else STEPS  # a round is the same, however many follow
+        as_said = [(scores, had) for scores, had in found if not _differing(had, said, but=free)]
         if not as_said:
             newest, had = found[0]
-            others = (f"{name} {had[name]}, not {said[name]}" for name in _differing(had, said, but=STEPS)[:3])
+            others = (f"{name} {had[name]}, not {said[name]}" for name in _differing(had, said, but=free)[:3])
             print(f"{row}: {newest.folder.name} of its scores was made with other settings: {'; '.join(others)}.")
         _, first = (as_said or found)[0]
         of_run = [scores for scores, had in as_said or found if not _differing(had, first, but=("round",))]
