@@ -626,7 +626,10 @@ def _provenance(couple: Row) -> str:
     for scan, share, sign in (("atlas", "", ""), ("scan", "", ""), ("space", "alpha", "α"), ("style", "beta", "β")):
         if couple.get(scan) is not None:
             amount = "" if couple.get(share) is None else f"  {sign} {couple[share]:.2f}"
-            lines.append(_plain(f"{scan} {couple[scan]}") + amount)
+            name, *others = str(couple[scan]).split("+")  # what lies between several scans, or was voted by atlases
+            if others and len(str(couple[scan])) > 36:
+                name, others = f"{name} + {len(others)} more", []
+            lines.append(_plain("+".join([f"{scan} {name}", *others])) + amount)
     return "\n".join(lines)
 
 
