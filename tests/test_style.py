@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ from stages.parts.style import (
     StyledRegistration,
     StyleEncoder,
     Transfer,
+    drawn,
+    ranks,
     style_prior,
 )
 from stages.parts.synthesis import Synthesis
@@ -114,8 +117,20 @@ def test_new_keys_replace_the_oldest_ones_and_are_no_negatives_of_their_own_step
     assert contrast.owners.tolist() == [7, 8, -1, -1, -1]
     assert torch.equal(contrast.queue[2:], first[2:]) and torch.equal(contrast.queue[:2], found.key)
     for owners in ([9, 10], [11, 12]):
-        contrast.enqueue(torch.eye(CODE)[:2], torch.tensor(owners))
+        contrast.enqueue(torch.eye(CODE)[:2], torch.tensor(owners), torch.eye(CODE)[2:4])
     assert contrast.owners.tolist() == [12, 8, 9, 10, 11] and int(contrast.pointer) == 1
+    assert torch.equal(contrast.looks[[4, 0]], torch.eye(CODE)[2:4]) and torch.equal(contrast.looks[1], found.query[1])
+
+
+@pytest.mark.parametrize("of", ["query", "key"])
+def test_looks_are_remembered_as_the_appearance_model_sees_them(of):
+    contrast = MomentumContrast(StyleEncoder(SHAPE), size=4, looks_of=of)
+    with torch.no_grad():
+        contrast.encoder.head[0].weight.mul_(-1)
+        scan, moved = textured(1, 1, *SHAPE), textured(1, 1, *SHAPE, seed=1)
+        contrast(scan, moved, torch.tensor([3]))
+        expected = (contrast.encoder if of == "query" else contrast.key_encoder)(scan)
+    torch.testing.assert_close(contrast.looks[:1], expected)
 
 
 def test_keys_of_the_querys_own_scan_are_left_out():
@@ -221,30 +236,40 @@ def test_appearance_model_keeps_the_grid_and_depends_on_image_and_style(light):
     assert len(model.up) == (2 if light else 3)
 
 
-def test_light_appearance_model_takes_contrast_from_the_code_alone():
-    image, code, moved = textured(1, 1, 12, 12, 12), style_prior(1, generator()), {}
-    for light in (False, True):
+def test_light_appearance_model_takes_rising_curves_of_intensities_from_the_code_alone():
+    image, code = textured(1, 1, 12, 12, 12).clamp(0.01), style_prior(1, generator())
+    image[:, :, :3] = 0  # outside the scan
+    for curve in (lambda x: 0.3 * x, lambda x: x**4, torch.sqrt):
         torch.manual_seed(0)
-        model = AppearanceModel(light=light).requires_grad_(False)
-        found, paler = model(image, code), model(0.5 + 0.3 * (image - 0.5), code)
-        moved[light] = float((paler - found).abs().max() / found.std())
-    assert moved[True] < 0.01 < 0.05 < moved[False]
+        published, light = (AppearanceModel(light=light).requires_grad_(False) for light in (False, True))
+        torch.testing.assert_close(light(curve(image), code), light(image, code))
+        assert (published(curve(image), code) - published(image, code)).abs().max() > 1e-3
+        assert not light(image, code)[:, :, :3].any()
 
 
-def test_light_appearance_model_begins_with_adain_of_the_image_itself():
+def test_ranks_are_shares_of_what_is_not_brighter():
+    image = torch.tensor([[0.0, 0.2, 0.9, 0.2], [0.5, 0.0, 0.25, 0.125]]).view(2, 1, 1, 2, 2)
+    expected = torch.tensor([[0, 2 / 3, 1, 2 / 3], [1, 0, 2 / 3, 1 / 3]]).view(2, 1, 1, 2, 2)
+    torch.testing.assert_close(ranks(image), expected)
+    assert not ranks(torch.zeros(1, 1, 2, 2, 2)).any()
+
+
+def test_curves_run_straight_from_knot_to_knot():
+    knots = torch.randn(2, 5, generator=generator())
+    places = torch.tensor([0.0, 0.1, 0.25, 0.6, 0.99, 1.0]).repeat(2, 1)
+    expected = [np.interp(p, np.linspace(0, 1, 5), k) for k, p in zip(knots.numpy(), places.numpy(), strict=True)]
+    found = drawn(knots, places.view(2, 1, 1, 2, 3)).view(2, 6)
+    torch.testing.assert_close(found, torch.tensor(np.array(expected), dtype=torch.float32))
+
+
+def test_light_appearance_model_begins_with_the_curve_that_the_code_draws():
     torch.manual_seed(0)
-    model, image, code = AppearanceModel(light=True).eval(), textured(2, 1, 11, 12, 13), style_prior(2, generator())
+    model, image, code = AppearanceModel(light=True), textured(2, 1, 11, 12, 13), style_prior(2, generator())
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
-    scale, offset = model.contrast(model.style(code * math.sqrt(CODE))).T[..., None, None, None, None]
-    padded = F.pad(image, (0, 3, 0, 0, 0, 1))  # to multiples of 4
-    plain = (padded - padded.mean((2, 3, 4), keepdim=True)) / padded.std((2, 3, 4), keepdim=True, unbiased=False)
-    expected = (torch.tanh((1 + scale) / 2 * plain + offset) + 1) / 2
-    torch.testing.assert_close(model(image, code), expected[:, :, :11, :, :13], atol=1e-4, rtol=1e-3)
-    nn.init.zeros_(model.contrast.weight)
-    nn.init.constant_(model.contrast.bias[0], -3.0)  # 1 + gamma = -2: what was bright is dark
-    mirrored = model(image, code)
-    assert torch.corrcoef(torch.stack([mirrored.flatten(), image.flatten()]))[0, 1] < -0.9
+    expected = (torch.tanh(drawn(model.curve(model.style(code * math.sqrt(CODE))), ranks(image))) + 1) / 2
+    torch.testing.assert_close(model(image, code), expected)
+    assert torch.corrcoef(torch.stack([expected.flatten(), image.flatten()]))[0, 1] > 0.9  # as the image, at first
 
 
 def test_light_appearance_model_sees_codes_whose_numbers_are_about_1():
@@ -584,18 +609,19 @@ def test_encoder_pays_for_what_the_discriminator_does_not_take_for_the_prior():
     assert float(styles.adversarial(Encoded(contrasted, judged))) == pytest.approx(0.5 * 0.5**2)
 
 
-def test_looks_from_memory_lie_between_two_keys_of_scans():
+def test_looks_from_memory_lie_between_two_that_are_alike():
     draw = synthesis()
-    E = draw.memory = draw.registration.style
-    keys = style_prior(3, generator(8))
-    E.enqueue(keys, torch.tensor([2, 3, 4]))
-    assert len(E.queue) > 3  # the others are random directions, which belong to no scan
-    codes = E.remembered(200, generator())
-    torch.testing.assert_close(codes.norm(dim=1), torch.ones(200))
-    shares = torch.linalg.lstsq(keys.T, codes.T).solution.T
-    torch.testing.assert_close(shares @ keys, codes, atol=1e-5, rtol=0)
+    E = draw.memory = MomentumContrast(draw.registration.style.encoder, size=24)
+    looks = F.normalize(torch.eye(CODE)[:20] + 2 * torch.eye(CODE)[[50] * 10 + [60] * 10])  # two sites of ten scans
+    E.enqueue(style_prior(20, generator(8)), torch.arange(20), looks)
+    assert len(E.queue) > 20  # the others belong to no scan
+    codes = E.remembered(400, generator())
+    torch.testing.assert_close(codes.norm(dim=1), torch.ones(400))
+    shares = torch.linalg.lstsq(looks.T, codes.T).solution.T
+    torch.testing.assert_close(shares @ looks, codes, atol=1e-5, rtol=0)
     assert (shares > -1e-5).all() and ((shares > 1e-5).sum(1) <= 2).all() and (shares > 1e-5).any(0).all()
-    assert len(torch.unique(codes.round(decimals=4), dim=0)) > 100
+    assert not ((shares[:, :10] > 1e-5).any(1) & (shares[:, 10:] > 1e-5).any(1)).any()
+    assert len(torch.unique(codes.round(decimals=4), dim=0)) > 200
     with torch.no_grad():
         drawn = draw(scans(), 1, generator(3))
         expected = warp(draw.appearance(scans().image([1]), E.remembered(1, generator(3))), drawn.displacement)

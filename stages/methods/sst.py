@@ -163,7 +163,8 @@ class Settings(AnswerSettings):
         "prior", description="Shapes: from the prior, or between those of three unlabelled scans."
     )
     looks: Literal["prior", "memory"] = Field(
-        "prior", description="Looks: from the prior, or between those of two (jittered) scans that the queue remembers."
+        "prior",
+        description="Looks: from the prior, or between two like ones of those last seen in training (jittered).",
     )
     samples: int = Field(1850, ge=1, description="Labelled scans to draw.")
 
@@ -214,7 +215,12 @@ def build(task: Task, settings: Settings) -> Recipe:
     if A is not None:
         judge_styles = LatentDiscriminator(CODE, layers=5, width=128)
         D_style = judge_styles if settings.adversarial_weight else None
-        E = MomentumContrast(StyleEncoder(task.shape, light=light), size=settings.queue, own=settings.jitter)
+        E = MomentumContrast(
+            StyleEncoder(task.shape, light=light),
+            size=settings.queue,
+            own=settings.jitter,
+            looks_of=settings.style_code,
+        )
         R = StyledRegistration(F, A, E, code_of=settings.style_code)
         helpers["style_discriminator"] = D_style
         memory = E if settings.looks == "memory" else None

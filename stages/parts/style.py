@@ -32,6 +32,7 @@ from stages.parts.samplers import TwoScans
 from stages.parts.warps import warp
 
 CODE = 128  # numbers in a style code
+KNOTS = 16  # of the curve of intensities that a code draws
 
 
 class StyleEncoder(nn.Module):
@@ -88,11 +89,13 @@ class MomentumContrast(nn.Module):
     """A style encoder, its slowly following copy that makes the keys, and a queue of the latest keys.
 
     In a step: the key encoder moves, k <- m k + (1 - m) q; queries are compared with what is in the queue; then the
-    new keys replace the oldest ones there. The state is part of the weights, so a checkpoint holds it.
+    new keys replace the oldest ones there, and the codes of the scans themselves theirs in a second one, of looks. The
+    state is part of the weights, so a checkpoint holds it.
 
     Args:
         encoder: image -> code.
         size: keys in the queue, which starts with random directions that belong to no scan.
+        looks_of: whose codes of the scans are remembered as looks: the encoder's, or its slow copy's.
         own: keys of the query's own scan are negatives, too. Of scans whose looks change from draw to draw they are, as
             in the published code; of scans that always look the same they are the positive key again, and with few
             scans the queue is full of them.
@@ -100,16 +103,25 @@ class MomentumContrast(nn.Module):
     Source: He et al., "MoCo", CVPR 2020; m = 0.99 as SST.
     """
 
-    MOMENTUM = 0.99
+    MOMENTUM, NEIGHBOURS = 0.99, 8
     queue: Tensor
+    looks: Tensor
     owners: Tensor
     pointer: Tensor
 
-    def __init__(self, encoder: nn.Module, *, size: int = 1024, own: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        size: int = 1024,
+        own: bool = False,
+        looks_of: Literal["query", "key"] = "query",
+    ) -> None:
         super().__init__()
-        self.encoder, self.own = encoder, own
+        self.encoder, self.own, self.looks_of = encoder, own, looks_of
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.register_buffer("queue", style_prior(size, torch.Generator().manual_seed(0)))
+        self.register_buffer("looks", torch.zeros(size, CODE))
         self.register_buffer("owners", torch.full((size,), -1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
@@ -119,9 +131,10 @@ class MomentumContrast(nn.Module):
         self.follow()
         with torch.no_grad():
             key = self.key_encoder(moved)
+            look = query.detach() if self.looks_of == "query" else self.key_encoder(scan)
         left_out = (owner[:, None] == self.owners) & (not self.own)
         found = Contrasted(query, key, self.queue.clone(), left_out)
-        self.enqueue(key, owner)
+        self.enqueue(key, owner, look)
         return found
 
     @torch.no_grad()
@@ -131,21 +144,29 @@ class MomentumContrast(nn.Module):
             key.lerp_(query, 1 - self.MOMENTUM)
 
     def remembered(self, count: int, generator: Generator) -> Tensor:
-        """Codes between those of two keys in the queue, (count, CODE), of length 1; (1 - m) a + m b, m ~ U(0, 1).
+        """Looks between a remembered one and one that is like it, (count, CODE), of length 1.
+
+        (1 - m) a + m b, m ~ U(0, 1), b one of the NEIGHBOURS looks nearest to a, as SMOTE draws: between two sites lies
+        the look of none.
 
         Args:
             generator: of the CPU.
+
+        Source: Chawla et al., JAIR 2002.
         """
-        known = (self.owners >= 0).nonzero()[:, 0]
-        chosen = known[torch.randint(len(known), (2, count), generator=generator).to(known.device)]
-        first, second = self.queue[chosen]
+        known = self.looks[self.owners >= 0]
+        first = known[torch.randint(len(known), (count,), generator=generator).to(known.device)]
+        near = (first @ known.T).topk(min(self.NEIGHBOURS + 1, len(known)), dim=1).indices  # one of them is itself
+        second = known[
+            near.gather(1, torch.randint(near.shape[1], (count, 1), generator=generator).to(near.device))[:, 0]
+        ]
         return F.normalize(torch.lerp(first, second, torch.rand(count, 1, generator=generator).to(first.device)), dim=1)
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor, owner: Tensor) -> None:
-        """New keys take the places of the oldest ones."""
+    def enqueue(self, keys: Tensor, owner: Tensor, looks: Tensor) -> None:
+        """New keys, and the looks of their scans, take the places of the oldest ones."""
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[places], self.owners[places] = keys, owner
+        self.queue[places], self.owners[places], self.looks[places] = keys, owner, looks
         self.pointer.copy_((self.pointer + len(keys)) % len(self.queue))
 
 
@@ -197,12 +218,12 @@ class AppearanceModel(nn.Module):
 
     Args:
         light: works on blocks of 2^3 voxels, with 16 and 64 channels, 3^3 kernels and two blocks with AdaIN: never
-            at full resolution, which is where the published one spends its time. Two changes make it listen to the code
-            in short trainings: InstanceNorm comes before the first LeakyReLU, so that brightness and contrast can come
-            from nowhere else; and codes, of length 1, come in with numbers of size 1, no longer small beside biases.
-            The third AdaIN is that of the image itself, to which the other two add what is not linear, from what
-            lies behind that InstanceNorm, too: without these skips samples of short trainings are blurred, which no
-            scan is that their network will meet.
+            at full resolution, which is where the published one spends its time. Three changes make it listen to the
+            code, and to nothing else, in short trainings. It sees the image's ranks, so that brightness, contrast and
+            any other rising curve of intensities can come from nowhere else, and a scan said again in its own style
+            teaches what every scan looks like in that style. In place of a third AdaIN the code draws such a curve over
+            the ranks, to which the network adds what is local; 0, what lies outside a scan, stays 0. And codes, of
+            length 1, come in with numbers of size 1, no longer small beside biases. No gradient goes to the image.
 
     Source: SST's published code; the paper says no more than that there are three AdaIN layers.
     """
@@ -219,27 +240,54 @@ class AppearanceModel(nn.Module):
         wide = [(64, 32), (32 + 16, 16)] if light else pairwise((widths[-1], *reversed(widths)))
         self.up = nn.ModuleList(AdaptiveBlock(a, b) for a, b in wide)
         self.head = nn.Conv3d(widths[0], 8 if light else 1, 3, padding=1)
-        self.contrast = nn.Linear(CODE, 2) if light else None
+        if light:
+            self.curve = nn.Linear(CODE, KNOTS)
+            nn.init.normal_(self.curve.weight, std=1e-2)
+            self.curve.bias.data = torch.linspace(-1.5, 1.5, KNOTS)
 
     def forward(self, image: Tensor, code: Tensor) -> Tensor:
         """(N, 1, D, H, W) in [0, 1] and (N, CODE) -> (N, 1, D, H, W) in [0, 1], float32."""
-        x = padded = 2 * pad_to_multiple(image, 4) - 1
+        seen = pad_to_multiple(ranks(image) if self.light else image, 4)
         style = in_float32(self.style, code * CODE**0.5 if self.light else code)
-        x = F.instance_norm(self.stem(space_to_depth(x))) if self.light else self.stem(x)
-        x = F.leaky_relu(x, 0.2)
-        sharp = x
+        x = self.stem(space_to_depth(2 * seen - 1) if self.light else 2 * seen - 1)
+        x = sharp = F.leaky_relu(F.instance_norm(x) if self.light else x, 0.2)
         for convolution in self.down:
             x = F.leaky_relu(convolution(F.instance_norm(x)), 0.2)
         x = self.residual(x)
         for level, block in enumerate(self.up):
             x = F.interpolate(x, scale_factor=2, mode="trilinear") if level else x
             x = block(torch.cat([x, sharp], 1) if self.light and block is self.up[-1] else x, style)
-        if self.contrast:
-            scale, offset = in_float32(self.contrast, style).view(-1, 2, 1, 1, 1, 1).unbind(1)
-            x = depth_to_space(self.head(x)) + (1 + scale) / 2 * F.instance_norm(padded.float()) + offset
-        else:
-            x = in_float32(self.head, x)
-        return crop((torch.tanh(x) + 1) / 2, image.shape[2:])
+        if self.light:
+            x = depth_to_space(self.head(x)) + drawn(in_float32(self.curve, style), seen)
+            return crop((torch.tanh(x) + 1) / 2 * (seen > 0), image.shape[2:])
+        return crop((torch.tanh(in_float32(self.head, x)) + 1) / 2, image.shape[2:])
+
+
+@torch.no_grad()
+def ranks(image: Tensor) -> Tensor:
+    """The share of an image's voxels above 0 that are not brighter, (N, 1, D, H, W) in [0, 1], float32; 0 stays 0.
+
+    The same for every rising curve of the intensities that leaves 0 as it is.
+    """
+    found = torch.zeros_like(image, dtype=torch.float32)
+    for values, result in zip(image.float(), found, strict=True):
+        inside = values[values > 0]
+        result[values > 0] = torch.searchsorted(inside.sort().values, inside, right=True) / max(1, inside.numel())
+    return found
+
+
+def drawn(knots: Tensor, places: Tensor) -> Tensor:
+    """Piecewise linear curves through evenly spaced knots, read at places in [0, 1].
+
+    Args:
+        knots: (N, KNOTS), the values at 0, ..., 1.
+        places: (N, 1, D, H, W).
+    """
+    steps = knots.shape[1] - 1
+    place = places.flatten(1) * steps
+    low = place.floor().clamp(max=steps - 1)
+    index = low.long()
+    return torch.lerp(knots.gather(1, index), knots.gather(1, index + 1), place - low).view_as(places)
 
 
 class LatentDiscriminator(nn.Module):
