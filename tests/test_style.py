@@ -66,7 +66,13 @@ def scans(count=4):
 
 
 def pair(seed=0):
-    return TwoScans(["a", "b"], *textured(2, 1, 1, *SHAPE, seed=seed), torch.tensor([0]), drawing(1))
+    return TwoScans(
+        ["a", "b"],
+        *textured(2, 1, 1, *SHAPE, seed=seed),
+        torch.tensor([0]),
+        drawing(1),
+        textured(1, 1, *SHAPE, seed=seed),
+    )
 
 
 # Momentum contrast
@@ -99,7 +105,7 @@ def test_keys_come_from_the_copy_after_it_has_followed_by_a_hundredth():
     contrast = MomentumContrast(Direction(0.0), size=4)
     with torch.no_grad():
         contrast.encoder.angle.fill_(1.0)
-    found = contrast(textured(1, 1, 4, 4, 4), textured(1, 1, 4, 4, 4), torch.tensor([3]))
+    found = contrast(*[textured(1, 1, 4, 4, 4)] * 2, torch.tensor([3]), textured(1, 1, 4, 4, 4))
     assert float(contrast.key_encoder.angle) == pytest.approx(0.99 * 0.0 + 0.01 * 1.0)
     assert found.query[0, :2].tolist() == pytest.approx([math.cos(1), math.sin(1)])
     assert found.key[0, :2].tolist() == pytest.approx([math.cos(0.01), math.sin(0.01)])
@@ -112,7 +118,7 @@ def test_new_keys_replace_the_oldest_ones_and_are_no_negatives_of_their_own_step
     first = contrast.queue.clone()
     assert contrast.queue.norm(dim=1).tolist() == pytest.approx([1] * 5)
     images = textured(2, 1, 4, 4, 4)
-    found = contrast(images, images, torch.tensor([7, 8]))
+    found = contrast(images, images, torch.tensor([7, 8]), images)
     assert torch.equal(found.negatives, first) and not found.own.any()
     assert contrast.owners.tolist() == [7, 8, -1, -1, -1]
     assert torch.equal(contrast.queue[2:], first[2:]) and torch.equal(contrast.queue[:2], found.key)
@@ -128,7 +134,7 @@ def test_looks_are_remembered_as_the_appearance_model_sees_them(of):
     with torch.no_grad():
         contrast.encoder.head[0].weight.mul_(-1)
         scan, moved = textured(1, 1, *SHAPE), textured(1, 1, *SHAPE, seed=1)
-        contrast(scan, moved, torch.tensor([3]))
+        contrast(0.5 * scan, moved, torch.tensor([3]), scan)
         expected = (contrast.encoder if of == "query" else contrast.key_encoder)(scan)
     torch.testing.assert_close(contrast.looks[:1], expected)
 
@@ -137,17 +143,17 @@ def test_keys_of_the_querys_own_scan_are_left_out():
     contrast = MomentumContrast(Direction(), size=3)
     contrast.owners.copy_(torch.tensor([4, 5, 4]))
     images = textured(2, 1, 4, 4, 4)
-    found = contrast(images, images, torch.tensor([4, 6]))
+    found = contrast(images, images, torch.tensor([4, 6]), images)
     assert found.own.tolist() == [[True, False, True], [False, False, False]]
     contrast = MomentumContrast(Direction(), size=3, own=True)  # but not where its look changes from draw to draw
     contrast.owners.copy_(torch.tensor([4, 5, 4]))
-    assert not contrast(images, images, torch.tensor([4, 6])).own.any()
+    assert not contrast(images, images, torch.tensor([4, 6]), images).own.any()
 
 
 def test_the_queue_is_part_of_the_weights_and_the_copy_takes_no_gradient():
     contrast = MomentumContrast(StyleEncoder(SHAPE), size=6)
     assert {"queue", "owners", "pointer"} <= contrast.state_dict().keys()
-    found = contrast(textured(1, 1, *SHAPE), textured(1, 1, *SHAPE, seed=1), torch.tensor([0]))
+    found = contrast(textured(1, 1, *SHAPE), textured(1, 1, *SHAPE, seed=1), torch.tensor([0]), textured(1, 1, *SHAPE))
     Contrast(0.07)(Encoded(found)).backward()
     assert all(p.grad is not None for p in contrast.encoder.parameters())
     assert all(p.grad is None and not p.requires_grad for p in contrast.key_encoder.parameters())
@@ -162,7 +168,7 @@ def test_same_looks_in_other_shapes_are_told_from_other_looks_after_some_steps()
     optimizer = torch.optim.Adam(contrast.encoder.parameters(), lr=1e-3)
     for step in range(15):
         query, key = (torch.stack([look(shapes[(step + k) % 4])[None] for look in looks]) for k in (0, 1))
-        loss = Contrast(0.1)(Encoded(contrast(query, key, torch.tensor([0, 1]))))
+        loss = Contrast(0.1)(Encoded(contrast(query, key, torch.tensor([0, 1]), query)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -445,7 +451,7 @@ def test_jitter_changes_both_scans_of_a_pair_alike_or_each_on_its_own_and_stays_
         ]
         found = two_scans(data, drawing(2), jitter=jitter)
         torch.testing.assert_close(torch.cat([found.moving, found.fixed]), torch.cat(expected))
-        assert found.scans == plain.scans
+        assert found.scans == plain.scans and torch.equal(found.plain, plain.moving)
 
 
 def after_places():
@@ -551,7 +557,8 @@ def test_the_judge_learns_one_for_the_prior_and_zero_for_codes():
     R, judge = styled_networks()
     optimizer = torch.optim.Adam(judge.parameters(), lr=2e-3)
     loss = WeightedSum(real=(0.5, real), fake=(0.5, fake))
-    batch = TwoScans([], *textured(2, 8, 1, *SHAPE), torch.arange(8), drawing(8))
+    images = textured(2, 8, 1, *SHAPE)
+    batch = TwoScans([], *images, torch.arange(8), drawing(8), images[0])
     forward = JudgeStyles(R.style.encoder, judge)
     for _ in range(60):
         total, _ = loss(forward(batch))

@@ -164,7 +164,7 @@ class Settings(AnswerSettings):
     )
     looks: Literal["prior", "memory"] = Field(
         "prior",
-        description="Looks: from the prior, or between two like ones of those last seen in training (jittered).",
+        description="Looks: from the prior, or between two like ones of those last seen in training.",
     )
     samples: int = Field(1850, ge=1, description="Labelled scans to draw.")
 

@@ -238,6 +238,7 @@ class TwoScans(Pair):
 
     owner: Tensor  # place of the moving one in the cohort, (N,)
     draw: Draw  # the players draw from the prior with it
+    plain: Tensor  # the moving one before jitter
 
 
 def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"] = "none") -> TwoScans:
@@ -255,6 +256,7 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
     displacement = draw.displacement(data)
     if displacement is not None:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+    plain = images[: len(moving)]
     if jitter != "none":
         alike = 2 if jitter == "pair" else 1
         size = (len(images) // alike, 2, 1, 1, 1, 1)
@@ -262,7 +264,7 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
         images = brighten(images, brightness, contrast)
     names = [data.names[place] for place in (*moving, *fixed)]
     first, second = images.chunk(2)
-    return TwoScans(names, first, second, torch.tensor(moving, device=images.device), draw)
+    return TwoScans(names, first, second, torch.tensor(moving, device=images.device), draw, plain)
 
 
 @dataclass

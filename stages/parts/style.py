@@ -125,13 +125,17 @@ class MomentumContrast(nn.Module):
         self.register_buffer("owners", torch.full((size,), -1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
-    def forward(self, scan: Tensor, moved: Tensor, owner: Tensor) -> Contrasted:
-        """Scans and the same scans in other shapes, (N, 1, D, H, W), and whose they are, (N,); moves the state on."""
+    def forward(self, scan: Tensor, moved: Tensor, owner: Tensor, plain: Tensor) -> Contrasted:
+        """Scans and the same scans in other shapes, (N, 1, D, H, W), and whose they are, (N,); moves the state on.
+
+        Args:
+            plain: the scans before jitter, whose looks are remembered.
+        """
         query = self.encoder(scan)
         self.follow()
         with torch.no_grad():
             key = self.key_encoder(moved)
-            look = query.detach() if self.looks_of == "query" else self.key_encoder(scan)
+            look = (self.encoder if self.looks_of == "query" else self.key_encoder)(plain)
         left_out = (owner[:, None] == self.owners) & (not self.own)
         found = Contrasted(query, key, self.queue.clone(), left_out)
         self.enqueue(key, owner, look)
@@ -376,7 +380,7 @@ class ContrastStyles:
     def __call__(self, batch: TwoScans) -> Encoded:
         with torch.no_grad():
             moved = warp(batch.moving, self.transformer(batch.moving, batch.fixed))
-        contrasted = self.style(batch.moving, moved, batch.owner)
+        contrasted = self.style(batch.moving, moved, batch.owner, batch.plain)
         return Encoded(contrasted, self.discriminator(contrasted.query) if self.discriminator else None)
 
 
@@ -427,7 +431,7 @@ class Transfer:
         styled = R.restyled(source, target)
         with torch.set_grad_enabled(self.registers and torch.is_grad_enabled()):
             displacement = R.flow(styled if self.registers else source, target)
-        contrasted = R.style(source, warp(source, displacement.detach()), batch.owner)
+        contrasted = R.style(source, warp(source, displacement.detach()), batch.owner, batch.plain)
         rebuilt, same = R.appearance(torch.cat([styled, source]), of_source.repeat(2, 1)).chunk(2)
         judged = self.discriminator(contrasted.query) if self.discriminator else None
         return Transferred(
