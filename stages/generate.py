@@ -340,7 +340,7 @@ def _write_sampled(
     """Drawn scans; sample i depends on the seed and i alone. Their similarity is to the atlas in the same shape."""
     assert isinstance(recipe.generate, SampledScans)
     synthesis, count = recipe.generate.synthesis, recipe.generate.count
-    if synthesis.memory and not (synthesis.memory.owners >= 0).any():
+    if synthesis.memory and not synthesis.memory.known.any():
         raise LrlsError(
             "the style encoder remembers no scan; raise train_reg.steps, or set methods.sst.looks to prior."
         )

@@ -186,6 +186,7 @@ def test_settings_that_no_term_of_train_reg_shows_change_what_they_are_about():
     remembering = recipe_of(looks="memory")
     assert remembering.generate.synthesis.memory is remembering.registration.style
     assert plain.synthesis.memory is None
+    assert [recipe_of(style_code=code).registration.style.looks_of for code in ("query", "key")] == ["query", "key"]
     assert [recipe_of(jitter=jitter).registration.style.own for jitter in (True, False)] == [True, False]
 
 

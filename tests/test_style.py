@@ -1,6 +1,7 @@
 """Parts of SST: momentum contrast by hand, AdaIN's statistics, MS-SSIM against MONAI, flows as codes, who learns."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def pair(seed=0):
         *textured(2, 1, 1, *SHAPE, seed=seed),
         torch.tensor([0]),
         drawing(1),
-        textured(1, 1, *SHAPE, seed=seed),
+        textured(1, 1, *SHAPE, seed=seed + 50),
     )
 
 
@@ -449,9 +450,20 @@ def test_jitter_changes_both_scans_of_a_pair_alike_or_each_on_its_own_and_stays_
             brighten(torch.cat([plain.moving, plain.fixed])[i : i + 1], *factors[i % len(factors)][:, None])
             for i in range(4)
         ]
+        expected = [image.clamp(min=1e-3) for image in expected]
         found = two_scans(data, drawing(2), jitter=jitter)
         torch.testing.assert_close(torch.cat([found.moving, found.fixed]), torch.cat(expected))
         assert found.scans == plain.scans and torch.equal(found.plain, plain.moving)
+
+
+def test_jitter_leaves_what_lies_outside_a_scan_at_0_and_every_voxel_its_rank():
+    images = 0.1 + 0.5 * textured(4, 1, *SHAPE)  # far from 0 and 1, where a factor would cut voxels off
+    images[:, :, :4] = 0
+    data = replace(scans(), images=images)
+    for seed in range(10):
+        found, plain = (two_scans(data, drawing(2, seed=seed), jitter=jitter) for jitter in ("each", "none"))
+        assert torch.equal(found.moving > 0, plain.moving > 0) and not torch.equal(found.moving, plain.moving)
+        torch.testing.assert_close(ranks(found.moving), ranks(plain.moving), atol=0.01, rtol=0)
 
 
 def after_places():
@@ -610,6 +622,24 @@ def test_drawn_scans_are_the_atlas_in_the_drawn_look_and_shape_and_look_at_no_sc
     assert not torch.equal(drawn.image, other.image) and (drawn.space, drawn.style) == ("prior", "prior")
 
 
+def test_only_the_joint_phase_remembers_looks_those_of_scans_before_jitter():
+    R, judge = styled_networks()
+    batch = pair()
+    with torch.no_grad():
+        ContrastStyles(R.style, R.flow, judge)(batch)
+        assert R.style.owners[0] == 0 and not R.style.known.any()
+        Transfer(R, judge)(batch)
+        assert R.style.known.tolist() == [False, True] + [False] * 6
+        torch.testing.assert_close(R.style.looks[1:2], R.style.encoder(batch.plain))
+
+
+def test_of_more_keys_than_the_queue_holds_the_last_ones_stay():
+    contrast = MomentumContrast(Direction(), size=3)
+    contrast.enqueue(torch.eye(CODE)[:5], torch.arange(5), torch.eye(CODE)[5:10])
+    assert contrast.owners.tolist() == [2, 3, 4] and contrast.known.all()
+    assert torch.equal(contrast.queue, torch.eye(CODE)[2:5]) and torch.equal(contrast.looks, torch.eye(CODE)[7:10])
+
+
 def test_encoder_pays_for_what_the_discriminator_does_not_take_for_the_prior():
     contrasted = Contrasted(*[torch.zeros(2, CODE)] * 3, own=torch.zeros(2, 2))
     judged = torch.tensor([[1.0], [0.5]])
@@ -634,6 +664,15 @@ def test_looks_from_memory_lie_between_two_that_are_alike():
         expected = warp(draw.appearance(scans().image([1]), E.remembered(1, generator(3))), drawn.displacement)
     torch.testing.assert_close(drawn.image, expected)
     assert drawn.style == "memory"
+
+
+def test_looks_that_are_nearly_one_are_told_apart_under_autocast():
+    E = MomentumContrast(Direction(), size=100)
+    looks = F.normalize(torch.eye(CODE)[0] + 0.01 * torch.randn(100, CODE, generator=generator()))
+    E.enqueue(looks, torch.arange(100), looks)
+    codes = E.remembered(50, generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(E.remembered(50, generator()), codes)
 
 
 def test_without_appearance_model_the_atlas_keeps_its_look():

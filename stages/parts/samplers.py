@@ -245,7 +245,8 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
     """Any two atlases or unlabelled scans, never one twice, under the same random displacement.
 
     Args:
-        jitter: brightness and contrast times U(0.7, 1.3), drawn for a pair or for each scan (SST's published code).
+        jitter: brightness and contrast times U(0.7, 1.3), drawn for a pair or for each scan (SST's published code,
+            which has no background that stays 0).
     """
     places = [*data.atlases, *data.unlabeled]
     moving = pick(range(len(places)), draw.batch_size, draw.generator)
@@ -261,7 +262,8 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
         alike = 2 if jitter == "pair" else 1
         size = (len(images) // alike, 2, 1, 1, 1, 1)
         brightness, contrast = uniform(size, 0.7, 1.3, draw.generator).repeat(alike, 1, 1, 1, 1, 1).unbind(1)
-        images = brighten(images, brightness, contrast)
+        # What lies outside a scan, 0, stays 0, and nothing else becomes 0: `ranks` tells the two apart by that.
+        images = torch.where(images > 0, brighten(images, brightness, contrast).clamp(min=1e-3), 0.0)
     names = [data.names[place] for place in (*moving, *fixed)]
     first, second = images.chunk(2)
     return TwoScans(names, first, second, torch.tensor(moving, device=images.device), draw, plain)

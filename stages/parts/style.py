@@ -89,8 +89,8 @@ class MomentumContrast(nn.Module):
     """A style encoder, its slowly following copy that makes the keys, and a queue of the latest keys.
 
     In a step: the key encoder moves, k <- m k + (1 - m) q; queries are compared with what is in the queue; then the
-    new keys replace the oldest ones there, and the codes of the scans themselves theirs in a second one, of looks. The
-    state is part of the weights, so a checkpoint holds it.
+    new keys replace the oldest ones there, and the codes of the scans themselves theirs in a second one, of looks,
+    where those are to be remembered. The state is part of the weights, so a checkpoint holds it.
 
     Args:
         encoder: image -> code.
@@ -125,17 +125,18 @@ class MomentumContrast(nn.Module):
         self.register_buffer("owners", torch.full((size,), -1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
-    def forward(self, scan: Tensor, moved: Tensor, owner: Tensor, plain: Tensor) -> Contrasted:
+    def forward(self, scan: Tensor, moved: Tensor, owner: Tensor, plain: Tensor | None = None) -> Contrasted:
         """Scans and the same scans in other shapes, (N, 1, D, H, W), and whose they are, (N,); moves the state on.
 
         Args:
-            plain: the scans before jitter, whose looks are remembered.
+            plain: the scans before jitter, whose looks are remembered; None: these steps remember none.
         """
         query = self.encoder(scan)
         self.follow()
         with torch.no_grad():
             key = self.key_encoder(moved)
-            look = (self.encoder if self.looks_of == "query" else self.key_encoder)(plain)
+            looks_of = self.encoder if self.looks_of == "query" else self.key_encoder
+            look = torch.zeros_like(key) if plain is None else looks_of(plain)
         left_out = (owner[:, None] == self.owners) & (not self.own)
         found = Contrasted(query, key, self.queue.clone(), left_out)
         self.enqueue(key, owner, look)
@@ -158,17 +159,24 @@ class MomentumContrast(nn.Module):
 
         Source: Chawla et al., JAIR 2002.
         """
-        known = self.looks[self.owners >= 0]
+        known = self.looks[self.known]
         first = known[torch.randint(len(known), (count,), generator=generator).to(known.device)]
-        near = (first @ known.T).topk(min(self.NEIGHBOURS + 1, len(known)), dim=1).indices  # one of them is itself
+        with torch.autocast(known.device.type, enabled=False):  # bfloat16 cannot tell cosines near 1 apart
+            near = (first @ known.T).topk(min(self.NEIGHBOURS + 1, len(known)), dim=1).indices  # one of them is itself
         second = known[
             near.gather(1, torch.randint(near.shape[1], (count, 1), generator=generator).to(near.device))[:, 0]
         ]
         return F.normalize(torch.lerp(first, second, torch.rand(count, 1, generator=generator).to(first.device)), dim=1)
 
+    @property
+    def known(self) -> Tensor:
+        """Where a look is remembered, (size,); elsewhere it is 0."""
+        return self.looks.any(1)
+
     @torch.no_grad()
     def enqueue(self, keys: Tensor, owner: Tensor, looks: Tensor) -> None:
-        """New keys, and the looks of their scans, take the places of the oldest ones."""
+        """New keys, and the looks of their scans, take the places of the oldest ones; of too many, the last ones."""
+        keys, owner, looks = (new[-len(self.queue) :] for new in (keys, owner, looks))
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places], self.owners[places], self.looks[places] = keys, owner, looks
         self.pointer.copy_((self.pointer + len(keys)) % len(self.queue))
@@ -380,7 +388,7 @@ class ContrastStyles:
     def __call__(self, batch: TwoScans) -> Encoded:
         with torch.no_grad():
             moved = warp(batch.moving, self.transformer(batch.moving, batch.fixed))
-        contrasted = self.style(batch.moving, moved, batch.owner, batch.plain)
+        contrasted = self.style(batch.moving, moved, batch.owner)  # no looks: A will see those of a later encoder
         return Encoded(contrasted, self.discriminator(contrasted.query) if self.discriminator else None)
 
 
