@@ -25,18 +25,20 @@ from stages.config import Config
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method
+from stages.preprocess import cohort_settings
 from stages.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
 STEPS = ("train_reg.steps", "train_seg.steps")
+ROLES = ("atlases", "unlabeled", "supervised")
 Key = tuple[str, str]  # method, output
 
 
 def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]) -> Scores:
     """The newest scores of a method with a seed, on the part that `eval.part` names; of a run, its last round.
 
-    Runs that were told what the configuration says come first, steps aside (`--budget` finds its own); if there is
-    none, the newest of all counts, and a line says how it differs.
+    Runs that were told what the configuration and the row say come first, steps aside (`--budget` finds its own); if
+    there is none, the newest of all counts, and a line says how it differs.
 
     Args:
         row: the method, and settings that its run must have had: "os-medseg teacher=false train_seg.steps=500".
@@ -47,9 +49,9 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
     """
     name, *asked = row.split()
     method = find_method(name)
-    wanted = dict(_setting(each, row) for each in asked)
-    in_file = _settings_in(config, method)
-    said = in_file | wanted
+    given = dict(_setting(each, row) for each in asked)
+    wanted = {name: _read(config, name, value) for name, value in given.items()}
+    said = _settings_in(config, method, wanted)
     found, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
     for folder in reversed(versions(config.workspace / method.name / "scores")):
         scores = Scores.open(folder)
@@ -60,20 +62,21 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
             if wanted.items() <= had.items():
                 found.append((scores, had))
     if found:
-        free = (*STEPS, "rounds") if "round" in wanted else STEPS  # a round is the same, however many follow
+        free = {*STEPS, *({"rounds"} if "round" in wanted else ())}  # a round is the same, however many follow
+        free |= set(method.settings.ROUNDS) if wanted.get("round") == 0 else set()
         as_said = [(scores, had) for scores, had in found if not _differing(had, said, but=free)]
         if not as_said:
             newest, had = found[0]
-            others = (f"{name} {had[name]}, not {said[name]}" for name in _differing(had, said, but=free)[:3])
+            others = (_other(name, had[name], said[name]) for name in _differing(had, said, but=free)[:3])
             print(f"{row}: {newest.folder.name} of its scores was made with other settings: {'; '.join(others)}.")
         _, first = (as_said or found)[0]
-        of_run = [scores for scores, had in as_said or found if not _differing(had, first, but=("round",))]
+        of_run = [scores for scores, had in as_said or found if not _differing(had, first, but={"round"})]
         return max(of_run, key=lambda scores: scores.manifest.identity.round)
-    if known and (unknown := sorted(wanted.keys() - known - in_file.keys())):
+    if known and (unknown := sorted(wanted.keys() - known - _settings_in(config, method, {}).keys())):
         raise LrlsError(
             f"--method {row!r}: no run of {name} has a setting {unknown[0]}; there are {', '.join(sorted(known))}."
         )
-    options = [_option(name, *each) for each in wanted.items()] + [f"--set seed={seed}"] * (seed != config.seed)
+    options = [_option(name, *each) for each in given.items()] + [f"--set seed={seed}"] * (seed != config.seed)
     command = " ".join(["lrls run", f"--method {name}", *filter(None, options)])
     raise LrlsError(f"{row} has no scores on {config.eval.part} with seed {seed}; run `{command}` first.")
 
@@ -88,6 +91,18 @@ def _setting(text: str, row: str) -> tuple[str, Any]:
         raise LrlsError(f"--method {row!r}: the value of {name} is not readable as YAML.") from None
 
 
+def _read(config: Config, name: str, value: Any) -> Any:
+    """A row's setting as runs keep it: of `data` the case ids, and not what their list is called."""
+    section, _, role = name.partition(".")
+    if section != "data" or role not in ROLES:
+        return value
+    return config.model_copy(update={"data": config.data.model_copy(update={role: value})}).part(role)
+
+
+def _other(name: str, had: Any, said: Any) -> str:
+    return f"{name} other scans" if isinstance(said, list) else f"{name} {had}, not {said}"
+
+
 def _option(method: str, name: str, value: Any) -> str:
     """How `lrls run` is told a setting of a row."""
     if name == "round":
@@ -98,31 +113,40 @@ def _option(method: str, name: str, value: Any) -> str:
     return f"--set {name if '.' in name else f'methods.{method}.{name}'}={text}"
 
 
-def _settings_in(config: Config, method: Method) -> dict[str, Any]:
-    """What the configuration tells a run, by the names of `_settings_of`."""
-    found: dict[str, Any] = {"appearance_from": False} | settings_of(method, config).model_dump(mode="json")
+def _settings_in(config: Config, method: Method, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What the configuration and a row tell a run, by the names of `_settings_of`; presets and networks fill in."""
+    own = {name: value for name, value in wanted.items() if name in method.settings.model_fields}
+    of_method = config.methods.get(method.name, {}) | own
+    config = config.model_copy(update={"methods": config.methods | {method.name: of_method}})
+    sections = {"generate": config.generate.model_dump(mode="json"), **cohort_settings(config, "train")}
     for section in ("train_reg", "train_seg"):
         if getattr(method, section):
-            training = training_of(method, config, section).model_dump(mode="json")
-            found |= {f"{section}.{name}": value for name, value in training.items()}
-    return found
+            sections[section] = training_of(method, config, section).model_dump(mode="json")
+    settings = {"settings": settings_of(method, config).model_dump(mode="json"), "precision": config.precision}
+    return {"appearance_from": False} | _named(sections | settings) | wanted
 
 
-def _differing(had: dict[str, Any], said: dict[str, Any], *, but: Sequence[str]) -> list[str]:
+def _differing(had: dict[str, Any], said: dict[str, Any], *, but: set[str]) -> list[str]:
     """Settings that both name and that have different values."""
-    return sorted(name for name in had.keys() & said.keys() - set(but) if had[name] != said[name])
+    return sorted(name for name in had.keys() & said.keys() - but if had[name] != said[name])
 
 
 def _settings_of(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Any]:
     """What a run was told: the method's settings by their names, train_reg.steps and the like; and its round."""
     found: dict[str, Any] = {"round": scores.identity.round, "appearance_from": False}
     for manifest in [scores, *(each for each in _way_to(scores, made).values() if each)]:
-        config = manifest.identity.config
-        found |= config.get("settings", {})
-        found["appearance_from"] |= "appearance_from" in config  # another cohort's looks
-        for section in ("train_reg", "train_seg", "generate"):
-            found |= {f"{section}.{name}": value for name, value in config.get(section, {}).items()}
+        found |= _named(manifest.identity.config)
+        found["appearance_from"] |= "appearance_from" in manifest.identity.config  # another cohort's looks
     return found
+
+
+def _named(identity: dict[str, Any]) -> dict[str, Any]:
+    """What an artifact depends on, by the names that settings have behind `--set`; a method's own have no section."""
+    found = dict(identity.get("settings", {}))
+    found |= {name: identity[name] for name in ("precision", "others") if name in identity}
+    for section in ("train_reg", "train_seg", "generate", "preprocess"):
+        found |= {f"{section}.{name}": value for name, value in identity.get(section, {}).items()}
+    return found | {f"data.{role}": cases for role, cases in identity.get("members", {}).items()}
 
 
 def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *, force: bool = False) -> Comparison:

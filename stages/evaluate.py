@@ -196,7 +196,7 @@ def _rounds(
             whole = one_hot(label[None], cohort.num_classes)[0]
             classes = classes_in_own_space(whole, cohort.transform(case), cohort.grid)
             found = [each["dsc"] for each in _score("pseudo-labels", case, scan, classes, config)]
-            dice.append(float(np.mean(found)))
+            dice += [float(np.mean(found))] if found else []  # nothing to find in that scan, and nothing found
         rows.append(row | ({"dsc": float(np.mean(dice))} if dice else {}))
     pd.DataFrame(rows).to_csv(draft.folder / "rounds.csv", index=False, float_format="%.6f")
     rounds_page(rows, draft.folder / "rounds.png")

@@ -349,7 +349,7 @@ def rounds_page(rows: Sequence[Row], path: Path) -> None:
     for place, (color, (key, name)) in enumerate(zip(LINE_COLORS, lines.items(), strict=False)):
         if any(key in row for row in rows):
             values = np.array([row.get(key, np.nan) for row in rows], dtype=float)
-            top = max(top, *values[np.isfinite(values)])
+            top = max([top, *values[np.isfinite(values)]])
             axes.plot(  # the first ones larger, so that equal values show
                 numbers, values, marker="os^DvP"[place], markersize=11 - 1.4 * place, color=color,
                 linewidth=3 - 0.4 * place, label=name,

@@ -13,7 +13,9 @@ from conftest import Project
 from stages.artifacts.store import FORMAT_VERSIONS, Identity, Manifest, new_artifact, read_manifest
 from stages.compare import cost, newest_scores
 from stages.errors import LrlsError
+from stages.methods import find_method
 from stages.phantoms import STRUCTURES
+from stages.preprocess import cohort_settings
 
 CASES = [f"test_{i}" for i in range(1, 9)]
 FIRST, SECOND = list(STRUCTURES)[:2]
@@ -152,6 +154,57 @@ def test_rounds_of_two_runs_are_not_mixed(scored):
         "v0003", "v0004", "v0002",
     ]  # fmt: skip
     assert chosen("jrss dropout=0.2 round=0") == "v0005"
+
+
+def test_a_rows_settings_fill_in_what_follows_from_them(scored, capsys):
+    config = scored.config.model_copy(update={"methods": {}})
+    for preset in ("abdomen", "official"):
+        settings = find_method("jrss").settings.model_validate({"preset": preset}).model_dump(mode="json")
+        write_scores(scored, "jrss", 0.1, settings=settings)
+        newest_scores(config, f"jrss preset={preset}", 0, {})
+    write_scores(scored, "jrss", 0.1, settings=settings | {"round_share": 0.7})
+    assert newest_scores(config, "jrss preset=official", 0, {}).folder.name == "v0002"
+    assert newest_scores(config, "jrss round=0 preset=official", 0, {}).folder.name == "v0003"  # does not read it
+    assert "other settings" not in capsys.readouterr().out
+
+
+def test_runs_on_other_scans_or_another_grid_are_told_from_the_files(scored, capsys):
+    made, config = {}, scored.config
+    fewer, coarser = (
+        config.part("atlases")[:1] + config.part("unlabeled")[:1],
+        config.preprocess.model_dump(mode="json"),
+    )
+    for changed in (
+        {},
+        {"members": {"atlases": fewer, "unlabeled": config.part("unlabeled")}},
+        {"preprocess": coarser | {"spacing_mm": [9.0, 9.0, 9.0]}},
+    ):
+        identity = Identity(
+            kind="cohort",
+            format_version=FORMAT_VERSIONS["cohort"],
+            made_by="preprocess",
+            config=cohort_settings(config, "train") | changed,
+            seed=0,
+        )
+        with new_artifact(scored.workspace / "cohort", identity, device="cpu") as draft:
+            (draft.folder / "data").write_bytes(b"")
+        manifest = read_manifest(draft.result)
+        made[manifest.digest] = manifest
+        write_scores(scored, "brbs", 0.0, inputs={"cohort": manifest.digest})
+    (scored.workspace / "brbs" / "scores" / "v0001").rename(scored.workspace / "brbs" / "v0001")  # of the fixture
+
+    def chosen(row: str) -> str:
+        return newest_scores(config, row, 0, made).folder.name
+
+    rows = ("brbs", f"brbs data.atlases=[{','.join(fewer)}]", "brbs preprocess.spacing_mm=[9.0,9.0,9.0]")
+    assert [chosen(row) for row in rows] == ["v0002", "v0003", "v0004"]
+    assert "other settings" not in capsys.readouterr().out
+    (scored.workspace / "brbs" / "scores" / "v0002").rename(scored.workspace / "brbs" / "v0002")
+    chosen("brbs")
+    assert "v0004 of its scores was made with other settings: preprocess.spacing_mm" in capsys.readouterr().out
+    (scored.workspace / "brbs" / "scores" / "v0004").rename(scored.workspace / "brbs" / "v0004")
+    chosen("brbs")
+    assert "v0003 of its scores was made with other settings: data.atlases other scans." in capsys.readouterr().out
 
 
 def test_no_row_is_so_long_that_it_hides_numbers(scored):

@@ -91,6 +91,7 @@ DRAWINGS = {
     "panels": lambda path: pictures.panels_page([("a", panels()), ("b", panels())], path, structures=NAMES),
     "rounds": lambda path: pictures.rounds_page(rounds(), path),
     "rounds with DSC": lambda path: pictures.rounds_page([row | {"dsc": 0.5} for row in rounds()], path),
+    "rounds without a finite number": lambda path: pictures.rounds_page([{"round": 1, "dsc": np.nan}], path),
     "no rounds": lambda path: pictures.rounds_page([], path),
     "panels without error": lambda path: pictures.panels_page(
         [("a", [Panel("0", torch.zeros(SHAPE), None, "error")])], path

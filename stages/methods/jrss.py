@@ -21,10 +21,12 @@ How the text is read, where it leaves a choice (numbers of epochs are nowhere):
 - *Warm-up*: lambda_r is ten times as high in the first of R's 300 steps (of short trainings a fifth, which is ours),
   falls linearly, and no more in later rounds.
 - *Initialisation*: Xavier for S; R as torch does it, with a head near 0.
+- *Schedule*: 0.99 per epoch, where a training, and so each round's, counts as 300 epochs however many steps it has.
 - Sums over voxels are means. Displacements are in voxels; images have mean 0 and standard deviation 1 inside.
 
-Ours differs in: images and displacements sample with aligned corners; |J| is the true determinant (the published one
-mixes up two axes).
+Ours differs in: `eval` moves the atlas to every scan, as label propagation does (the paper registers test scans to two
+of them); images and displacements sample with aligned corners; |J| is the true determinant (the published one mixes up
+two axes).
 """
 
 from __future__ import annotations
