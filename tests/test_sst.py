@@ -279,9 +279,11 @@ def test_pages_show_codes_looks_and_shapes():
     assert torch.cat(list(codes.groups.values())).mean(0).abs().max() < 1e-5
     _, givers = shown["styles"][0]
     assert all(torch.equal(panel.image, data.image([k + 1])[0, 0]) for k, panel in enumerate(givers[1:]))
-    case, looks = shown["styles"][2]
-    assert case == "b" and [panel.heading for panel in looks] == ["as it is", *(f"in the look of {n}" for n in "bcd")]
+    assert [case for case, _ in shown["styles"]] == ["who gives it", "a", "b", "d"]
+    _, looks = shown["styles"][2]
+    assert [panel.heading for panel in looks] == ["as it is", *(f"in the look of {n}" for n in "bcd")]
     torch.testing.assert_close(looks[2].image, recipe.registration.restyled(data.image([1]), data.image([2]))[0, 0])
+    assert sst._spread(range(100), 5) == [0, 25, 50, 74, 99] and sst._spread([4], 2) == [4]
     assert len({float(panels[2].image.sum()) for _, panels in shown["shapes"]}) == 4
     assert list(recipe_of(appearance=False).registration_pages) == ["shapes"]
 

@@ -41,6 +41,7 @@ ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -424,12 +425,16 @@ def show_codes(R: StyledRegistration, data: Scans) -> Points:
 
 
 def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Panel]]]:
-    """The first atlas and two scans, each in its own look and in that of five scans, which stand above."""
-    looks = data.unlabeled[:5]
+    """The first atlas and two scans, each in its own look and in that of five scans, which stand above.
+
+    The five are spread over the list, so that those of a second site, which come behind the first one's, are seen.
+    """
+    looks = _spread(data.unlabeled, 5)
     headings = [f"in the look of {data.names[look]}" for look in looks]
     givers = [Panel(heading, data.image([look])[0, 0]) for heading, look in zip(headings, looks, strict=True)]
-    rows = [("who gives it", [Panel("as it is", torch.zeros_like(data.image(data.atlases[:1])[0, 0])), *givers])]
-    for place in [data.atlases[0], *data.unlabeled[:2]]:
+    atlas = data.atlases[0]
+    rows = [("who gives it", [Panel("as it is", data.image([atlas])[0, 0], data.labels[atlas]), *givers])]
+    for place in [atlas, *_spread(data.unlabeled, 2)]:
         image = data.image([place])
         panels = [Panel("as it is", image[0, 0], data.labels.get(place))]
         panels += [
@@ -438,6 +443,12 @@ def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Pane
         ]
         rows.append((data.names[place], panels))
     return rows
+
+
+def _spread(places: Sequence[int], count: int) -> list[int]:
+    """The first, the last and what lies evenly between, at most as many as there are."""
+    count = min(count, len(places))
+    return [places[round(k * (len(places) - 1) / max(1, count - 1))] for k in range(count)]
 
 
 def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Panel]]]:
