@@ -37,8 +37,9 @@ Key = tuple[str, str]  # method, output
 def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]) -> Scores:
     """The newest scores of a method with a seed, on the part that `eval.part` names; of a run, its last round.
 
-    Runs that were told what the configuration and the row say come first, steps aside (`--budget` finds its own); if
-    there is none, the newest of all counts, and a line says how it differs.
+    Scores on just the scans that the part lists come first; of these, runs that were told what the configuration and
+    the row say, steps aside (`--budget` finds its own); if there is none, the newest of all counts, and a line says
+    how it differs.
 
     Args:
         row: the method, and settings that its run must have had: "os-medseg teacher=false train_seg.steps=500".
@@ -52,6 +53,7 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
     given = dict(_setting(each, row) for each in asked)
     wanted = {name: _read(config, name, value) for name, value in given.items()}
     said = _settings_in(config, method, wanted)
+    truths = {f"truth/{case}" for case in config.part(config.eval.part)}
     found, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
     for folder in reversed(versions(config.workspace / method.name / "scores")):
         scores = Scores.open(folder)
@@ -61,7 +63,8 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
             known |= had.keys()
             if wanted.items() <= had.items():
                 found.append((scores, had))
-    if found:
+    of_part = [(scores, had) for scores, had in found if truths == _truths(scores).keys()]
+    if found := of_part or found:
         free = {*STEPS, *({"rounds"} if "round" in wanted else ())}  # a round is the same, however many follow
         free |= set(method.settings.ROUNDS) if wanted.get("round") == 0 else set()
         as_said = [(scores, had) for scores, had in found if not _differing(had, said, but=free)]
@@ -223,19 +226,20 @@ def _fields_of(runs: list[Scores]) -> dict[str, float]:
 
 def _check_alike(runs: dict[str, list[Scores]]) -> None:
     """Runs of a method differ in nothing but the seed, and all runs were scored on the same label maps."""
-
-    def truths(scores: Scores) -> dict[str, str]:
-        inputs = scores.manifest.identity.inputs
-        return {role: digest for role, digest in inputs.items() if role.startswith("truth/")}
-
     first = next(iter(runs))
     for method, of_method in runs.items():
         for run in of_method:
-            if truths(run) != truths(runs[first][0]):
+            if _truths(run) != _truths(runs[first][0]):
                 raise LrlsError(f"{first} and {method} were scored on different scans; run `lrls eval` for both again.")
             if run.manifest.identity.config != of_method[0].manifest.identity.config:
                 seeds = " and ".join(str(each.manifest.identity.seed) for each in (of_method[0], run))
                 raise LrlsError(f"{method}: seeds {seeds} ran with different settings; run one of them again.")
+
+
+def _truths(scores: Scores) -> dict[str, str]:
+    """Digests of the label maps that were scored against."""
+    inputs = scores.manifest.identity.inputs
+    return {role: digest for role, digest in inputs.items() if role.startswith("truth/")}
 
 
 def cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float | None, float | None]:

@@ -207,6 +207,14 @@ def test_runs_on_other_scans_or_another_grid_are_told_from_the_files(scored, cap
     assert "v0003 of its scores was made with other settings: data.atlases other scans." in capsys.readouterr().out
 
 
+def test_scores_on_the_scans_that_the_file_names_come_before_newer_ones(scored):
+    write_scores(scored, "unet", 0.3, cases=CASES[:3])
+    for cases, version in ((CASES, "v0001"), (CASES[:3], "v0002"), (CASES[:2], "v0002")):
+        data = scored.config.data.model_copy(update={"test": cases})
+        found = newest_scores(scored.config.model_copy(update={"data": data}), "unet", 0, {})
+        assert found.folder.name == version
+
+
 def test_no_row_is_so_long_that_it_hides_numbers(scored):
     settings = {"a_setting_with_a_long_name": 1, "another_setting_with_a_long_name": "value", "mmr": False}
     write_scores(scored, "brbs", 0.2, settings=settings)
