@@ -14,10 +14,11 @@ How paper and published code are read:
   1/2 each for D. Its prior is n / |n|, on the sphere where the codes are.
 - The autoencoder learns by L1 and LSGAN (weight 0.05, code), to which `official` adds the SSIM of the warped atlas and
   mixtures of displacements. The prior of its codes is N(0, I); `official` mixes the codes of three scans instead.
-- Jitter: the text has none, the code changes brightness and contrast, of a pair alike in pre-training and of each scan
-  in the joint phase. Without it an appearance model that says its input again has L_cycle = L_id = 0 and needs no code.
-  Of scans that change, keys of the query's own scan are negatives, as in the code: told apart is what the look is, not
-  whose. Without `jitter` they would be the positive key again, and are left out.
+- Jitter: the text has none, the code changes brightness and contrast, of a pair alike in pre-training and of each
+  scan in the joint phase; ours leaves 0, what lies outside a scan, as it is. Without it an appearance model that says
+  its input again has L_cycle = L_id = 0 and needs no code. Of scans that change, keys of the query's own scan are
+  negatives, as in the code: told apart is what the look is, not whose. Without `jitter` they would be the positive
+  key again, and are left out.
 - L_adv has 0.1 (text), or 0.5 in pre-training and 0.05 later (code, `official`). The light networks pre-train with 0.5,
   too, since the prior is where samples get their looks from.
 - T, which makes the positive keys, is the flow model itself: as pre-trained while styles are, and as it is later on,
