@@ -385,7 +385,8 @@ def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], pat
     figure = _new_figure(7.5, 1.3 + height * max(len(names), 3))
     axes = figure.add_subplot()
     for number, method in enumerate(methods):
-        color = LINE_COLORS[number % len(LINE_COLORS)]
+        again, place = divmod(number, len(LINE_COLORS))  # colours that come again have another marker
+        color, marker = LINE_COLORS[place], "os^Dv"[again % 5]
         rows = [row for row, name in enumerate(names) if scores[name][method].size]
         offset = 0.7 * ((number + 0.5) / len(methods) - 0.5)
         values = [scores[names[row]][method] for row in rows]
@@ -394,7 +395,7 @@ def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], pat
         axes.hlines(places, low, high, color=color, linewidth=1.2, alpha=0.5)
         mean = np.mean([each.mean() for each in values]) if values else float("nan")
         axes.plot(
-            [each.mean() for each in values], places, "o", color=color, markersize=3.5,
+            [each.mean() for each in values], places, marker, color=color, markersize=3.5,
             label=_plain(f"{method}  {mean:.3f}"),
         )  # fmt: skip
     _style_plot(axes, "DSC by structure: means and quartiles over scans")
