@@ -245,8 +245,8 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
     """Any two atlases or unlabelled scans, never one twice, under the same random displacement.
 
     Args:
-        jitter: brightness and contrast times U(0.7, 1.3), drawn for a pair or for each scan (SST's published code,
-            which has no background that stays 0).
+        jitter: brightness and contrast times U(0.7, 1.3), drawn for a pair or for each scan (SST's published code);
+            0 stays 0, which is ours.
     """
     places = [*data.atlases, *data.unlabeled]
     moving = pick(range(len(places)), draw.batch_size, draw.generator)
