@@ -47,7 +47,7 @@ def export(
         counts = export_nnunet(made, loaded, method, out, couples=couples, force=force)
         typer.echo(f"{out}: {counts['train']} couples with labels, {counts['test']} scans without")
         return
-    from stages.exported import export_calibrated
+    from stages.answering.exported import export_calibrated
 
     model = export_calibrated(made, loaded, method, out, network_only=network_only, force=force)
     if model.atlases:

@@ -18,7 +18,7 @@ def init(
     Example: lrls init scans
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
-    from stages.initialize import describe_folder, write_config
+    from stages.data.initialize import describe_folder, write_config
 
     description = describe_folder(folder)
     write_config(description, output, force=force)

@@ -19,7 +19,7 @@ def phantom(
     Example: lrls phantom phantoms --scans 14
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
-    from stages.phantoms import write_phantoms
+    from stages.data.phantoms import write_phantoms
 
     config = write_phantoms(folder, scans=scans, seed=seed, force=force)
     typer.echo(f"{config}: {scans} scans. Next: `lrls check {config}`, then `lrls run {config} --method brbs`.")

@@ -26,9 +26,9 @@ def predict(
     Example: lrls predict model.zip new/*.nii.gz --out labels
     """
     # Imported here so that `lrls --help` does not wait for torch.
+    from stages.answering.exported import is_model, open_model
+    from stages.answering.model import running_on
     from stages.errors import LrlsError
-    from stages.exported import is_model, open_model
-    from stages.model import running_on
     from stages.predict import predict as stage
 
     if is_model(model):

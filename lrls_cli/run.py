@@ -37,8 +37,8 @@ def run(
     """
     # Imported here so that `lrls --help` does not wait for torch.
     from lrls_cli.tables import print_scores
-    from stages.budget import Budget
     from stages.config import load_config
+    from stages.training.budget import Budget
     from stages.workflow import run as run_all
 
     made = run_all(

@@ -18,8 +18,8 @@ def load_model(path: Path | str, **where: Any) -> Predictor:
     Raises:
         LrlsError: it is no exported model, or was changed.
     """
-    from stages.exported import open_model
-    from stages.model import running_on
+    from stages.answering.exported import open_model
+    from stages.answering.model import running_on
     from stages.predict import Predictor
 
     return Predictor(running_on(open_model(Path(path)), where))

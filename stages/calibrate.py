@@ -1,4 +1,4 @@
-"""Learning what a method's measures of quality say of DSC, on couples that it generates; see `stages.quality`."""
+"""Learning what a method's measures of quality say of DSC, on generated couples; see `stages.answering.quality`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.answers import GridScan, atlases_of
+from stages.answering.answers import GridScan, atlases_of
+from stages.answering.model import Model, model_of
+from stages.answering.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure
 from stages.artifacts.calibration import Calibrated
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
@@ -21,12 +23,10 @@ from stages.errors import LrlsError
 from stages.generate import draw_samples
 from stages.methods import find_method
 from stages.methods.recipe import PathBankWriter, Recipe, SampledScans, WarpedAtlases
-from stages.model import Model, model_of
 from stages.parts.metrics import dice_per_class
 from stages.parts.samplers import Always
 from stages.parts.warps import warp, warp_label
 from stages.progress import Progress
-from stages.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure
 from stages.train_reg import make_recipe, stage_config
 from stages.workflow import Made
 

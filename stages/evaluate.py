@@ -13,8 +13,8 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
-from stages import intake
-from stages.answers import Answering, GridScan, atlases_of
+from stages.answering.answers import Answering, GridScan, atlases_of
+from stages.answering.flat_borders import FlatBorder, find_flat_borders
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
@@ -29,12 +29,12 @@ from stages.artifacts.store import (
 )
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
+from stages.data import intake
+from stages.data.own_space import as_label_image, classes_in_own_space
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
-from stages.flat_borders import FlatBorder, find_flat_borders
 from stages.methods import find_method
 from stages.methods.recipe import Recipe
-from stages.own_space import as_label_image, classes_in_own_space
 from stages.parts.metrics import (
     folding_fraction,
     jacobian_determinant,
@@ -42,9 +42,9 @@ from stages.parts.metrics import (
     score_structures,
     sd_log_jacobian,
 )
+from stages.parts.statistics import summarize
 from stages.parts.warps import one_hot
 from stages.progress import Progress
-from stages.statistics import summarize
 from stages.train_reg import make_recipe, overlay_row, stage_config
 
 MEASURES = ("folding_fraction", "jacobian_std", "sd_log_jacobian")

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import torch
 
-from stages import intake
+from stages.answering.registering import displacements, segment, vote
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.store import (
@@ -27,6 +27,7 @@ from stages.artifacts.store import (
 )
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
+from stages.data import intake
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method
@@ -46,7 +47,6 @@ from stages.parts.self_training import screen
 from stages.parts.style import MomentumContrast
 from stages.parts.warps import warp, warp_label, warp_one_hot
 from stages.progress import Progress
-from stages.registering import displacements, segment, vote
 from stages.train_reg import make_recipe, next_stage, stage_config
 
 APPEARANCE = "registration/appearance"  # where the weights of a registration artifact hold its looks

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import SimpleITK as sitk
 
-from stages.answers import atlases_of
+from stages.answering.answers import atlases_of
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.config import Config

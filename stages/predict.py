@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from stages import intake
-from stages.answers import Answer, Answering, GridScan
+from stages.answering.answers import Answer, Answering, GridScan
+from stages.answering.model import Model
+from stages.answering.quality import Quality, assess
 from stages.artifacts.cohort import Grid
 from stages.artifacts.store import atomic_write_text
+from stages.data import intake
+from stages.data.own_space import as_label_image, in_own_space
+from stages.data.writers import csv_of, volumes_ml, write_dicom_seg, write_image, write_label_tables
 from stages.errors import LrlsError
-from stages.model import Model
-from stages.own_space import as_label_image, in_own_space
-from stages.preprocess import in_processes, packed, prepare_new, to_grid
-from stages.quality import Quality, assess
-from stages.writers import csv_of, volumes_ml, write_dicom_seg, write_image, write_label_tables
+from stages.preprocess import packed, prepare_new, to_grid
+from stages.processes import in_processes
 
 AT_ONCE = 32  # scans that are aligned and registered before the first answer; bounds memory
 

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +11,6 @@ import h5py
 import numpy as np
 import SimpleITK as sitk
 
-from stages import intake
-from stages.alignment import affine_transform, align
 from stages.artifacts.cohort import Cohort, Grid
 from stages.artifacts.store import (
     FORMAT_VERSIONS,
@@ -28,8 +21,10 @@ from stages.artifacts.store import (
     verify,
 )
 from stages.config import Config, IntensitySettings, PreprocessSettings
+from stages.data import intake
+from stages.data.alignment import affine_transform, align
 from stages.errors import LrlsError
-from stages.parts.classical import begin_process
+from stages.processes import in_processes
 from stages.progress import Progress
 
 Part = Literal["train", "supervised", "dev", "test"]
@@ -143,28 +138,6 @@ def _align_all(
         for case, found in in_processes(_align_case, arguments, workers=config.preprocess.workers):
             atomic_write_text(transforms / f"{case}.json", json.dumps(found, indent=1))
             progress.advance()
-
-
-def in_processes(
-    function: Callable[..., Any], arguments: Sequence[tuple], *, workers: int | None = None
-) -> Iterator[Any]:
-    """Results of a function over cases, as they come, from processes of one ITK thread each."""
-    if not arguments:
-        return
-    workers = min(workers or len(os.sched_getaffinity(0)), len(arguments))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_process) as pool:
-        futures = [pool.submit(function, *each) for each in arguments]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise LrlsError(
-                f"one of {workers} worker processes was killed, most likely for lack of memory; "
-                "set preprocess.workers to fewer. The same command goes on where it stopped."
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _align_case(config: Config, case: str, geometry: tuple, is_reference: bool) -> tuple[str, dict[str, Any]]:

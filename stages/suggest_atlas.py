@@ -21,14 +21,15 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from stages import intake
-from stages.alignment import affine_transform, align, centre_of_mass
 from stages.artifacts.cohort import Grid
 from stages.artifacts.store import FORMAT_VERSIONS, Identity, atomic_write_text, find_finished, new_artifact
 from stages.artifacts.suggestion import Suggestion
 from stages.config import Config
+from stages.data import intake
+from stages.data.alignment import affine_transform, align, centre_of_mass
 from stages.errors import LrlsError
-from stages.preprocess import coarsened, in_processes, normalise
+from stages.preprocess import coarsened, normalise
+from stages.processes import in_processes
 from stages.progress import Progress
 
 LEAST_SCANS = 3

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.answering.registering import as_image, displacements, vote
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.store import FORMAT_VERSIONS, Draft, Identity, find_finished, new_artifact, save_weights, verify
@@ -20,8 +21,7 @@ from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Recipe, Task
 from stages.parts.panels import Points
 from stages.parts.samplers import LabelledPair, Scans
-from stages.registering import as_image, displacements, vote
-from stages.training import Run, train
+from stages.training.loop import Run, train
 
 
 def task_of(cohort: Cohort) -> Task:

@@ -14,7 +14,7 @@ from stages.errors import LrlsError
 from stages.methods import find_method, training_of
 from stages.methods.recipe import Method, Recipe
 from stages.train_reg import make_recipe, scans_to_learn_from, stage_config
-from stages.training import Run, train
+from stages.training.loop import Run, train
 
 
 def train_segmentation(

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from stages import intake
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import MANIFEST, latest, versions, with_digest
 from stages.artifacts.weights import Registration, Segmentation
-from stages.budget import Budget, TrainStage, trained_stages, with_steps
 from stages.config import Config
+from stages.data import intake
 from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
@@ -24,6 +23,7 @@ from stages.methods.recipe import Method, Recipe, Task
 from stages.preprocess import Part, cohort_folder, cohort_settings, preprocess
 from stages.train_reg import make_recipe, stage_config, train_registration
 from stages.train_seg import train_segmentation
+from stages.training.budget import Budget, TrainStage, trained_stages, with_steps
 
 Artifact = TypeVar("Artifact", Cohort, Registration, Generated, Segmentation, Scores)
 Stage = Literal["preprocess", "train-reg", "generate", "train-seg", "eval"]

@@ -19,8 +19,8 @@ import yaml
 from lrls_cli.main import main
 from stages.artifacts.store import Manifest, history, read_manifest, versions
 from stages.config import Config, load_config
+from stages.data.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 from stages.parts import losses
-from stages.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 
 CASES = ("atlas_1", "atlas_2", "free_1", "free_2", "dev_1", "test_1", "test_2")
 SETTINGS = {
@@ -169,7 +169,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from (function(*each) for each in arguments)
 
     monkeypatch.setattr("stages.preprocess.in_processes", serial)
-    monkeypatch.setattr("stages.registering.in_processes", serial)
+    monkeypatch.setattr("stages.answering.registering.in_processes", serial)
     monkeypatch.setattr("stages.predict.in_processes", serial)
 
 

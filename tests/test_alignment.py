@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from stages.alignment import align, correlation, correlation_ratio
+from stages.data.alignment import align, correlation, correlation_ratio
 
 STILL = np.eye(4)
 

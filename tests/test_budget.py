@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import Project
 
-from stages import budget as budgets
 from stages.artifacts.store import Draft
-from stages.budget import Budget
 from stages.errors import LrlsError
 from stages.methods import METHODS, training_of
 from stages.train_reg import make_recipe, registration_run
-from stages.training import step_seconds
+from stages.training import budget as budgets
+from stages.training.budget import Budget
+from stages.training.loop import step_seconds
 from stages.workflow import opened_cohort
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -123,7 +123,7 @@ def test_measured_steps_are_real_ones_and_phases_count_by_their_share(project, t
     device = budgets.choose_device(config)
     run = registration_run(cohort, config, method, recipe, device, Draft(tmp_path))
     clock = iter(range(10_000))
-    monkeypatch.setattr("stages.training.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("stages.training.loop.time.monotonic", lambda: float(next(clock)))
     before = {name: tensor.clone() for name, tensor in recipe.registration.state_dict().items()}
     # Every look at this clock takes a second: a step is two looks, of either phase.
     assert step_seconds(run, patience_s=1e9) == pytest.approx(0.5 * 1 + 0.5 * 1)

@@ -12,9 +12,9 @@ from conftest import Project
 
 from stages.artifacts.store import FORMAT_VERSIONS, Identity, Manifest, new_artifact, read_manifest
 from stages.compare import cost, newest_scores
+from stages.data.phantoms import STRUCTURES
 from stages.errors import LrlsError
 from stages.methods import find_method
-from stages.phantoms import STRUCTURES
 from stages.preprocess import cohort_settings
 
 CASES = [f"test_{i}" for i in range(1, 9)]

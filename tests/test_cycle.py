@@ -25,7 +25,7 @@ from stages.parts.losses import diffusion_loss, lncc_loss
 from stages.parts.networks import PatchDiscriminator, RegistrationNetwork
 from stages.parts.samplers import LabelledPair
 from stages.parts.warps import one_hot, warp, warp_label
-from stages.training import give_turn
+from stages.training.loop import give_turn
 
 SHAPE = (9, 10, 11)
 LEAST = 1e-6**0.45  # of the robust penalty

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import Project
 
+from stages.answering.exported import IMAGES, MODEL, NAMES, WEIGHTS, _sha256, open_model, tensors_of
+from stages.answering.model import running_on
 from stages.artifacts.store import digest_of
 from stages.errors import LrlsError
-from stages.exported import IMAGES, MODEL, NAMES, WEIGHTS, _sha256, open_model, tensors_of
-from stages.model import running_on
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def shared(tmp_path_factory, new_project) -> Project:
         preprocess={"shape": [16, 16, 16]},
     )
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("preprocess", "registering"):
+        for place in ("preprocess", "answering.registering"):
             patch.setattr(f"stages.{place}.in_processes", lambda f, arguments, **_: (f(*each) for each in arguments))
         project.made("run", "--method", "best", "--until", "train-seg")
         project.made("calibrate", "--method", "best", "--couples", "9")

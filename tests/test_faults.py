@@ -21,7 +21,7 @@ import yaml
 from conftest import Done, Project
 
 from stages.errors import LrlsError
-from stages.preprocess import in_processes
+from stages.processes import in_processes
 
 pytestmark = pytest.mark.usefixtures("no_pictures_in_module")
 
@@ -207,7 +207,7 @@ def test_damaged_training_state_is_named(copied, monkeypatch):
     ("place", "command", "target"),
     [
         ("stages.preprocess.label_to_grid", ("preprocess",), "cohort"),
-        ("stages.training.save_state", ("train-reg", "--method", "brbs"), "brbs/registration"),
+        ("stages.training.loop.save_state", ("train-reg", "--method", "brbs"), "brbs/registration"),
         ("h5py.Dataset.__setitem__", ("generate", "--method", "brbs"), "brbs/generated"),
         ("stages.train_seg.save_weights", ("train-seg", "--method", "brbs"), "brbs/segmentation"),
         ("stages.artifacts.store._fsync", ("train-seg", "--method", "unet"), "unet/segmentation"),
@@ -269,7 +269,7 @@ def test_an_interrupted_run_says_that_it_resumes(copied, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("stages.training._save", interrupt)
+        patch.setattr("stages.training.loop._save", interrupt)
         done = copied.lrls("train-seg", "--method", "unet")
     assert done.code == 130
     assert done.err.splitlines()[-1] == "lrls: stopped; the same command resumes."
@@ -339,7 +339,7 @@ def failing(*_: object, **__: object) -> np.ndarray:
 def test_a_failed_alignment_falls_back_and_is_told_again_with_the_scores(
     ants, new_project, tmp_path, monkeypatch, in_this_process
 ):
-    monkeypatch.setattr("stages.alignment._ants", ants)
+    monkeypatch.setattr("stages.data.alignment._ants", ants)
     project = new_project(tmp_path, preprocess={"align": "rigid"}, data={"unlabeled": ["free_1"], "test": ["test_1"]})
 
     done = project.made("preprocess")

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from stages import flat_borders
+from stages.answering import flat_borders
+from stages.answering.flat_borders import FlatBorder, find_flat_borders, flatten
 from stages.artifacts.cohort import Grid
-from stages.flat_borders import FlatBorder, find_flat_borders, flatten
-from stages.own_space import classes_in_own_space
+from stages.data.own_space import classes_in_own_space
 from stages.parts.warps import one_hot
 
 LPS = tuple(np.eye(3).ravel())

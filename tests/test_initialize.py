@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from lrls_cli.check import check
 from lrls_cli.init import init
 from stages.config import load_config
+from stages.data.initialize import describe_folder, write_config
 from stages.errors import LrlsError
-from stages.initialize import describe_folder, write_config
 
 
 def add_scan(folder, images, case, labels=None, values=(3, 205), low=0.0):

@@ -7,8 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from stages.config import Config
-from stages.errors import LrlsError
-from stages.intake import (
+from stages.data.intake import (
     class_indices,
     cohort_faults,
     disk_fault,
@@ -20,6 +19,7 @@ from stages.intake import (
     scan_faults,
     voxel_digest,
 )
+from stages.errors import LrlsError
 
 SPACING_MM = (1.0, 1.5, 2.0)
 ALL_PARTS = ("atlases", "unlabeled", "supervised", "dev", "test")

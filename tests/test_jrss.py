@@ -16,22 +16,22 @@ import torch
 from conftest import CASES, Project, draw_no_pictures
 from test_methods import config, generator, recipe_of, scans, textured
 
-from stages import budget as budgets
+from stages.answering.exported import open_model
+from stages.answering.model import model_of
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.store import latest
-from stages.budget import shares_of
 from stages.errors import LrlsError
-from stages.exported import open_model
 from stages.methods import METHODS, deep_atlas, jrss, rsegnet, settings_of, training_of
 from stages.methods.recipe import Ramp
-from stages.model import model_of
 from stages.parts.losses import dice_loss
 from stages.parts.networks import LightUNet
 from stages.parts.obelisk import HybridObelisk
 from stages.parts.samplers import Draw, PseudoLabel
 from stages.parts.segmenting import precise_overlap
 from stages.parts.self_training import Standardised
+from stages.training import budget as budgets
+from stages.training.budget import shares_of
 from stages.workflow import trained
 
 SHAPE = (10, 12, 12)
@@ -498,7 +498,7 @@ def test_pseudo_labels_are_scored_where_there_are_labels(copied, scans, tmp_path
 
 def test_a_round_that_is_stopped_goes_on_at_its_checkpoint_and_ends_the_same(shared, copied, monkeypatch):
     """The student of round 2, with its average, its dropout and its noise; killed in its last step."""
-    import stages.training as training
+    import stages.training.loop as training
 
     shutil.rmtree(copied.workspace / "jrss" / "segmentation" / "v0003")
     shutil.rmtree(copied.workspace / "jrss" / "scores")

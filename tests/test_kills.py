@@ -74,7 +74,7 @@ def test_a_stage_killed_at_any_moment_is_finished_by_the_same_command(stage, tol
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from stages.preprocess import in_processes
+from stages.processes import in_processes
 
 def work(file):
     Path(file).with_suffix(".tmp").write_text(str(os.getpid()))

@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
+from stages.answering.registering import displacements
 from stages.config import Config
 from stages.device import Device
 from stages.errors import LrlsError
@@ -31,8 +32,7 @@ from stages.parts.samplers import (
     labelled_scans,
 )
 from stages.parts.warps import compose, warp
-from stages.registering import displacements
-from stages.training import give_turn
+from stages.training.loop import give_turn
 
 SHAPE = (10, 12, 12)
 TASK = Task(SHAPE, num_classes=3, num_atlases=1)

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from stages.config import load_config
-from stages.intake import read_scan
+from stages.data.intake import read_scan
 from stages.methods import data_aug
 from stages.methods.recipe import Task, registration_network
 from stages.parts.augmentation import gaussian_blur

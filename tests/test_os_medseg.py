@@ -10,6 +10,7 @@ import torch
 from conftest import Project, goes_on_after_a_fault
 from torch import nn
 
+from stages.answering.registering import displacements
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import load_weights
 from stages.artifacts.weights import Registration
@@ -33,7 +34,6 @@ from stages.parts.samplers import (
 )
 from stages.parts.siamese import PooledSiameseUNet, SiameseUNet
 from stages.parts.warps import one_hot, warp, warp_label
-from stages.registering import displacements
 from stages.train_reg import make_recipe
 
 SHAPE = (10, 12, 12)

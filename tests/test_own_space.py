@@ -5,9 +5,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from stages import own_space
 from stages.artifacts.cohort import Grid
-from stages.own_space import as_label_image, classes_in_own_space, own_to_grid
+from stages.data import own_space
+from stages.data.own_space import as_label_image, classes_in_own_space, own_to_grid
 from stages.parts.warps import one_hot
 
 IDENTITY = tuple(np.eye(3).ravel())

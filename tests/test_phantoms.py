@@ -7,9 +7,9 @@ import pytest
 import SimpleITK as sitk
 
 from stages.config import PARTS, load_config
+from stages.data.intake import cohort_faults
+from stages.data.phantoms import STRUCTURES, write_phantoms
 from stages.errors import LrlsError
-from stages.intake import cohort_faults
-from stages.phantoms import STRUCTURES, write_phantoms
 
 EXAMPLE = Path(__file__).parent.parent / "data.example"
 

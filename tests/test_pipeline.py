@@ -17,8 +17,8 @@ from safetensors import safe_open
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import verify
 from stages.artifacts.weights import Registration
+from stages.data.phantoms import STRUCTURES
 from stages.methods import METHODS
-from stages.phantoms import STRUCTURES
 from stages.train_reg import make_recipe
 
 KINDS = {

@@ -17,9 +17,9 @@ from pytest import MonkeyPatch
 
 from stages import Prediction, Predictor, load_model
 from stages.calibrate import calibrated_model
+from stages.data.phantoms import STRUCTURES, make_phantom
 from stages.errors import LrlsError
 from stages.parts.metrics import score_structures
-from stages.phantoms import STRUCTURES, make_phantom
 from stages.predict import find_scans, shown
 from stages.workflow import trained
 
@@ -31,7 +31,7 @@ GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
 def serial() -> Iterator[None]:
     """Cases are worked on in this process; nothing here is aligned by ANTs but where a test says so."""
     with MonkeyPatch.context() as patch:
-        for place in ("preprocess", "registering", "predict"):
+        for place in ("preprocess", "answering.registering", "predict"):
             patch.setattr(f"stages.{place}.in_processes", lambda f, arguments, **_: (f(*each) for each in arguments))
         yield
 
@@ -191,7 +191,7 @@ def test_a_scan_that_cannot_be_registered_does_not_stop_the_others(exported, sca
             raise LrlsError("case test_2: ANTs could not register it.")
         return place, np.zeros((3, *fixed.shape), np.float32)
 
-    monkeypatch.setattr("stages.registering.on_arrays", register)
+    monkeypatch.setattr("stages.answering.registering.on_arrays", register)
     paths = [scans / "images" / f"{case}.nii.gz" for case in ("test_1", "test_2", "dev_1")]
     bad = predictor._prepared(paths[1:2], ["test_2"])[0].image.mean()
     found = list(predictor.predict_many(paths))

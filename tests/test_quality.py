@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.answers import Answer, Answering, Atlas, GridScan
-from stages.artifacts.cohort import Grid
-from stages.calibrate import made_couples
-from stages.config import Config
-from stages.device import Device
-from stages.methods.recipe import PathBankWriter, Recipe
-from stages.parts.samplers import Beta
-from stages.parts.warps import one_hot
-from stages.quality import (
+from stages.answering.answers import Answer, Answering, Atlas, GridScan
+from stages.answering.quality import (
     MEASURES,
     Calibration,
     Damage,
@@ -29,6 +22,13 @@ from stages.quality import (
     intensity_shift,
     measure,
 )
+from stages.artifacts.cohort import Grid
+from stages.calibrate import made_couples
+from stages.config import Config
+from stages.device import Device
+from stages.methods.recipe import PathBankWriter, Recipe
+from stages.parts.samplers import Beta
+from stages.parts.warps import one_hot
 
 SHAPE = (16, 18, 20)
 GRID = Grid(SHAPE, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))

@@ -41,7 +41,7 @@ from stages.parts.self_training import (
     weighted_cross_entropy,
 )
 from stages.parts.warps import one_hot, warp_label
-from stages.training import Run, _Average, learning_rate, train
+from stages.training.loop import Run, _Average, learning_rate, train
 
 SHAPE = (6, 7, 8)
 

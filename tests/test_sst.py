@@ -11,7 +11,7 @@ import torch
 from conftest import CASES, Project
 from torch import nn
 
-from stages import budget, workflow
+from stages import workflow
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import Draft
 from stages.artifacts.weights import Registration
@@ -28,7 +28,8 @@ from stages.parts.panels import Points
 from stages.parts.samplers import Draw, Scans
 from stages.parts.style import StyledRegistration
 from stages.train_reg import make_recipe, stage_config
-from stages.training import Run, _optimizer, train
+from stages.training import budget
+from stages.training.loop import Run, _optimizer, train
 
 SHAPE = (10, 12, 12)
 LIGHT = {"registration_network": "light", "segmentation_network": "light", "style_batch_size": 2, "queue": 8}
@@ -400,7 +401,7 @@ def test_samples_are_images_and_labels_from_the_prior_with_their_quality(trained
 
 def test_a_budget_counts_the_drawing_of_every_scan(trained, monkeypatch):
     drawn = []
-    monkeypatch.setattr("stages.budget._seconds", lambda draw, _: drawn.append(draw().shape) or 2.0)
+    monkeypatch.setattr("stages.training.budget._seconds", lambda draw, _: drawn.append(draw().shape) or 2.0)
     cohort = Cohort.open(trained.workspace / "cohort" / "v0001")
     recipe = make_recipe(METHODS["sst"], cohort, trained.config)
     device = Device(torch.device("cpu"), torch.float32)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
+from stages.parts.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
 
 
 def test_interval_of_equal_values_is_that_value():

@@ -41,7 +41,7 @@ from stages.parts.style import (
 )
 from stages.parts.synthesis import Synthesis
 from stages.parts.warps import rescale, warp
-from stages.training import give_turn
+from stages.training.loop import give_turn
 
 SHAPE = (10, 12, 11)
 

@@ -11,9 +11,10 @@ import SimpleITK as sitk
 from conftest import Project
 
 from lrls_cli.tables import print_suggestion
-from stages import phantoms, suggest_atlas
+from stages import suggest_atlas
 from stages.artifacts.cohort import Grid
 from stages.artifacts.store import verify
+from stages.data import phantoms
 from stages.suggest_atlas import (
     COLUMNS,
     MOST_VOXELS,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from stages.data.writers import volumes_ml, write_image, write_label_tables
 from stages.errors import LrlsError
-from stages.writers import volumes_ml, write_image, write_label_tables
 
 STRUCTURES = {"left lobe": 17, 'odd "name"': 3, "core": 1000}
 

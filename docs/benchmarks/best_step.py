@@ -40,7 +40,6 @@ from brbs_step import (  # noqa: E402
     timed,
 )
 
-from stages import training  # noqa: E402
 from stages.config import TrainSettings  # noqa: E402
 from stages.device import choose_device  # noqa: E402
 from stages.methods import best  # noqa: E402
@@ -48,6 +47,7 @@ from stages.methods.recipe import Task  # noqa: E402
 from stages.parts.augmentation import AUGMENTATIONS  # noqa: E402
 from stages.parts.instance import InstanceOptimisation  # noqa: E402
 from stages.parts.samplers import Draw, Scans  # noqa: E402
+from stages.training import loop as training  # noqa: E402
 
 KINDS = {  # of operators in a profile: what their names begin with
     "convolutions": ("aten::mkldnn_convolution", "aten::convolution", "aten::mkldnn_convolution_backward",

@@ -30,13 +30,13 @@ sys.path.insert(0, str(HERE))
 
 from plain_brbs import Draws, PlainBRBS  # noqa: E402
 
-from stages import training  # noqa: E402
 from stages.config import Config  # noqa: E402
 from stages.device import Device, choose_device, cpu_has_bf16  # noqa: E402
 from stages.methods import brbs  # noqa: E402
 from stages.methods.recipe import Task  # noqa: E402
 from stages.parts.networks import UNet  # noqa: E402
 from stages.parts.samplers import Beta, Draw, Triplet  # noqa: E402
+from stages.training import loop as training  # noqa: E402
 
 SHAPE, CLASSES = (48, 64, 48), 3
 FP32 = Device(torch.device("cpu"), torch.float32)

@@ -30,7 +30,6 @@ sys.path.insert(0, str(HERE))
 
 from brbs_step import configuration, peak_memory_mib, processor, smooth_noise, timed  # noqa: E402
 
-from stages import training  # noqa: E402
 from stages.artifacts.generated import StoredSample  # noqa: E402
 from stages.config import Config  # noqa: E402
 from stages.device import choose_device  # noqa: E402
@@ -38,6 +37,7 @@ from stages.methods import METHODS, settings_of, training_of  # noqa: E402
 from stages.methods.recipe import Method, Phase, Recipe, Task  # noqa: E402
 from stages.parts.augmentation import AUGMENTATIONS  # noqa: E402
 from stages.parts.samplers import Draw, PseudoLabel, Scans  # noqa: E402
+from stages.training import loop as training  # noqa: E402
 
 GRIDS = {"hippocampus": ((48, 64, 48), 3), "brain": ((80, 96, 80), 29)}  # shape, classes
 ATLASES, SCANS = 2, 4

@@ -1,6 +1,6 @@
 """What a method's measures of quality say of DSC.
 
-calibration.json   `stages.quality.Calibration`
+calibration.json   `stages.answering.quality.Calibration`
 couples.csv        a row per couple it was learned from: kind and severity of damage, measures, DSC
 """
 
@@ -14,7 +14,7 @@ from stages.artifacts.store import Manifest, read_manifest
 from stages.errors import LrlsError
 
 if TYPE_CHECKING:
-    from stages.quality import Calibration
+    from stages.answering.quality import Calibration
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Calibrated:
 
     def read(self) -> Calibration:
         """Raises LrlsError if it is damaged."""
-        from stages.quality import Calibration
+        from stages.answering.quality import Calibration
 
         try:
             return Calibration.model_validate_json((self.folder / "calibration.json").read_text())

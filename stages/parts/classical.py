@@ -1,40 +1,18 @@
 """Registration of arrays without learning, in processes of its own, which need not wait for torch.
 
-ANTs repeats itself only with a seed and one thread: call these in processes that began with `begin_process`.
+ANTs repeats itself only with a seed and one thread: call these in processes of `stages.processes`.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import tempfile
-import threading
 from collections.abc import Callable
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from stages.errors import LrlsError
-
-
-def begin_process() -> None:
-    """Process initialiser: one ITK thread, and no life after the parent.
-
-    Must run before `ants` or SimpleITK is imported.
-    """
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
-    os.environ["OMP_NUM_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def displacement_of(

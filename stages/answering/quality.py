@@ -28,7 +28,7 @@ from pydantic import Field
 from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
-from stages.answers import Answer, Answering, GridScan
+from stages.answering.answers import Answer, Answering, GridScan
 from stages.config import Section
 from stages.parts.augmentation import AUGMENTATIONS, IntensityAugmentation, SpatialAugmentation, gaussian_blur
 from stages.parts.metrics import dice_per_class, folding_fraction, jacobian_determinant

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from stages.answering.flat_borders import FlatBorder, flatten
+from stages.answering.registering import displacements, segment, vote
 from stages.artifacts.cohort import Cohort, Grid
 from stages.config import Config
+from stages.data.own_space import classes_in_own_space
 from stages.device import Device
-from stages.flat_borders import FlatBorder, flatten
 from stages.methods.recipe import Recipe
-from stages.own_space import classes_in_own_space
-from stages.registering import displacements, segment, vote
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Answering:
 
     Args:
         atlases: their labels are propagated where `registers`.
-        borders: see `stages.flat_borders`; only networks' answers have them.
+        borders: see `stages.answering.flat_borders`; only networks' answers have them.
         registers: whether labels are propagated at all.
     """
 

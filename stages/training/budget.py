@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from stages.answering.registering import as_image
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.store import (
@@ -39,10 +40,9 @@ from stages.errors import LrlsError
 from stages.generate import couples
 from stages.methods import find_method, training_of
 from stages.methods.recipe import PathBankWriter, Phase, Recipe, SampledScans, WarpedAtlases
-from stages.registering import as_image
 from stages.train_reg import make_recipe, registration_run, stage_config
 from stages.train_seg import segmentation_run
-from stages.training import step_seconds
+from stages.training.loop import step_seconds
 
 MARGIN = 0.04  # of the whole budget: for checkpoints, pictures and a machine that slows down
 LEAST_STEPS = 20

@@ -10,17 +10,17 @@ import numpy as np
 import SimpleITK as sitk
 import yaml
 
-from stages.answers import Answering, Atlas, atlases_of
+from stages.answering.answers import Answering, Atlas, atlases_of
+from stages.answering.flat_borders import FlatBorder
+from stages.answering.quality import Calibration
 from stages.artifacts.cohort import Grid
 from stages.config import Config
 from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import flat_borders, registers
-from stages.flat_borders import FlatBorder
 from stages.methods import find_method
 from stages.methods.recipe import Recipe
 from stages.preprocess import to_grid
-from stages.quality import Calibration
 from stages.train_reg import make_recipe
 from stages.workflow import Made
 
@@ -37,7 +37,7 @@ class Model:
         num_atlases: that it learned from.
         reference: what scans are aligned to.
         atlases: whose labels it propagates; empty where the answer is the network's alone.
-        borders: see `stages.flat_borders`.
+        borders: see `stages.answering.flat_borders`.
         calibration: of the estimated DSC; None: there is no estimate.
     """
 

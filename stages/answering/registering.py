@@ -15,7 +15,7 @@ from stages.parts.classical import displacement_of
 from stages.parts.instance import on_arrays
 from stages.parts.losses import lncc
 from stages.parts.warps import one_hot, warp, warp_probabilities
-from stages.preprocess import in_processes
+from stages.processes import in_processes
 
 ImagePair = tuple[np.ndarray, np.ndarray]  # moving, fixed: (D, H, W) in [0, 1]
 

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from stages.artifacts.cohort import Grid
-from stages.own_space import in_own_space
+from stages.data.own_space import in_own_space
 
 LEAST_SHARE = 0.8  # of all faces between two structures that lie in one plane, mean over the atlases
 LEAST_FACES = 20  # between them in every atlas; few faces lie in a plane by chance

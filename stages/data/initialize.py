@@ -15,8 +15,8 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import load_config
+from stages.data.intake import SUFFIXES, IntakeError, case_id, find_file, read_image
 from stages.errors import LrlsError
-from stages.intake import SUFFIXES, IntakeError, case_id, find_file, read_image
 
 MOST_ATLASES = 5
 IMAGE_FOLDERS = ("images", "imagesTr", "imagesTs")
