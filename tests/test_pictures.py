@@ -5,6 +5,8 @@ from PIL import Image
 
 from stages import pictures
 from stages.parts.panels import Panel, Points
+from stages.pictures.losses import smooth
+from stages.pictures.slices import best_slice, plane_size
 
 SHAPE = (10, 14, 12)
 
@@ -153,17 +155,17 @@ def test_pages_grow_with_their_rows(tmp_path):
 
 def test_slices_keep_the_proportions_of_the_body():
     # 14 rows of 1 mm over 12 columns of 2 mm, then 10 rows of 3 mm.
-    assert pictures._plane_size(SHAPE, 0, (3, 1, 2)) == pytest.approx(14 / 24)
-    assert pictures._plane_size(SHAPE, 1, (3, 1, 2)) == pytest.approx(30 / 24)
-    assert pictures._plane_size(SHAPE, 2, None) == pytest.approx(10 / 14)
+    assert plane_size(SHAPE, 0, (3, 1, 2)) == pytest.approx(14 / 24)
+    assert plane_size(SHAPE, 1, (3, 1, 2)) == pytest.approx(30 / 24)
+    assert plane_size(SHAPE, 2, None) == pytest.approx(10 / 14)
 
 
 def test_the_slice_with_the_most_label_is_shown():
     classes = np.zeros(SHAPE, dtype=int)
     classes[2, :2, :2] = 9
     classes[7, :3, :3] = 1
-    assert pictures._best_slice(classes, SHAPE, 0) == 7
-    assert pictures._best_slice(None, SHAPE, 0) == pictures._best_slice(0 * classes, SHAPE, 0) == 5
+    assert best_slice(classes, SHAPE, 0) == 7
+    assert best_slice(None, SHAPE, 0) == best_slice(0 * classes, SHAPE, 0) == 5
 
 
 def test_best_median_and_worst_scan():
@@ -177,7 +179,7 @@ def test_best_median_and_worst_scan():
 def test_smoothing_keeps_a_constant_and_passes_over_gaps():
     values = np.full(60, 2.0)
     values[10] = np.nan
-    assert pictures._smooth(values) == pytest.approx(np.full(60, 2.0))
+    assert smooth(values) == pytest.approx(np.full(60, 2.0))
 
 
 def test_neighbouring_classes_have_distinct_colors():

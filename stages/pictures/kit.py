@@ -1,0 +1,131 @@
+"""The kit of all pages: figures, axes, a grid of images, colours, legends and saving."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+DOTS_PER_INCH = 110
+MAX_LEGEND = 8
+INK, MUTED = "#222222", "#6b6b6b"
+COLORS = ("#ff5a4f", "#35a7ff", "#5fe04c", "#ffd31a", "#c58bff", "#ff9d2e", "#2fe0cf", "#ff78c8")
+LINE_COLORS = ("#1f6fb4", "#d9541e", "#2a9d4a", "#8a4fc4", "#b8860b", "#c2307a", "#128c8c", "#6b6b6b")
+
+Row = Mapping[str, Any]  # what a page shows of one scan, couple, step or round; a page's docstring names its keys
+
+
+def new_figure(width: float, height: float, *, constrained: bool = True) -> Figure:
+    """A white figure; inches. Constrained: matplotlib makes room for labels and legends."""
+    return Figure((width, height), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained" if constrained else None)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """A PNG file; equal pictures are equal files, so the version of matplotlib is left out."""
+    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def write_note(text: str, path: Path) -> None:
+    """A page that says why there is nothing to draw."""
+    figure = new_figure(4, 1.5)
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=10)
+    save(figure, path)
+
+
+def plain(text: str) -> str:
+    """Text without formulas: a dollar sign in a name is drawn as it is."""
+    return text.replace("$", r"\$")
+
+
+def image_grid(
+    shapes: Sequence[float], columns: int, *, width: float, left: float, titles: float, structures: Sequence[str]
+) -> tuple[Figure, list[list[Axes]]]:
+    """Axes for images of one width, `shapes` (one per row) times as high; inches, with `titles` above each row."""
+    gap = 0.06
+    heights = [width * shape for shape in shapes]
+    total_width = left + columns * width + (columns - 1) * gap + 0.08
+    total_height = (
+        0.08
+        + legend_height(structures, total_width)
+        + sum(heights)
+        + len(shapes) * titles
+        + (len(shapes) - 1) * gap
+        + 0.08
+    )
+    figure = new_figure(total_width, total_height, constrained=False)
+    lefts = [left + column * (width + gap) for column in range(columns)]
+    grid, low = [], total_height - 0.08 + gap
+    for height in heights:
+        low -= gap + titles + height
+        grid.append([add_image_axes(figure, column_left, low, width, height) for column_left in lefts])
+    return figure, grid
+
+
+def add_image_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes without ticks or frame; inches."""
+    across, up = figure.get_size_inches()
+    axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def style_plot(axes: Axes, title: str) -> None:
+    """Title, grid and spines of a plot with ticks."""
+    axes.set_title(plain(title), fontsize=10, color=INK, loc="left", fontweight="bold")
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, colors=MUTED, labelcolor=INK, length=3, which="both")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#b5b5b5")
+
+
+def name_row(axes: Axes, text: str) -> None:
+    """The name of a row of images, beside the first one."""
+    axes.set_ylabel(plain(text), fontsize=8.5, color=INK, labelpad=4)
+
+
+def class_color(class_index: int) -> Any:
+    """Colour of a class, from 1, as matplotlib takes it; neighbouring classes are told apart."""
+    if class_index <= len(COLORS):
+        return COLORS[class_index - 1]
+    # Golden-ratio steps round the hues.
+    return colorsys.hsv_to_rgb(class_index * 0.618034 % 1, 0.6 + 0.3 * (class_index % 2), 1.0)
+
+
+def structure_legend(figure: Figure, structures: Sequence[str]) -> None:
+    """Colours and names of the structures below the images, in the height that `legend_height` leaves."""
+    if not legend_height(structures, figure.get_figwidth()):
+        return
+    handles = [
+        Line2D([], [], color=class_color(number), linewidth=2.5, label=plain(name))
+        for number, name in enumerate(structures, start=1)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        ncols=_legend_columns(structures, figure.get_figwidth()),
+        fontsize=8,
+        frameon=False,
+        labelcolor=INK,
+    )
+
+
+def legend_height(structures: Sequence[str], width: float) -> float:
+    """Inches, on a page of this width; many structures have no legend."""
+    if not 0 < len(structures) <= MAX_LEGEND:
+        return 0.0
+    return 0.12 + 0.2 * -(-len(structures) // _legend_columns(structures, width))
+
+
+def _legend_columns(structures: Sequence[str], width: float) -> int:
+    longest = max(len(name) for name in structures)
+    return min(max(int(width / (0.6 + 0.09 * longest)), 1), len(structures))
