@@ -1,6 +1,6 @@
 """The configuration: one YAML file, checked by pydantic models; each stage reads its own section.
 
-The paper's numbers live in the recipes (`stages/methods`); here are the numbers of a run.
+The papers' numbers live in the recipes (`stages/methods`); here are the numbers of a run.
 Paths in the file are relative to the file.
 """
 
@@ -10,17 +10,21 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from stages.errors import LrlsError
 
 PARTS = ("atlases", "unlabeled", "supervised", "dev", "test")
 
 Role = list[str] | str
+StageName = Literal["preprocess", "train-reg", "generate", "train-seg", "eval"]
+MethodStage = Literal["train-reg", "generate", "train-seg", "eval"]  # stages that a method takes part in
+Augmentation = Literal["none", "rotate-scale", "affine", "half-affine", "mild", "strong"]
 
 
 class Section(BaseModel):
@@ -112,13 +116,16 @@ class TrainSettings(Section):
     schedule: Literal["constant", "one-cycle", "exponential"] | None = Field(
         None, description="Learning-rate schedule; exponential: falls to a twentieth."
     )
+    epochs: int | None = Field(
+        None, ge=1, description="Exponential: the run counts as this many epochs, each 1 % lower than the one before."
+    )
     optimizer: Literal["adam", "adamw"] | None = Field(None, description="Optimiser.")
     ema: float | None = Field(None, ge=0, lt=1, description="Decay of averaged weights, which then count; 0: off.")
-    augmentation: Literal["none", "paper", "affine", "half-affine", "mild", "strong"] | None = Field(
+    augmentation: Augmentation | None = Field(
         None,
-        description="paper: rotation and scaling; affine: random affine maps, half-affine: half as far; strong: also "
-        "elastic, gamma, contrast, noise, blur; mild: the same, but turning, scaling and bending a third to a half as "
-        "far.",
+        description="rotate-scale: rotation and scaling (BRBS); affine: random affine maps, half-affine: half as far; "
+        "strong: also elastic, gamma, contrast, noise, blur; mild: the same, but turning, scaling and bending a third "
+        "to a half as far.",
     )
     checkpoint_steps: int = Field(200, ge=1, description="A stopped run resumes from the last multiple of this.")
 
@@ -139,23 +146,66 @@ class EvalSettings(Section):
     """What `lrls eval` scores."""
 
     part: Literal["dev", "test"] = Field("test", description="Which scans are scored.")
+    pseudo_labels: bool = Field(
+        False, description="Also the pseudo-labels' DSC by round, where unlabelled scans do have label maps."
+    )
+
+
+@dataclass(frozen=True)
+class ReadBy:
+    """Which stages a method's setting concerns; a stage whose result it cannot change is not made again for it.
+
+    Args:
+        first: the first stage that reads it; those after it depend on that.
+        round: the first round that does.
+    """
+
+    first: MethodStage = "train-reg"
+    round: int = 0
+
+
+GENERATE, SEGMENT, ANSWER = ReadBy("generate"), ReadBy("train-seg"), ReadBy("eval")
+LATER_ROUNDS = ReadBy(round=1)
+SEGMENT_IN_LATER_ROUNDS = ReadBy("train-seg", round=1)
+ORDER: tuple[MethodStage, ...] = get_args(MethodStage)
 
 
 class MethodSettings(Section):
-    """Base of a method's own settings: a preset fills in what is not given."""
+    """Base of a method's own settings. A field says by `Annotated[..., SEGMENT]` which stages read it; default: all.
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-    ANSWERS: ClassVar[tuple[str, ...]] = ()  # settings that only `eval` reads: changing them trains nothing anew
-    GENERATES: ClassVar[tuple[str, ...]] = ()  # settings that only `generate` reads, and what follows: R stays
-    SEGMENTS: ClassVar[tuple[str, ...]] = ()  # settings that only `train-seg` reads, and `eval`: R stays as it is
-    ROUNDS: ClassVar[tuple[str, ...]] = ()  # settings that nothing reads in round 0: what it trained stays as it is
+    A preset fills in what is not given: settings of the method, and `train_reg` and `train_seg`.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"light": {}}
+
+    preset: Annotated[str, ANSWER] = Field("default", description="Fills in what is not given.")
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("preset"), str):
-            return {**cls.PRESETS.get(values["preset"], {}), **values}
-        return values
+        if not isinstance(values, dict) or not isinstance(values.get("preset"), str):
+            return values
+        known = {cls.model_fields["preset"].default, *cls.PRESETS}
+        if values["preset"] not in known:
+            raise ValueError(f"preset is {values['preset']}; choose one of {', '.join(sorted(known))}")
+        return {**cls._preset(values["preset"]), **values}
+
+    @classmethod
+    def _preset(cls, name: str) -> dict[str, Any]:
+        return {key: value for key, value in cls.PRESETS.get(name, {}).items() if key not in ("train_reg", "train_seg")}
+
+    def preset_training(self, section: str) -> dict[str, Any]:
+        """What the preset says of `train_reg` or `train_seg`."""
+        return self.PRESETS.get(self.preset, {}).get(section, {})
+
+    def read_by(self, stage: MethodStage, round: int = 0) -> dict[str, Any]:
+        """The settings that the result of a stage depends on, JSON-able."""
+        left_out = set()
+        for name, field in type(self).model_fields.items():
+            mark = next((each for each in field.metadata if isinstance(each, ReadBy)), ReadBy())
+            if ORDER.index(stage) < ORDER.index(mark.first) or (round < mark.round and stage != "eval"):
+                left_out.add(name)
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 class Config(Section):
@@ -181,6 +231,12 @@ class Config(Section):
     methods: dict[str, dict[str, Any]] = Field(
         default={}, description="Settings of single methods; `train_reg` and `train_seg` in them override the above."
     )
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def base(self) -> Path:
+        """Folder of the configuration file, which paths in it are relative to."""
+        return self._base
 
     @field_validator("structures")
     @classmethod
@@ -292,12 +348,14 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     except ValidationError as error:
         raise LrlsError(f"{path.name}: {first_fault(error, Config)}") from None
     base = path.resolve().parent
-    return config.model_copy(
+    config = config.model_copy(
         update={
             "workspace": (base / config.workspace).resolve(),
             "data": config.data.model_copy(update={"folder": (base / config.data.folder).resolve()}),
         }
     )
+    config._base = base
+    return config
 
 
 def _outrank(methods: Any, key: list[str], value: Any) -> None:

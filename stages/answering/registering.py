@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.artifacts.cohort import Cohort
 from stages.config import Config
 from stages.device import Device
-from stages.methods.recipe import Recipe
+from stages.generating.writer import ImagePair, as_tensor
+from stages.methods.recipe import Classical
 from stages.parts.classical import displacement_of
-from stages.parts.instance import on_arrays
-from stages.parts.losses import lncc
-from stages.parts.warps import one_hot, warp, warp_probabilities
+from stages.parts.instance import InstanceOptimisation, on_arrays
+from stages.parts.voting import vote
+from stages.parts.warps import warp
 from stages.processes import in_processes
-
-ImagePair = tuple[np.ndarray, np.ndarray]  # moving, fixed: (D, H, W) in [0, 1]
 
 
 def displacements(
-    recipe: Recipe,
+    registers: nn.Module | Classical | InstanceOptimisation | None,
     pairs: Sequence[ImagePair],
     cases: Sequence[str],
     *,
@@ -32,37 +33,39 @@ def displacements(
     """(place of the pair, displacement (3, D, H, W) in voxels), as they come.
 
     Args:
+        registers: see `recipe.Answer`.
         cases: the scan that each pair is about, for messages.
 
     Raises:
         LrlsError: ANTs gives a pair up, or a process was killed.
     """
-    workers = config.preprocess.workers
-    if recipe.classical is not None:
-        arguments = [(recipe.classical, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
-        yield from in_processes(displacement_of, arguments, workers=workers)
-        return
-    if recipe.instance is not None and device.torch.type == "cpu" and len(pairs) == 1:
+    assert registers is not None
+    if isinstance(registers, nn.Module):
+        yield from _by_network(registers, pairs, device)
+    elif not isinstance(registers, InstanceOptimisation):
+        arguments = [(registers, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
+        yield from in_processes(displacement_of, arguments, workers=config.preprocess.workers)
+    elif device.torch.type != "cpu":
+        for i, (moving, fixed) in enumerate(pairs):
+            field = registers(as_image(moving, device), as_image(fixed, device))
+            yield i, field[0].float().cpu().numpy()
+    elif len(pairs) == 1:
         threads = torch.get_num_threads()  # a process of its own would take as long to start as the pair does
-        found = on_arrays(recipe.instance, 0, *pairs[0])
+        one = on_arrays(registers, 0, *pairs[0])
         torch.set_num_threads(threads)
-        yield found
-        return
-    if recipe.instance is not None and device.torch.type == "cpu":  # a process per core needs no threads
-        yield from in_processes(
-            on_arrays, [(recipe.instance, i, *pair) for i, pair in enumerate(pairs)], workers=workers
-        )
-        return
-    if recipe.registration is not None:
-        recipe.registration.to(device.torch).eval()
-    for i, pair in enumerate(pairs):
-        moving, fixed = (as_image(image, device) for image in pair)
-        if recipe.instance is not None:
-            field = recipe.instance(moving, fixed)
-        else:
-            assert recipe.registration is not None
-            with torch.inference_mode(), device.autocast():
-                field = recipe.registration(moving, fixed)
+        yield one
+    else:  # a process per core needs no threads
+        one_each = [(registers, i, *pair) for i, pair in enumerate(pairs)]
+        yield from in_processes(on_arrays, one_each, workers=config.preprocess.workers)
+
+
+def _by_network(
+    network: nn.Module, pairs: Sequence[ImagePair], device: Device
+) -> Iterator[tuple[int, np.ndarray]]:
+    network.to(device.torch).eval()
+    for i, (moving, fixed) in enumerate(pairs):
+        with torch.inference_mode(), device.autocast():
+            field = network(as_image(moving, device), as_image(fixed, device))
         yield i, field[0].float().cpu().numpy()
 
 
@@ -78,35 +81,23 @@ def segment(network: nn.Module, scan: np.ndarray, device: Device) -> Tensor:
     return logits[0].float().softmax(0)
 
 
-def vote(
-    atlases: Sequence[tuple[np.ndarray, np.ndarray]],
-    fields: Sequence[np.ndarray],
+def overlay_row(
+    case: str,
+    atlas: ImagePair,
     scan: np.ndarray,
-    num_classes: int,
-) -> Tensor:
-    """Class probabilities of a scan from one or several warped atlases.
-
-    One atlas: its warped one-hot label. Several: the share of votes; ties go to the more similar atlas.
-
-    Args:
-        atlases: image and label (class indices) of each, (D, H, W).
-        fields: displacement of each to the scan, (3, D, H, W), voxels.
-        scan: (D, H, W) in [0, 1].
-
-    Returns:
-        (num_classes, D, H, W), sums to 1.
-    """
-    warped = []
-    similarity = []
-    for (image, label), field in zip(atlases, fields, strict=True):
-        displacement = torch.from_numpy(field)[None]
-        classes = torch.from_numpy(label.astype(np.int16))[None]
-        warped.append(warp_probabilities(one_hot(classes, num_classes), displacement)[0])
-        moved = warp(torch.from_numpy(image.astype(np.float32))[None, None], displacement)
-        similarity.append(float(lncc(moved, torch.from_numpy(scan.astype(np.float32))[None, None]).mean()))
-    if len(warped) == 1:
-        return warped[0]
-    ranks = np.argsort(np.argsort(similarity))
-    weights = 1 + 1e-3 * torch.from_numpy(ranks).float()
-    votes = sum(w * one_hot(each.argmax(0)[None], num_classes)[0] for w, each in zip(weights, warped, strict=True))
-    return votes / weights.sum()  # type: ignore[operator]
+    field: np.ndarray,
+    cohort: Cohort,
+) -> dict[str, Any]:
+    """A row of `pictures.registration_overlay`: an atlas (image, label) and what registers it to a scan."""
+    image = atlas[0]
+    votes = vote([atlas], [field], scan, cohort.num_classes)
+    moved = warp(as_tensor(image), torch.from_numpy(field)[None])[0, 0]
+    return {
+        "case": case,
+        "atlas": image.astype(np.float32),
+        "warped": moved.numpy(),
+        "scan": scan.astype(np.float32),
+        "displacement": field,
+        "warped_label": votes.argmax(0).numpy(),
+        "spacing_mm": cohort.grid.spacing_mm,
+    }

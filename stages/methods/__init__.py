@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from stages.config import Config, MethodSettings, TrainSettings, unknown_setting, validate
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.artifacts.cohort import Cohort
+from stages.config import Config, MethodSettings, MethodStage, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
 from stages.methods import (
     ants,
@@ -19,7 +23,7 @@ from stages.methods import (
     unet,
     voxelmorph,
 )
-from stages.methods.recipe import Method
+from stages.methods.recipe import Method, Recipe, Task
 
 METHODS = {
     method.name: method
@@ -56,7 +60,7 @@ def find_method(name: str) -> Method:
 
 
 def settings_of(method: Method, config: Config) -> MethodSettings:
-    """The method's section of the configuration, checked.
+    """The method's section of the configuration, checked; paths are absolute.
 
     Raises:
         LrlsError: something is wrong with it, or the configuration has a section for a method that there is not.
@@ -64,11 +68,13 @@ def settings_of(method: Method, config: Config) -> MethodSettings:
     for name in config.methods:
         if name not in METHODS:
             raise LrlsError(unknown_setting(f"methods.{name}", METHODS))
-    return validate(method.settings, config.method_settings(method.name), f"methods.{method.name}")
+    settings = validate(method.settings, config.method_settings(method.name), f"methods.{method.name}")
+    paths = {name: config.base / value for name, value in settings if isinstance(value, Path)}
+    return settings.model_copy(update=paths)
 
 
-def training_of(method: Method, config: Config, stage: str) -> TrainSettings:
-    """The recipe's training numbers with the configuration's on top; every field is set.
+def training_of(method: Method, config: Config, stage: Literal["train_reg", "train_seg"]) -> TrainSettings:
+    """The recipe's training numbers with the preset's and the configuration's on top; every field is set.
 
     Raises:
         LrlsError: the method has no such stage.
@@ -76,6 +82,41 @@ def training_of(method: Method, config: Config, stage: str) -> TrainSettings:
     defaults = {"train_reg": method.train_reg, "train_seg": method.train_seg}[stage]
     if defaults is None:
         raise LrlsError(f"{method.name} has no {stage.replace('_', '-')} stage; see `lrls methods`.")
-    ours = defaults(settings_of(method, config))
-    given = config.training(stage, method.name).model_dump(exclude_none=True)  # type: ignore[arg-type]
-    return ours.model_copy(update=given)
+    settings = settings_of(method, config)
+    given = config.training(stage, method.name).model_dump(exclude_none=True)
+    unset = config.training(stage, method.name).model_fields_set
+    given = {name: value for name, value in given.items() if name in unset}
+    return defaults(settings).model_copy(update=settings.preset_training(stage) | given)
+
+
+def recipe_of(method: Method, cohort: Cohort, config: Config) -> Recipe:
+    """The recipe for a cohort, with freshly initialised networks."""
+    atlases = len(cohort.parts.get("atlases", ()))
+    task = Task(cohort.grid.shape, cohort.num_classes, atlases, config.seed)
+    return method.recipe(task, settings_of(method, config))
+
+
+def plan_of(method: Method, config: Config) -> Recipe:
+    """The recipe with networks that hold no weights, before there is a cohort; cheap."""
+    return method.plan(settings_of(method, config), num_atlases=len(config.part("atlases")))
+
+
+def settings_read(
+    method: Method,
+    config: Config,
+    stage: MethodStage,
+    *,
+    round: int = 0,
+    trains: bool = False,
+) -> dict[str, Any]:
+    """What a stage's result depends on, besides its inputs and seed, JSON-able.
+
+    Args:
+        trains: with the stage's training numbers.
+    """
+    own = settings_of(method, config).read_by(stage, round)
+    read = {"method": method.name, "settings": own, "precision": config.precision}
+    if trains:
+        section: Literal["train_reg", "train_seg"] = "train_reg" if stage == "train-reg" else "train_seg"
+        read[section] = training_of(method, config, section).model_dump(mode="json")
+    return read

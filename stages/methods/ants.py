@@ -11,7 +11,8 @@ from typing import Literal
 from pydantic import Field
 
 from stages.config import MethodSettings
-from stages.methods.recipe import Method, PropagatedLabels, Recipe, Task
+from stages.generating.propagated import PropagatedLabels
+from stages.methods.recipe import Answer, Classical, Generate, Method, Recipe, Task
 from stages.parts.classical import no_displacement, syn_displacement
 
 
@@ -31,14 +32,16 @@ class SynSettings(MethodSettings):
 
 
 def build_affine(task: Task, settings: AffineSettings) -> Recipe:
-    return Recipe(classical=no_displacement, generate=PropagatedLabels())
+    return propagation(no_displacement)
 
 
 def build_syn(task: Task, settings: SynSettings) -> Recipe:
-    return Recipe(
-        classical=partial(syn_displacement, iterations=settings.reg_iterations, metric=settings.metric),
-        generate=PropagatedLabels(),
-    )
+    return propagation(partial(syn_displacement, iterations=settings.reg_iterations, metric=settings.metric))
+
+
+def propagation(classical: Classical) -> Recipe:
+    """Nothing is learned: the atlases' labels follow a classical registration."""
+    return Recipe(rounds=[[Generate([PropagatedLabels()])]], answer=Answer(registers=classical))
 
 
 AFFINE = Method(

@@ -10,25 +10,17 @@ After He et al., "Learning Better Registration to Learn Better Few-Shot Medical 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
-from stages.config import TrainSettings
-from stages.methods.recipe import (
-    SEGMENTATION_NAMES,
-    AnswerSettings,
-    Method,
-    PathBankWriter,
-    Phase,
-    Player,
-    Recipe,
-    SegmentationName,
-    Task,
-    WeightedSum,
-    segmentation_network,
-    short_training,
-)
+from stages.config import ANSWER, TrainSettings
+from stages.generating.path_bank import PathBank
+from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, segmentation_network
+from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.schedules import full_or_light_rate, short_training
+from stages.methods.settings import AnswerSettings
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.samplers import Always, Beta, Degree, Sampler, SpaceStyleSampling, labelled_scans
 from stages.parts.segmenting import Segment, overlap_and_cross_entropy
@@ -37,16 +29,18 @@ from stages.parts.segmenting import Segment, overlap_and_cross_entropy
 class Settings(AnswerSettings):
     """Settings of `best`."""
 
-    ANSWERS: ClassVar[tuple[str, ...]] = ("fuse", "flat_borders")
-
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
     space: bool = Field(True, description="S learns from atlases in other scans' shapes (S3P); off: from atlases.")
     most_paths: int | None = Field(150, ge=1, description="Couples (atlas, scan) to register at most; null: all.")
     coarse_steps: int = Field(60, ge=0, description="Of instance optimisation, at half the resolution.")
     fine_steps: int = Field(40, ge=0, description="Of instance optimisation, at full resolution.")
     smoothness_weight: float = Field(1.0, ge=0, description="Of the displacement, in instance optimisation.")
-    fuse: bool = Field(True, description="The answer is the mean of S's and of the propagated label; off: S's.")
-    flat_borders: bool = True
+    fuse: Annotated[bool, ANSWER] = Field(
+        True, description="The answer is the mean of S's and of the propagated label; off: S's."
+    )
+    flat_borders: Annotated[bool, ANSWER] = Field(
+        True, description="Where the atlases draw a border as one plane of voxels, so does the answer."
+    )
 
 
 def build(task: Task, settings: Settings) -> Recipe:
@@ -54,34 +48,31 @@ def build(task: Task, settings: Settings) -> Recipe:
     degree: Degree = Beta(0.3)
     s3p = SpaceStyleSampling(space=degree, style=Always(0.0), mixing=None)
     batches: Sampler = s3p.from_bank if settings.space else labelled_scans
+    segment = Player(
+        "segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy))
+    )
+    learn = Train(
+        "segmentation",
+        [Phase("space" if settings.space else "atlases", batches=batches, players=[segment])],
+        uses=["generated"] if settings.space else [],
+    )
+    generate = Generate([PathBank(space=degree, style=None, most=settings.most_paths)])
     return Recipe(
-        instance=InstanceOptimisation(
-            settings.coarse_steps, settings.fine_steps, smoothness=settings.smoothness_weight
+        networks={"segmentation": S},
+        rounds=[[generate, learn] if settings.space else [learn]],
+        answer=Answer(
+            network=S,
+            registers=InstanceOptimisation(
+                settings.coarse_steps, settings.fine_steps, smoothness=settings.smoothness_weight
+            ),
+            fuse=settings.fuse,
+            flat_borders=settings.flat_borders,
         ),
-        segmentation=S,
-        fuse=settings.fuse,
-        flat_borders=settings.flat_borders,
-        generate=PathBankWriter(space=degree, style=None, most=settings.most_paths) if settings.space else None,
-        train_segmentation=[
-            Phase(
-                "space" if settings.space else "atlases",
-                batches=batches,
-                players=[
-                    Player(
-                        "segmentation",
-                        trains=S,
-                        forward=Segment(S),
-                        loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy)),
-                    )
-                ],
-            )
-        ],
     )
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    rate = 3e-3 if settings.segmentation_network == "light" else 2e-3
-    return short_training(2000, batch_size=2, learning_rate=rate)
+    return short_training(2000, batch_size=2, learning_rate=full_or_light_rate(settings.segmentation_network))
 
 
 METHOD = Method(

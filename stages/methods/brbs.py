@@ -12,29 +12,17 @@ MMR mixes aligned pairs; segmentation goes on after registration with the finish
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.config import TrainSettings
-from stages.methods.recipe import (
-    SEGMENTATION_NAMES,
-    AnswerSettings,
-    Method,
-    PathBankWriter,
-    Phase,
-    Player,
-    Recipe,
-    RegistrationName,
-    SegmentationName,
-    Task,
-    Terms,
-    WeightedSum,
-    published_training,
-    registration_network,
-    segmentation_network,
-    short_training,
-)
+from stages.config import ANSWER, TrainSettings
+from stages.generating.path_bank import PathBank
+from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
+from stages.methods.phases import Phase, Player, Terms, WeightedSum
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.schedules import full_or_light_rate, published_training, short_training
+from stages.methods.settings import AnswerSettings
 from stages.parts.consistency import (
     RegisterTriplet,
     inverse_consistency,
@@ -59,6 +47,16 @@ class Settings(AnswerSettings):
     """Settings of `brbs`; the switches are the rows of the paper's Table III."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "light": {
+            "registration_network": "light",
+            "segmentation_network": "light",
+            "segmentation_loss": "dice-ce",
+            "augment_pairs": False,
+            "warm_up": 0.5,  # R learns from the images alone until S can tell it something
+            "helper_learning_rate": 3e-3,
+            "train_reg": {"steps": 800},
+            "train_seg": {"steps": 1000},
+        },
         "paper": {
             "inverse": "self-warped",
             "atlas_label": False,
@@ -68,9 +66,11 @@ class Settings(AnswerSettings):
         "official": {"inverse": "self-warped", "mix_on": "logits", "mix_weight": 0.01, "helper_is_final": True},
     }
 
-    preset: Literal["default", "paper", "official"] = "default"
-    registration_network: RegistrationName = Field("published", description="R: published, or the light one.")
-    segmentation_network: SegmentationName = Field("published", description=f"S: {SEGMENTATION_NAMES}")
+    preset: Annotated[str, ANSWER] = Field(
+        "default", description="light: minutes on CPU cores; paper: the text; official: the published code."
+    )
+    registration_network: Literal["brbs", "light"] = Field("brbs", description="R: the paper's, or the light one.")
+    segmentation_network: SegmentationName = Field("brbs", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
     bic: bool = Field(True, description="Bidirectional consistency: both directions and L_I.")
     sec: bool = Field(True, description="Semantic consistency: warped class maps agree.")
@@ -157,35 +157,40 @@ def build(task: Task, settings: Settings) -> Recipe:
             helper(forward=GenerateAndSegment(R, s3p, S), loss=segmentation_loss),
         ],
     )
-    return Recipe(
-        registration=R,
-        helpers={"segmentation": S},
-        segmentation=S,
-        flat_borders=settings.flat_borders,
-        train_registration=[warm_up, kcc] if settings.warm_up else [kcc],
-        generate=PathBankWriter(space=alpha, style=beta),
-        train_segmentation=[]
-        if settings.helper_is_final
-        else [
+    learn = Train(
+        "segmentation",
+        [
             Phase(
                 "s3p",
                 batches=s3p.from_bank,
                 players=[Player("segmentation", trains=S, forward=Segment(S), loss=segmentation_loss)],
             )
         ],
+        uses=["registration", "generated"],
+    )
+    return Recipe(
+        networks={"registration": R, "segmentation": S},
+        rounds=[
+            [
+                Train("registration", [warm_up, kcc] if settings.warm_up else [kcc]),
+                Generate([PathBank(space=alpha, style=beta)]),
+                Train("segmentation", uses=["registration"]) if settings.helper_is_final else learn,
+            ]
+        ],
+        answer=Answer(network=S, registers=R, flat_borders=settings.flat_borders),
     )
 
 
 def train_reg(settings: Settings) -> TrainSettings:
-    if "published" not in (settings.registration_network, settings.segmentation_network):
+    if "brbs" not in (settings.registration_network, settings.segmentation_network):
         return short_training(1000, learning_rate=1e-3)
-    return published_training(40_000, augmentation="paper")  # 200 epochs of 200
+    return published_training(40_000, augmentation="rotate-scale")  # 200 epochs of 200
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    if settings.segmentation_network == "published":
-        return published_training(10_000, augmentation="paper")
-    return short_training(1000, learning_rate=3e-3 if settings.segmentation_network == "light" else 2e-3)
+    if settings.segmentation_network == "brbs":
+        return published_training(10_000, augmentation="rotate-scale")
+    return short_training(1000, learning_rate=full_or_light_rate(settings.segmentation_network))
 
 
 METHOD = Method(

@@ -10,13 +10,14 @@ differ, since a scan that comes twice would be its own negative.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from stages.config import MethodSettings, TrainSettings
-from stages.methods.os_medseg import joint_training
-from stages.methods.recipe import Method, Phase, Player, PropagatedLabels, Recipe, Task, WeightedSum, short_training
+from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.recipe import Method, Recipe, Task, registration_alone
+from stages.methods.schedules import joint_training, short_training
 from stages.parts.consistency import RegisterAndEmbed, contrast_all, mean_squares, similarity, smoothness
 from stages.parts.networks import RegistrationNetwork
 from stages.parts.samplers import atlas_and_different_scans
@@ -26,8 +27,12 @@ from stages.parts.siamese import PooledSiameseUNet, batch_block, instance_block
 class Settings(MethodSettings):
     """Settings of `clmorph`."""
 
-    registration_network: Literal["published", "light"] = Field(
-        "published", description="R: CLMorph's own, or a light one that works at half resolution."
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "light": {"registration_network": "light", "similarity": "lncc", "smoothness_weight": 1.0},
+    }
+
+    registration_network: Literal["clmorph", "light"] = Field(
+        "clmorph", description="R: CLMorph's own, or a light one that works at half resolution."
     )
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
     similarity: Literal["mse", "lncc"] = Field(
@@ -39,30 +44,20 @@ class Settings(MethodSettings):
 
 def build(task: Task, settings: Settings) -> Recipe:
     light = settings.registration_network == "light"
-    body = PooledSiameseUNet(task.shape, instance_block if light else batch_block, light=light)
-    R = RegistrationNetwork(body, diffeomorphic=settings.diffeomorphic)
-    return Recipe(
-        registration=R,
-        train_registration=[
-            Phase(
-                "registration",
-                batches=atlas_and_different_scans,
-                players=[
-                    Player(
-                        "registration",
-                        trains=R,
-                        forward=RegisterAndEmbed(R),
-                        loss=WeightedSum(
-                            similarity=(1.0, mean_squares if settings.similarity == "mse" else similarity),
-                            smoothness=(settings.smoothness_weight, smoothness),
-                            contrast=(settings.contrastive_weight, contrast_all),
-                        ),
-                    )
-                ],
-            )
-        ],
-        generate=PropagatedLabels(),
+    with task.initialises("registration"):
+        body = PooledSiameseUNet(task.shape, instance_block if light else batch_block, light=light)
+        R = RegistrationNetwork(body, diffeomorphic=settings.diffeomorphic)
+    register = Player(
+        "registration",
+        trains=R,
+        forward=RegisterAndEmbed(R),
+        loss=WeightedSum(
+            similarity=(1.0, mean_squares if settings.similarity == "mse" else similarity),
+            smoothness=(settings.smoothness_weight, smoothness),
+            contrast=(settings.contrastive_weight, contrast_all),
+        ),
     )
+    return registration_alone(R, Phase("registration", batches=atlas_and_different_scans, players=[register]))
 
 
 def train_reg(settings: Settings) -> TrainSettings:

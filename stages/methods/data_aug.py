@@ -14,27 +14,18 @@ adds random augmentation in every other step: `train_seg.augmentation` adds it i
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import nn
 
 from stages.config import MethodSettings, TrainSettings
-from stages.methods.recipe import (
-    SEGMENTATION_NAMES,
-    Method,
-    PathBankWriter,
-    Phase,
-    Player,
-    Recipe,
-    SegmentationName,
-    Task,
-    WeightedSum,
-    published_training,
-    registration_network,
-    segmentation_network,
-    short_training,
-)
+from stages.generating.path_bank import PathBank
+from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
+from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.parts.appearance import AppearanceChange, Recolour, appearance_smoothness, reconstruction
 from stages.parts.consistency import RegisterPair, similarity, smoothness
 from stages.parts.networks import LightUNet, VoxelMorphUNet, small_head
@@ -51,10 +42,14 @@ CHANNELS: dict[str, tuple[int, ...]] = {  # of the appearance network
 class Settings(MethodSettings):
     """Settings of `data-aug`."""
 
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "light": {"registration_network": "light", "segmentation_network": "light", "appearance_share": 0.3},
+    }
+
     registration_network: Literal["voxelmorph", "light"] = Field(
         "voxelmorph", description="Spatial and appearance networks: the published ones, or light ones."
     )
-    segmentation_network: SegmentationName = Field("published", description=f"S: {SEGMENTATION_NAMES}")
+    segmentation_network: SegmentationName = Field("brbs", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(False, description="The spatial networks predict velocity fields, integrated.")
     space: bool = Field(True, description="Samples take the shape of a scan; off: the atlas keeps its own.")
     appearance: bool = Field(True, description="Samples take the look of a scan; off: the atlas keeps its own.")
@@ -74,10 +69,8 @@ class Settings(MethodSettings):
 
 
 def build(task: Task, settings: Settings) -> Recipe:
-    forward, backward = (  # atlas to scan, scan to atlas
-        registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
-        for _ in range(2)
-    )
+    spatial = partial(registration_network, settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
+    forward, backward = spatial(name="registration"), spatial(name="backward")  # atlas to scan, scan to atlas
     change = AppearanceChange(appearance_network(settings.registration_network, task), backward)  # psi_a
     S = segmentation_network(settings.segmentation_network, task)
     alpha = Always(1.0 if settings.space else 0.0)
@@ -109,41 +102,48 @@ def build(task: Task, settings: Settings) -> Recipe:
             )
         ],
     )
+    sampling = SpaceStyleSampling(space=alpha, style=beta, mixing=None, coupled=coupled)
+    segment = Player(
+        "segmentation",
+        trains=S,
+        forward=Segment(S),
+        loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy)),
+    )
+    both = {"backward": backward, "appearance": change.network} if settings.appearance else {}
     return Recipe(
-        registration=forward,
-        helpers={"backward": backward, "appearance": change.network} if settings.appearance else {},
-        segmentation=S,
-        train_registration=[space, appearance] if settings.appearance else [space],
-        generate=PathBankWriter(
-            space=alpha,
-            style=beta if settings.appearance else None,
-            style_map=change if settings.appearance else None,
-            coupled=coupled,
-        ),
-        train_segmentation=[
-            Phase(
-                "transformed",
-                batches=SpaceStyleSampling(space=alpha, style=beta, mixing=None, coupled=coupled).from_bank,
-                players=[
-                    Player(
-                        "segmentation",
-                        trains=S,
-                        forward=Segment(S),
-                        loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy)),
-                    )
-                ],
-            )
+        networks={"registration": forward, "segmentation": S, **both},
+        rounds=[
+            [
+                Train("registration", [space, appearance] if settings.appearance else [space]),
+                Generate(
+                    [
+                        PathBank(
+                            space=alpha,
+                            style=beta if settings.appearance else None,
+                            style_map=change if settings.appearance else None,
+                            coupled=coupled,
+                        )
+                    ]
+                ),
+                Train(
+                    "segmentation",
+                    [Phase("transformed", batches=sampling.from_bank, players=[segment])],
+                    uses=["registration", "generated"],
+                ),
+            ]
         ],
+        answer=Answer(network=S, registers=forward),
     )
 
 
 def appearance_network(name: str, task: Task) -> nn.Module:
     """[atlas, scan brought to it] -> change of intensity; starts from none."""
-    if name == "light":
-        light = LightUNet(2, 1, task.shape)
-        small_head(light.head)
-        return light
-    return VoxelMorphUNet(2, 1, task.shape, **CHANNELS)
+    with task.initialises("appearance"):
+        if name == "light":
+            light = LightUNet(2, 1, task.shape)
+            small_head(light.head)
+            return light
+        return VoxelMorphUNet(2, 1, task.shape, **CHANNELS)
 
 
 def train_reg(settings: Settings) -> TrainSettings:
@@ -153,9 +153,9 @@ def train_reg(settings: Settings) -> TrainSettings:
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    if settings.segmentation_network == "published":
+    if settings.segmentation_network == "brbs":
         return published_training(10_000, augmentation="none")
-    return short_training(1000, learning_rate=3e-3 if settings.segmentation_network == "light" else 2e-3)
+    return short_training(1000, learning_rate=full_or_light_rate(settings.segmentation_network))
 
 
 METHOD = Method(

@@ -33,27 +33,23 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from stages.config import TrainSettings
-from stages.methods.recipe import (
-    AnswerSettings,
-    Method,
-    Phase,
-    Player,
-    PseudoLabels,
-    Ramp,
-    Recipe,
-    SelfTraining,
-    Task,
-    Term,
-    WeightedSum,
-    registration_network,
-    segmentation_network,
+from stages.config import (
+    ANSWER,
+    LATER_ROUNDS,
+    SEGMENT,
+    SEGMENT_IN_LATER_ROUNDS,
+    TrainSettings,
 )
+from stages.generating.pseudo_labels import PseudoLabels
+from stages.methods.networks import registration_network, segmentation_network
+from stages.methods.phases import Phase, Player, Ramp, Term, WeightedSum
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.settings import AnswerSettings
 from stages.parts.consistency import mean_squares, smoothness
 from stages.parts.networks import RegistrationNetwork
 from stages.parts.obelisk import HybridObelisk
@@ -78,30 +74,36 @@ class Settings(AnswerSettings):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "abdomen": {"threshold": 0.6},
         "official": {"slope": 0.025, "pretraining_loss": "hard-ce"},
+        "paper": {},
+        "light": {
+            "rounds": 2,
+            "round_share": 0.5,
+            "round_pace": 0.3,  # networks go on, they do not start anew
+            "with_atlas": 0.5,  # as all of R's pairs in `eval`
+            "weigh_classes": False,  # the paper's weights make structures grow by round
+            "dropout": 0.2,  # so short a round does not make up for the paper's 0.5
+            "train_reg": {"steps": 1200, "learning_rate": 2e-3, "schedule": "one-cycle"},
+            "train_seg": {"steps": 300, "learning_rate": 5e-3, "schedule": "one-cycle"},
+        },
     }
-    ANSWERS: ClassVar[tuple[str, ...]] = (*AnswerSettings.ANSWERS, "preset", "rounds", "score_pseudo_labels")
-    SEGMENTS: ClassVar[tuple[str, ...]] = (
-        "segmentation_network", "pretraining_loss", "dropout", "input_noise", "kl_weight", "carried_weight", "decay",
-        "weigh_classes",
-    )  # fmt: skip
-    ROUNDS: ClassVar[tuple[str, ...]] = (
-        "threshold", "dropout", "input_noise", "weigh_classes", "kl_weight", "carried_weight", "decay", "round_share",
-        "round_pace",
-    )  # fmt: skip
-
-    preset: Literal["paper", "abdomen", "official"] = Field(
+    preset: Annotated[str, ANSWER] = Field(
         "paper",
-        description="abdomen: the paper's threshold there; official: the published code's single-task networks.",
+        description="light: minutes on CPU cores; abdomen: the paper's threshold there; official: the published code's "
+        "single-task networks.",
     )
-    rounds: int = Field(3, ge=0, le=20, description="Of self-training, after the first training; 0: only that.")
-    round_share: float = Field(
+    rounds: Annotated[int, ANSWER] = Field(
+        3, ge=0, le=20, description="Of self-training, after the first training; 0: only that."
+    )
+    round_share: Annotated[float, LATER_ROUNDS] = Field(
         0.3333, gt=0, le=1, description="Steps of a round's train-reg and train-seg, in parts of those of round 0."
     )
-    round_pace: float = Field(1.0, gt=0, description="Learning rates of a round, in parts of those of round 0.")
-    registration_network: Literal["obelisk", "voxelmorph", "published", "light"] = Field(
-        "obelisk", description="R: hybrid OBELISK, or VoxelMorph's, BRBS's published U-Net, or the light one."
+    round_pace: Annotated[float, LATER_ROUNDS] = Field(
+        1.0, gt=0, description="Learning rates of a round, in parts of those of round 0."
     )
-    segmentation_network: Literal["obelisk", "published", "full", "light"] = Field(
+    registration_network: Literal["obelisk", "voxelmorph", "brbs", "light"] = Field(
+        "obelisk", description="R: hybrid OBELISK, or VoxelMorph's, BRBS's U-Net, or the light one."
+    )
+    segmentation_network: Annotated[Literal["obelisk", "brbs", "full", "light"], SEGMENT] = Field(
         "obelisk", description="S: hybrid OBELISK, or BRBS's U-Net (full: with InstanceNorm), or the light one."
     )
     slope: float = Field(0.2, ge=0, lt=1, description="Of LeakyReLU in the hybrid OBELISK networks.")
@@ -112,20 +114,29 @@ class Settings(AnswerSettings):
     )
     overlap_weight: float = Field(0.1, ge=0, description="lambda_d of R: Dice of labels and accepted pseudo-labels.")
     with_atlas: float = Field(0.0, ge=0, le=1, description="Share of R's pairs that have an atlas; others: any two.")
-    pretraining_loss: Literal["dice", "hard-ce", "dice-ce"] = Field(
+    pretraining_loss: Annotated[Literal["dice", "hard-ce", "dice-ce"], SEGMENT] = Field(
         "dice", description="Of S on the atlases: Dice; cross-entropy on the hardest quarter of voxels; or Dice-CE."
     )
-    threshold: float = Field(0.7, ge=0, lt=1, description="tau: how sure of a voxel, and of a structure, S must be.")
-    dropout: float = Field(0.5, ge=0, lt=1, description="Share of channels that the student loses in two layers.")
-    input_noise: float = Field(0.5, ge=0, le=1, description="Share of the student's scans that R moves to other scans.")
-    weigh_classes: bool = Field(
+    threshold: Annotated[float, LATER_ROUNDS] = Field(
+        0.7, ge=0, lt=1, description="tau: how sure of a voxel, and of a structure, S must be."
+    )
+    dropout: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
+        0.5, ge=0, lt=1, description="Share of channels that the student loses in two layers."
+    )
+    input_noise: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
+        0.5, ge=0, le=1, description="Share of the student's scans that R moves to other scans."
+    )
+    weigh_classes: Annotated[bool, SEGMENT_IN_LATER_ROUNDS] = Field(
         True, description="L_c weighs classes by the inverse square root of their frequency; off: all alike."
     )
-    kl_weight: float = Field(0.5, ge=0, description="lambda_u, of the student's distance from the teacher.")
-    carried_weight: float = Field(1.0, ge=0, description="lambda_d of the student: Dice with atlas labels moved by R.")
-    decay: float = Field(0.99, ge=0, lt=1, description="Of the student's moving average, the next teacher; 0: itself.")
-    score_pseudo_labels: bool = Field(
-        False, description="eval: also the pseudo-labels' DSC by round, where unlabelled scans do have label maps."
+    kl_weight: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
+        0.5, ge=0, description="lambda_u, of the student's distance from the teacher."
+    )
+    carried_weight: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
+        1.0, ge=0, description="lambda_d of the student: Dice with atlas labels moved by R."
+    )
+    decay: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
+        0.99, ge=0, lt=1, description="Of the student's moving average, the next teacher; 0: itself."
     )
 
 
@@ -175,30 +186,33 @@ def build(task: Task, settings: Settings) -> Recipe:
     taught = partial(atlases_and_scans, moved=settings.input_noise, weigh_classes=settings.weigh_classes)
     again = register(settings.smoothness_weight, settings.round_pace)
     share = settings.round_share
+    first = [
+        Train("registration", [Phase("registration", any_two, [register(warm_up if weight else 0.0)])]),
+        Train("segmentation", [Phase("atlases", labelled_scans, [pretrain])], uses=["registration"]),
+    ]
+    later = [
+        Generate([PseudoLabels(settings.threshold)]),
+        Train("registration", [Phase("registration", any_two, [again], share=share)], uses=["generated"]),
+        Train(
+            "segmentation",
+            [Phase("student", taught, [student], share=share)],
+            uses=["registration", "generated"],
+            as_before={"segmentation": teacher},
+        ),
+    ]
     return Recipe(
-        registration=R,
-        segmentation=S,
-        teacher=teacher,
-        flat_borders=settings.flat_borders,
-        scores_pseudo_labels=settings.score_pseudo_labels,
-        train_registration=[Phase("registration", any_two, [register(warm_up if settings.smoothness_weight else 0.0)])],
-        train_segmentation=[Phase("atlases", labelled_scans, [pretrain])],
-        self_training=SelfTraining(
-            rounds=settings.rounds,
-            generate=PseudoLabels(settings.threshold),
-            train_registration=[Phase("registration", any_two, [again], share=share)],
-            train_segmentation=[Phase("student", taught, [student], share=share)],
-        )
-        if settings.rounds
-        else None,
+        networks={"registration": R, "segmentation": S},
+        rounds=[first, *[later] * settings.rounds],
+        answer=Answer(network=S, registers=R, flat_borders=settings.flat_borders),
     )
 
 
 def registration(task: Task, settings: Settings) -> RegistrationNetwork:
     """R, which sees images of mean 0 and standard deviation 1."""
     if settings.registration_network == "obelisk":
-        body: nn.Module = HybridObelisk(2, 3, task="registers", slope=settings.slope)
-        return RegistrationNetwork(Standardised(body), diffeomorphic=settings.diffeomorphic)
+        with task.initialises("registration"):
+            body: nn.Module = HybridObelisk(2, 3, task="registers", slope=settings.slope)
+            return RegistrationNetwork(Standardised(body), diffeomorphic=settings.diffeomorphic)
     R = registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
     R.body = Standardised(R.body)
     return R
@@ -207,14 +221,15 @@ def registration(task: Task, settings: Settings) -> RegistrationNetwork:
 def segmentation(task: Task, settings: Settings) -> nn.Module:
     """S, likewise."""
     if settings.segmentation_network == "obelisk":
-        return Standardised(HybridObelisk(1, task.num_classes, task="segments", slope=settings.slope))
+        with task.initialises("segmentation"):
+            return Standardised(HybridObelisk(1, task.num_classes, task="segments", slope=settings.slope))
     return Standardised(segmentation_network(settings.segmentation_network, task))
 
 
 def training(steps: int, rate: float, augmentation: Literal["affine", "half-affine"]) -> TrainSettings:
     return TrainSettings(
-        steps=steps, batch_size=2, learning_rate=rate, schedule="exponential", optimizer="adam", ema=0.0,
-        augmentation=augmentation,
+        steps=steps, batch_size=2, learning_rate=rate, schedule="exponential", epochs=300, optimizer="adam",
+        ema=0.0, augmentation=augmentation,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ do (light networks), the weights of the cycle rise from 0 over half of the steps
 swapped (`backward_network`): of an antisymmetric network that predicts velocities the way back is the inverse of the
 way there from the first step on. With the published weights 800 steps still ended at the overlap of the affine
 alignment on hippocampus; with the cycle's four at a tenth, and no warm-up, where `voxelmorph` does
-(docs/benchmarks/README.md).
+(docs/benchmarks/LOG.md).
 
 Ours differs in: displacements sample with aligned corners; LNCC and smoothness are shared with the other methods.
 """
@@ -34,25 +34,17 @@ Ours differs in: displacements sample with aligned corners; LNCC and smoothness 
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import nn
 
 from stages.config import MethodSettings, TrainSettings
-from stages.methods.recipe import (
-    Method,
-    Phase,
-    Player,
-    PropagatedLabels,
-    Ramp,
-    Recipe,
-    Task,
-    WeightedSum,
-    published_training,
-    registration_network,
-    short_training,
-)
+from stages.generating.propagated import PropagatedLabels
+from stages.methods.networks import registration_network
+from stages.methods.phases import Phase, Player, Ramp, WeightedSum
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.schedules import published_training, short_training
 from stages.parts.cycle import (
     JudgeWarped,
     RegisterCycle,
@@ -69,7 +61,7 @@ from stages.parts.cycle import (
 )
 from stages.parts.networks import PatchDiscriminator
 from stages.parts.panels import Panel
-from stages.parts.samplers import LabelledPair, atlas_and_scan
+from stages.parts.samplers import LabelledPair, Scans, atlas_and_scan
 
 
 class Settings(MethodSettings):
@@ -79,6 +71,15 @@ class Settings(MethodSettings):
     cycle weights, + L_cyc (the baseline of Table 3) `transformation_weight`, `anatomy_weight` and `difference_weight`;
     the rows below it switch these three on again.
     """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        # The cycle at a tenth of the published weights: so few steps do not come to terms with more.
+        "light": {
+            "registration_network": "light", "diffeomorphic": True, "smoothness_weight": 0.5, "cycle_weight": 1.0,
+            "transformation_weight": 0.3, "anatomy_weight": 0.3, "difference_weight": 0.3, "warm_up": 0.0,
+            "train_reg": {"steps": 1000},
+        },
+    }  # fmt: skip
 
     registration_network: Literal["voxelmorph", "light"] = Field(
         "voxelmorph", description="G_F and G_B: VoxelMorph's, or the light one."
@@ -132,9 +133,10 @@ def build(task: Task, settings: Settings) -> Recipe:
     def rising(weight: float) -> float | Ramp:
         return Ramp(0.0, weight, most=warm_up) if weight and warm_up else weight
 
-    G_F = generator()
-    G_B = None if not settings.cycle else G_F if shared else generator()
-    D = PatchDiscriminator(1, task.shape) if settings.gan_weight else None
+    G_F = generator(name="registration")
+    G_B = None if not settings.cycle else G_F if shared else generator(name="backward")
+    with task.initialises("discriminator"):
+        D = PatchDiscriminator(1, task.shape) if settings.gan_weight else None
     generators = Player(
         "generators",
         trains=nn.ModuleList([G_F] if shared or G_B is None else [G_F, G_B]),
@@ -163,29 +165,39 @@ def build(task: Task, settings: Settings) -> Recipe:
                 learning_rate=2e-4,  # the paper's, however short the training is
             )
         )
-    helpers: dict[str, nn.Module | None] = {"backward": None if shared else G_B, "discriminator": D}
+    optional: dict[str, nn.Module | None] = {"backward": None if shared else G_B, "discriminator": D}
+    pages = {"cycle": partial(show, RegisterCycle(G_F, G_B, labels=True))} if G_B is not None else {}
     return Recipe(
-        registration=G_F,
-        helpers={name: network for name, network in helpers.items() if network is not None},
-        train_registration=[Phase("cycle", batches=atlas_and_scan, players=players)],
-        generate=PropagatedLabels(),
-        registration_pictures={"cycle": partial(show, RegisterCycle(G_F, G_B, labels=True))} if G_B is not None else {},
+        networks={"registration": G_F} | {name: network for name, network in optional.items() if network is not None},
+        rounds=[
+            [
+                Train("registration", [Phase("cycle", batches=atlas_and_scan, players=players)], pages=pages),
+                Generate([PropagatedLabels()]),
+            ]
+        ],
+        answer=Answer(registers=G_F),
     )
 
 
-def show(register: RegisterCycle, batch: LabelledPair) -> list[Panel]:
-    """The cycle of a pair (a batch of one), with labels."""
-    cycle = register(batch)
-    assert cycle.rebuilt is not None and cycle.warped_label is not None and cycle.rebuilt_label is not None
-    label, there, back = batch.label[0], cycle.warped_label[0].argmax(0), cycle.rebuilt_label[0].argmax(0)
-    error = (cycle.rebuilt - cycle.atlas).abs()
-    return [
-        Panel("atlas", cycle.atlas[0, 0], label),
-        Panel("scan, transferred label", cycle.scan[0, 0], there),
-        Panel("warped atlas", cycle.warped[0, 0], there),
-        Panel("rebuilt atlas", cycle.rebuilt[0, 0], back),
-        Panel("|rebuilt - atlas|", error[0, 0], shows="error"),
-    ]
+def show(register: RegisterCycle, data: Scans) -> list[tuple[str, list[Panel]]]:
+    """The cycle of the first atlas and three scans, with labels."""
+    atlas, rows = data.atlases[0], []
+    for scan in data.unlabeled[:3]:
+        names = [data.names[atlas], data.names[scan]]
+        pair = LabelledPair(names, data.image([atlas]), data.image([scan]), data.label([atlas]), data.num_classes)
+        cycle = register(pair)
+        assert cycle.rebuilt is not None and cycle.warped_label is not None and cycle.rebuilt_label is not None
+        transferred, back = cycle.warped_label[0].argmax(0), cycle.rebuilt_label[0].argmax(0)
+        error = (cycle.rebuilt - cycle.atlas).abs()
+        panels = [
+            Panel("atlas", cycle.atlas[0, 0], pair.label[0]),
+            Panel("scan, transferred label", cycle.scan[0, 0], transferred),
+            Panel("warped atlas", cycle.warped[0, 0], transferred),
+            Panel("rebuilt atlas", cycle.rebuilt[0, 0], back),
+            Panel("|rebuilt - atlas|", error[0, 0], shows="error"),
+        ]
+        rows.append((data.names[scan], panels))
+    return rows
 
 
 def train_reg(settings: Settings) -> TrainSettings:

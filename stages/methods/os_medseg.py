@@ -23,27 +23,20 @@ On CPUs, the `light` networks or `registration: instance` (ours), which needs no
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.config import MethodSettings, TrainSettings
+from stages.config import ANSWER, GENERATE, SEGMENT, MethodSettings, TrainSettings
 from stages.errors import LrlsError
-from stages.methods.recipe import (
-    Method,
-    Phase,
-    Player,
-    Recipe,
-    SegmentationName,
-    Task,
-    Terms,
-    WarpedAtlases,
-    WeightedSum,
-    segmentation_network,
-    short_training,
-)
+from stages.generating.warped_atlases import WarpedAtlases
+from stages.methods.networks import segmentation_network
+from stages.methods.phases import Phase, Player, Terms, WeightedSum
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.schedules import full_or_light_rate, joint_training, short_training
 from stages.parts.consistency import (
     RegisterAndEmbed,
     RegisterPair,
@@ -77,21 +70,24 @@ class Settings(MethodSettings):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "abdomen": {"similarity": "mi", "smoothness": "bending", "hint_weight": 10.0},
         "official": {"contrast": "nt-xent", "hint_detach": "both"},
+        "light": {  # ours in registration, and no teacher: so far it cost DSC in short runs
+            "registration": "instance",
+            "segmentation_network": "light",
+            "segmentation_loss": "dice-ce",
+            "teacher": False,
+            "train_seg": {"steps": 1000, "batch_size": 1, "augmentation": "mild"},
+        },
     }
-    GENERATES: ClassVar[tuple[str, ...]] = ("most_samples",)
-    SEGMENTS: ClassVar[tuple[str, ...]] = (
-        "segmentation_network", "teacher", "teacher_share", "student_sees", "segmentation_loss", "segmentation_weight",
-        "reconstruction_weight", "hint_weight", "hint_loss", "hint_layers", "hint_detach",
-    )  # fmt: skip
-
-    preset: Literal["default", "abdomen", "official"] = Field(
-        "default", description="abdomen: the paper's choices for BCV; official: the published code's readings."
+    preset: Annotated[str, ANSWER] = Field(
+        "default",
+        description="light: minutes on CPU cores; abdomen: the paper's choices for BCV; official: the published code's "
+        "readings.",
     )
     registration: Literal["learned", "instance"] = Field(
         "learned", description="learned: R; instance (ours): every couple's field is optimised on its own, as in best."
     )
-    registration_network: Literal["published", "light"] = Field(
-        "published", description="R: published, or a light one that works at half resolution."
+    registration_network: Literal["os-medseg", "light"] = Field(
+        "os-medseg", description="R: the paper's, or a light one that works at half resolution."
     )
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
     similarity: Literal["lncc", "mi"] = Field("lncc", description="L_sim: LNCC, or mutual information (abdomen).")
@@ -103,30 +99,36 @@ class Settings(MethodSettings):
     contrast: Literal["scans", "nt-xent"] = Field(
         "scans", description="Negatives: the other scans of the batch (Eq. 2), or all other rows (published code)."
     )
-    most_samples: int | None = Field(
+    most_samples: Annotated[int | None, GENERATE] = Field(
         None, ge=1, description="Warped atlases to write at most; null: all couples of atlas and scan."
     )
-    segmentation_network: SegmentationName = Field(
-        "published", description="Student and teacher: published, or BRBS's U-Net with InstanceNorm (full), or light."
+    segmentation_network: Annotated[Literal["os-medseg", "full", "light"], SEGMENT] = Field(
+        "os-medseg", description="Student and teacher: the paper's, or BRBS's U-Net with InstanceNorm (full), or light."
     )
-    teacher: bool = Field(True, description="Table III: off: the student alone (M1, M2).")
-    teacher_share: float | None = Field(
+    teacher: Annotated[bool, SEGMENT] = Field(True, description="Table III: off: the student alone (M1, M2).")
+    teacher_share: Annotated[float | None, SEGMENT] = Field(
         None,
         ge=0,
         lt=1,
         description="Share of train-seg in which the teacher learns alone, to stand still afterwards; 0: both learn at "
-        "once; null: 0 of the published network, else 0.25.",
+        "once; null: 0 of the paper's network, else 0.25.",
     )
-    student_sees: Literal["warped", "real"] = Field(
+    student_sees: Annotated[Literal["warped", "real"], SEGMENT] = Field(
         "warped", description="Table III: warped atlases (SI+SL), or the real scans under the same labels (RI+SL)."
     )
-    segmentation_loss: Literal["ce", "dice-ce"] = Field("ce", description="L_seg: cross-entropy, or with Dice.")
-    segmentation_weight: float = Field(1.0, ge=0, description="Table IV: 0: without L_seg.")
-    reconstruction_weight: float = Field(1.0, ge=0, description="lambda_recon.")
-    hint_weight: float = Field(1.0, ge=0, description="lambda_hint.")
-    hint_loss: Literal["cosine", "l2"] = Field("cosine", description="Table V: cosine similarity, or squared error.")
-    hint_layers: int = Field(2, ge=1, le=5, description="Fig. 7: the decoder's last layers that give hints.")
-    hint_detach: Literal["teacher", "none", "both"] = Field(
+    segmentation_loss: Annotated[Literal["ce", "dice-ce"], SEGMENT] = Field(
+        "ce", description="L_seg: cross-entropy, or with Dice."
+    )
+    segmentation_weight: Annotated[float, SEGMENT] = Field(1.0, ge=0, description="Table IV: 0: without L_seg.")
+    reconstruction_weight: Annotated[float, SEGMENT] = Field(1.0, ge=0, description="lambda_recon.")
+    hint_weight: Annotated[float, SEGMENT] = Field(1.0, ge=0, description="lambda_hint.")
+    hint_loss: Annotated[Literal["cosine", "l2"], SEGMENT] = Field(
+        "cosine", description="Table V: cosine similarity, or squared error."
+    )
+    hint_layers: Annotated[int, SEGMENT] = Field(
+        2, ge=1, le=5, description="Fig. 7: the decoder's last layers that give hints."
+    )
+    hint_detach: Annotated[Literal["teacher", "none", "both"], SEGMENT] = Field(
         "teacher", description="Whose features the hint's gradient does not reach; both: it reaches none."
     )
 
@@ -144,7 +146,7 @@ class Settings(MethodSettings):
         if not (self.teacher and self.reconstruction_weight and self.hint_weight):
             return 0.0
         if self.teacher_share is None:
-            return 0.0 if self.segmentation_network == "published" or self.hint_detach == "none" else 0.25
+            return 0.0 if self.segmentation_network == "os-medseg" or self.hint_detach == "none" else 0.25
         return self.teacher_share
 
 
@@ -156,7 +158,7 @@ def build(task: Task, settings: Settings) -> Recipe:
             "learn from; set segmentation_weight, or teacher and hint_weight, and hint_detach other than both."
         )
     learned = settings.registration == "learned"
-    R = contrastive_network(settings, task) if learned else None  # first: its weights depend on no other setting
+    R = contrastive_network(settings, task) if learned else None
     student = student_or_teacher(settings.segmentation_network, task)
     levels = len(cast(UNet | LightUNet, getattr(student, "body", student)).up) + 1
     if settings.teacher and settings.hint_layers > levels:
@@ -193,27 +195,29 @@ def build(task: Task, settings: Settings) -> Recipe:
         phases = [Phase("distillation", batches=batches, players=[distillation], share=1 - settings.alone)]
     if settings.teacher and still:
         phases.insert(0, Phase("reconstruction", batches=batches, players=[teacher_alone], share=settings.alone))
+    networks: dict[str, nn.Module | None] = {
+        "registration": R,
+        "segmentation": student,
+        "teacher": both.teacher if settings.teacher else None,
+    }
+    pages = {"distillation": partial(look_inside, both, settings.hint_layers)} if settings.teacher else {}
+    generate = Generate([WarpedAtlases(most=settings.most_samples)])
+    distil = Train("segmentation", phases, uses=["registration", "generated"], pages=pages)
     return Recipe(
-        registration=R,
-        instance=None if learned else InstanceOptimisation(smoothness=settings.smoothness_weight),
-        segmentation=student,
-        segmentation_helpers={"teacher": both.teacher} if settings.teacher else {},
-        segmentation_pictures={"distillation": partial(look_inside, both, settings.hint_layers)}
-        if settings.teacher
-        else {},
-        train_registration=[registration_phase(R, settings)] if R else [],
-        generate=WarpedAtlases(most=settings.most_samples),
-        train_segmentation=phases,
+        networks={name: network for name, network in networks.items() if network is not None},
+        rounds=[[*([Train("registration", [registration_phase(R, settings)])] if R else []), generate, distil]],
+        answer=Answer(network=student, registers=R or InstanceOptimisation(smoothness=settings.smoothness_weight)),
     )
 
 
 def contrastive_network(settings: Settings, task: Task) -> RegistrationNetwork:
     """R, by its name in the settings."""
-    if settings.registration_network == "light":
-        body: nn.Module = PooledSiameseUNet(task.shape, instance_block, light=True)
-    else:
-        body = SiameseUNet(task.shape)
-    return RegistrationNetwork(body, diffeomorphic=settings.diffeomorphic)
+    with task.initialises("registration"):
+        if settings.registration_network == "light":
+            body: nn.Module = PooledSiameseUNet(task.shape, instance_block, light=True)
+        else:
+            body = SiameseUNet(task.shape)
+        return RegistrationNetwork(body, diffeomorphic=settings.diffeomorphic)
 
 
 def registration_phase(R: RegistrationNetwork, settings: Settings) -> Phase:
@@ -243,12 +247,14 @@ def registration_phase(R: RegistrationNetwork, settings: Settings) -> Phase:
     )
 
 
-def student_or_teacher(name: SegmentationName, task: Task, *, reconstructs: bool = False) -> nn.Module:
+def student_or_teacher(kind: str, task: Task, *, reconstructs: bool = False) -> nn.Module:
     """One image channel -> logits, or the image again."""
     outputs = 1 if reconstructs else task.num_classes
-    if name == "published":
-        return ResidualUNet(1, outputs, task.shape, reconstructs=reconstructs)
-    network = cast(UNet | LightUNet, segmentation_network(name, Task(task.shape, outputs, task.num_atlases)))
+    role = "teacher" if reconstructs else "segmentation"
+    if kind == "os-medseg":
+        with task.initialises(role):
+            return ResidualUNet(1, outputs, task.shape, reconstructs=reconstructs)
+    network = cast(UNet | LightUNet, segmentation_network(kind, replace(task, num_classes=outputs), name=role))
     return network if reconstructs else OwnHead(network)
 
 
@@ -259,18 +265,9 @@ def train_reg(settings: Settings) -> TrainSettings:
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    if settings.segmentation_network == "published":
+    if settings.segmentation_network == "os-medseg":
         return joint_training(33_400, learning_rate=1e-3)  # 200 epochs of 334 scans
-    rate = 3e-3 if settings.segmentation_network == "light" else 2e-3
-    return short_training(1000, batch_size=2, learning_rate=rate)
-
-
-def joint_training(steps: int, *, learning_rate: float) -> TrainSettings:
-    """The paper's schedule (section IV-C): Adam, constant, batches of two, no augmentation that it speaks of."""
-    return TrainSettings(
-        steps=steps, batch_size=2, learning_rate=learning_rate, schedule="constant", optimizer="adam", ema=0.0,
-        augmentation="none",
-    )  # fmt: skip
+    return short_training(1000, batch_size=2, learning_rate=full_or_light_rate(settings.segmentation_network))
 
 
 METHOD = Method(

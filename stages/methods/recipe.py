@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from stages.config import MethodSettings, TrainSettings
+from stages.artifacts.weights import Registration
+from stages.config import MethodSettings, StageName, TrainSettings
+from stages.generating.propagated import PropagatedLabels
+from stages.generating.writer import Writer
+from stages.methods.phases import Phase
 from stages.parts.instance import InstanceOptimisation
-from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
 from stages.parts.panels import Panel, Points
-from stages.parts.samplers import Degree, LabelledPair, Sampler, Scans
-from stages.parts.synthesis import Synthesis
+from stages.parts.samplers import Scans
+from stages.seeds import derive
+
+Role = Literal["registration", "generated", "segmentation"]
+STAGE_OF: dict[Role, StageName] = {"registration": "train-reg", "generated": "generate", "segmentation": "train-seg"}
 
 
 @dataclass(frozen=True)
@@ -26,260 +34,190 @@ class Task:
         shape: grid (D, H, W).
         num_classes: background included.
         num_atlases: labelled scans.
+        seed: of the networks' initial weights.
     """
 
     shape: tuple[int, int, int]
     num_classes: int
     num_atlases: int
+    seed: int = 0
+
+    @contextmanager
+    def initialises(self, name: str) -> Iterator[None]:
+        """Networks built within draw their weights from a stream of their own, which no other network moves."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive(self.seed, "network", name))
+            yield
+
+
+Page = Callable[[Scans], Points | Sequence[tuple[str, Sequence[Panel]]]]
+"""The cohort -> points, or rows of (case, panels)."""
 
 
 @dataclass(frozen=True)
-class Ramp:
-    """A weight that changes linearly from the first step of a phase on, and stays when it has arrived.
+class Train:
+    """A step of a round that trains, `train-reg` or `train-seg`. It writes the networks that its players move.
 
     Args:
-        steps: after which it has; None: as many as `most` says.
-        most: share of the phase that it takes at most.
+        makes: the artifact that it writes.
+        phases: one after the other; none: the artifact keeps what an earlier step trained.
+        uses: artifacts that it reads, the newest of each role. Its own of the round before it always goes on from.
+        as_before: networks that stand still and are what the network of this name was before the step began.
+        pages: pictures beside the usual ones, by name.
     """
 
-    start: float
-    end: float
-    steps: int | None = None
-    most: float = 1.0
+    makes: Literal["registration", "segmentation"]
+    phases: Sequence[Phase] = ()
+    uses: Sequence[Role] = ()
+    as_before: Mapping[str, nn.Module] = field(default_factory=dict)
+    pages: Mapping[str, Page] = field(default_factory=dict)
 
-    def __call__(self, step: int, of: int | None = None) -> float:
-        """The weight in a step, from 0, of a phase of so many."""
-        limits = [n for n in (self.steps, None if of is None else int(self.most * of)) if n is not None]
-        steps = min(limits, default=1)
-        return self.start + (self.end - self.start) * min(step / max(steps, 1), 1.0)
-
-
-Term = tuple[float | Ramp, Callable[[Any], Tensor]]  # weight, part of the loss
-Terms = dict[str, Term]
-
-
-class WeightedSum:
-    """Named terms with weights; the names become log keys. A weight of 0 switches a term off: it is not computed."""
-
-    def __init__(self, **terms: Term) -> None:
-        self.terms = {name: term for name, term in terms.items() if term[0] != 0}
-
-    def __call__(self, state: Any, step: int = 0, of: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted total and unweighted terms.
-
-        Args:
-            step, of: step of the phase, from 0, and how many it has; for weights that change.
-        """
-        values = {name: part(state) for name, (_, part) in self.terms.items()}
-        weights = {name: w(step, of) if isinstance(w, Ramp) else w for name, (w, _) in self.terms.items()}
-        return sum(weights[name] * value for name, value in values.items()), values  # type: ignore[return-value]
+    @property
+    def share(self) -> float:
+        """Steps that its phases take, in multiples of the run's."""
+        return sum(phase.share for phase in self.phases)
 
 
 @dataclass(frozen=True)
-class Player:
-    """Owns a network, its optimiser and its loss; all players of a phase move in turn in every step.
+class Borrowed:
+    """Networks that generate with another cohort's weights.
 
     Args:
-        name: log key.
-        trains: the network that moves; all others stand still while it does.
-        forward: batch -> what the loss looks at.
-        loss: terms over that.
-        learning_rate: overrides the run's, where a paper has several.
-        momentum: Adam's beta_1.
-        paces: parts of the network whose learning rate is so many times the player's.
-        weight_decay: L2 penalty of Adam.
-        ema: overrides the run's decay of averaged weights.
-        every: moves in every so-manieth step only, from the first one on.
+        artifact: where the weights are.
+        networks: filled from it; a sub-network has the key "network/sub-network".
     """
 
-    name: str
-    trains: nn.Module
-    forward: Callable[[Any], Any]
-    loss: WeightedSum
-    learning_rate: float | None = None
-    momentum: float = 0.9
-    paces: Sequence[tuple[nn.Module, float]] = ()
-    weight_decay: float = 0.0
-    ema: float | None = None
-    every: int = 1
+    artifact: Registration
+    networks: Mapping[str, nn.Module]
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of training: batches and the players that learn from them.
+class Generate:
+    """A step of a round that writes generated data. `lrls run` leaves it out where no later step of the round reads it.
 
     Args:
-        share: part of the run's steps that this phase takes.
-        batch_size: overrides the run's, where a paper has several.
+        writers: write in turn into one `generated.h5`.
+        borrowed: weights of another cohort, where the writers take some.
     """
 
-    name: str
-    batches: Sampler
-    players: Sequence[Player]
-    share: float = 1.0
-    batch_size: int | None = None
+    writers: Sequence[Writer]
+    borrowed: Borrowed | None = None
+
+    makes: Role = field(default="generated", init=False)
+
+    @property
+    def uses(self) -> Sequence[Role]:
+        return [role for role in ("registration", "segmentation") if any(role in w.uses for w in self.writers)]
 
 
-@dataclass(frozen=True)
-class PathBankWriter:
-    """`generate` stores, per couple (atlas, scan), the displacement atlas -> scan and the style map (BRBS, S3P).
-
-    Args:
-        space, style: draw the degrees of finished samples and of the picture; without `style` no style maps are made,
-            and no scan is registered back to its atlas for them.
-        most: couples at most; atlases take turns, so that every scan comes before one comes twice. None: all.
-        style_map: (atlas, scan) -> what the atlas gains to look like the scan, (N, 1, D, H, W) all three; None: the
-            scan, registered back to the atlas, minus the atlas.
-        coupled: space and style of a finished sample are one scan's.
-    """
-
-    space: Degree
-    style: Degree | None
-    most: int | None = None
-    style_map: nn.Module | None = None
-    coupled: bool = False
-
-
-@dataclass(frozen=True)
-class PropagatedLabels:
-    """`generate` stores every unlabelled scan with the label that the atlases vote for."""
-
-
-@dataclass(frozen=True)
-class WarpedAtlases:
-    """`generate` stores, per couple (atlas, scan), the atlas warped to the scan, image and label (nearest neighbour).
-
-    Args:
-        most: couples at most, as of `PathBankWriter`.
-    """
-
-    most: int | None = None
-
-
-@dataclass(frozen=True)
-class SampledScans:
-    """`generate` stores atlases in shapes and looks that are drawn anew, image and label.
-
-    Args:
-        synthesis: draws them.
-        count: how many; the first ones are the same whatever the number.
-    """
-
-    synthesis: Synthesis
-    count: int
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """`generate` stores what the segmentation network of the round before says of every unlabelled scan, screened.
-
-    Args:
-        threshold: tau, see `stages.parts.self_training.screen`.
-    """
-
-    threshold: float
-
-
-@dataclass(frozen=True)
-class SelfTraining:
-    """What a round does after the first training: `generate` by the networks of the round before, then both go on.
-
-    Args:
-        rounds: how many, after round 0, which is the recipe's own.
-        generate, train_registration, train_segmentation: of each round, in this order.
-    """
-
-    rounds: int
-    generate: PseudoLabels
-    train_registration: Sequence[Phase]
-    train_segmentation: Sequence[Phase]
-
+Step = Train | Generate
+Round = Sequence[Step]
 
 Classical = Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
 """(moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; runs in a process of its own."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that the stages need to run a method; None or empty: the method has no such part.
+class Answer:
+    """How a method segments a new scan.
 
     Args:
-        registration: the network that registers, (moving, fixed) -> displacement; its weights, and those of `helpers`,
-            are what `train-reg` writes.
-        helpers: further networks that `train-reg` trains.
-        classical: registers without learning, in processes of its own.
-        instance: registers without learning, by gradient descent, on the training device.
-        segmentation: the network that segments new scans; without it, the atlases' labels are propagated.
-        scores_pseudo_labels: `eval` also scores the pseudo-labels of the rounds, where their scans have label maps.
+        network: class probabilities of an image; None: the atlases' labels are propagated.
+        registers: a network (moving, fixed) -> displacement, a classical method, or gradient descent on each pair;
+            generates data, too. None: nothing is registered.
         fuse: the answer is the mean of the network's probabilities and the propagated ones.
         flat_borders: where the atlases draw a border as one plane of voxels, the network's answer has one, too.
-        segmentation_helpers: further networks that `train-seg` trains; its artifact holds them, and nothing else uses
-            them.
-        train_registration, train_segmentation: phases of the two stages.
-        generate: what `lrls generate` writes.
-        self_training: the rounds that follow; see `at_round`.
-        teacher: in those rounds, the segmentation network as the round before left it; it stands still.
-        registration_pictures: pages that `train-reg` draws besides its own: name -> (a batch of one atlas and one scan
-            -> its row).
-        registration_pages: pages of the whole cohort that `train-reg` draws: name -> (the data -> points, or rows of
-            case, panels).
-        segmentation_pictures: pages that `train-seg` draws besides its own: name -> (the data -> rows of case, panels).
     """
 
-    registration: nn.Module | None = None
-    helpers: dict[str, nn.Module] = field(default_factory=dict)
-    classical: Classical | None = None
-    instance: InstanceOptimisation | None = None
-    segmentation: nn.Module | None = None
-    scores_pseudo_labels: bool = False
+    network: nn.Module | None = None
+    registers: nn.Module | Classical | InstanceOptimisation | None = None
     fuse: bool = False
     flat_borders: bool = False
-    segmentation_helpers: dict[str, nn.Module] = field(default_factory=dict)
-    train_registration: Sequence[Phase] = ()
-    train_segmentation: Sequence[Phase] = ()
-    generate: PathBankWriter | PropagatedLabels | WarpedAtlases | SampledScans | PseudoLabels | None = None
-    self_training: SelfTraining | None = None
-    teacher: nn.Module | None = None
-    registration_pictures: Mapping[str, Callable[[LabelledPair], Sequence[Panel]]] = field(default_factory=dict)
-    registration_pages: Mapping[str, Callable[[Scans], Points | Sequence[tuple[str, Sequence[Panel]]]]] = field(
-        default_factory=dict
-    )
-    segmentation_pictures: Mapping[str, Callable[[Scans], Sequence[tuple[str, Sequence[Panel]]]]] = field(
-        default_factory=dict
-    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the stages need to run a method.
+
+    Args:
+        networks: what is trained and stored, by the names that weight files have for them; "registration" and
+            "segmentation" are those that answer.
+        rounds: what happens in each round, in order; most methods have one.
+        answer: how a new scan is segmented.
+    """
+
+    rounds: Sequence[Round]
+    answer: Answer
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
     def last_round(self) -> int:
-        """Its number; 0 where there are no rounds."""
-        return self.self_training.rounds if self.self_training else 0
+        return len(self.rounds) - 1
 
-    def at_round(self, number: int) -> Recipe:
-        """What the stages do in a round; the networks are the same ones."""
-        if number == 0 or self.self_training is None:
-            return self
-        return replace(
-            self,
-            generate=self.self_training.generate,
-            train_registration=self.self_training.train_registration,
-            train_segmentation=self.self_training.train_segmentation,
-        )
+    def step(self, role: Role, round: int) -> Step | None:
+        """What makes an artifact in a round; None: nothing does."""
+        return next((step for step in self.rounds[round] if step.makes == role), None)
+
+    def steps(self, round: int) -> list[Step]:
+        """What `lrls run` does in a round: generated data that no later step of the round reads are left out."""
+        steps = list(self.rounds[round])
+        return [
+            step
+            for place, step in enumerate(steps)
+            if isinstance(step, Train) or any("generated" in later.uses for later in steps[place + 1 :])
+        ]
+
+    def next_stage(self, round: int, stage: StageName = "train-reg") -> str:
+        """Where to go on after a stage that a round does not have."""
+        order: list[StageName] = ["train-reg", "generate", "train-seg"]
+        own = {STAGE_OF[step.makes] for step in self.steps(round)}
+        return next((later for later in order[order.index(stage) + 1 :] if later in own), "eval")
+
+    def training_steps(self) -> list[tuple[int, Train]]:
+        """(round, step) of everything that trains, in the order in which it does."""
+        return [
+            (number, step)
+            for number in range(len(self.rounds))
+            for step in self.steps(number)
+            if isinstance(step, Train) and step.phases
+        ]
+
+    def trained(self, step: Train) -> dict[str, nn.Module]:
+        """The networks that a step writes: those that its players move, and the answer's where it makes that."""
+        moved = {
+            id(parameter)
+            for phase in step.phases
+            for player in phase.players
+            for parameter in player.trains.parameters()
+        }
+        return {
+            name: network
+            for name, network in self.networks.items()
+            if name == step.makes or any(id(parameter) in moved for parameter in network.parameters())
+        }
 
     @property
-    def registers(self) -> bool:
-        return any(each is not None for each in (self.registration, self.classical, self.instance))
+    def learns_registration(self) -> bool:
+        return isinstance(self.answer.registers, nn.Module)
 
     @property
     def looks_at_unlabeled(self) -> bool:
         """Whether anything is learned from unlabelled scans."""
-        return bool(self.train_registration or (self.generate and self.train_segmentation))
+        steps = [step for number in range(len(self.rounds)) for step in self.steps(number)]
+        return any(isinstance(step, Generate) or (step.makes == "registration" and step.phases) for step in steps)
 
-    @property
-    def registration_networks(self) -> dict[str, nn.Module]:
-        return ({"registration": self.registration} if self.registration else {}) | self.helpers
 
-    @property
-    def segmentation_networks(self) -> dict[str, nn.Module]:
-        return ({"segmentation": self.segmentation} if self.segmentation else {}) | self.segmentation_helpers
+def registration_alone(R: nn.Module, phase: Phase, **also: nn.Module) -> Recipe:
+    """A network that learns registration; the atlases' labels follow it.
+
+    Args:
+        also: further networks that the phase trains, by name.
+    """
+    return Recipe(
+        networks={"registration": R, **also},
+        rounds=[[Train("registration", [phase]), Generate([PropagatedLabels()])]],
+        answer=Answer(registers=R),
+    )
 
 
 @dataclass(frozen=True)
@@ -291,10 +229,10 @@ class Method:
         summary: one line.
         source: the publication or library.
         settings: model of `methods.<name>` in the configuration.
-        train_reg, train_seg: the recipe's own numbers, given the settings; the configuration's come on top.
-        recipe: builds it; networks are initialised from torch's global generator.
-        cohort: the part that it learns from: "train" (atlases and unlabelled scans) or "supervised".
-        registration_share: part of a time budget that goes to `train-reg`, where both stages train.
+        train_reg, train_seg: the recipe's own training numbers, given the settings; the configuration's come on top.
+        recipe: builds it.
+        cohort: the scans that it learns from: "train" (atlases and unlabelled scans) or "supervised".
+        registration_share: share of a time budget that goes to `train-reg`, where both stages train.
     """
 
     name: str
@@ -307,54 +245,16 @@ class Method:
     cohort: Literal["train", "supervised"] = "train"
     registration_share: float = 0.5
 
-
-class AnswerSettings(MethodSettings):
-    """Settings of methods that answer by a segmentation network."""
-
-    ANSWERS: ClassVar[tuple[str, ...]] = ("flat_borders",)
-
-    flat_borders: bool = Field(
-        False,
-        description="Where the atlases draw a border as one plane of voxels, so does the answer; "
-        "where that lies, network and registration decide together.",
-    )
+    def plan(self, settings: MethodSettings, *, num_atlases: int, shape: tuple[int, int, int] = (32, 32, 32)) -> Recipe:
+        """The recipe with networks that hold no weights: says what the method needs and does, and costs no memory."""
+        with torch.device("meta"), _NothingDrawn():
+            return self.recipe(Task(shape, 2, num_atlases), settings)
 
 
-RegistrationName = Literal["published", "light"]
-SegmentationName = Literal["published", "full", "light"]
-SEGMENTATION_NAMES = "published (BRBS's U-Net), full (the same with InstanceNorm), or light (half resolution)."
+class _NothingDrawn(TorchFunctionMode):
+    """Networks without weights need no random numbers, and torch would load its compiler to say so."""
 
-
-def segmentation_network(name: str, task: Task) -> nn.Module:
-    """A segmentation network by its name in the configuration: one image channel -> logits."""
-    if name == "light":
-        return LightUNet(1, task.num_classes, task.shape)
-    return UNet(1, task.num_classes, task.shape, per_group={"published": 4, "full": 1}[name])
-
-
-def registration_network(name: str, task: Task, *, diffeomorphic: bool) -> RegistrationNetwork:
-    """A registration network by its name in the configuration: [fixed, moving] -> displacement."""
-    if name == "light":
-        light = LightUNet(2, 3, task.shape, smooth=True)
-        small_head(light.head)
-        return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
-    body = {"published": UNet, "voxelmorph": VoxelMorphUNet}[name](2, 3, task.shape)
-    return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
-
-
-def published_training(
-    steps: int, *, batch_size: int = 1, learning_rate: float = 1e-4, augmentation: Literal["none", "paper", "strong"]
-) -> TrainSettings:
-    """The papers' common schedule: Adam, constant, 1e-4 in most."""
-    return TrainSettings(
-        steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule="constant", optimizer="adam", ema=0.0,
-        augmentation=augmentation,
-    )  # fmt: skip
-
-
-def short_training(steps: int, *, batch_size: int = 1, learning_rate: float = 3e-3) -> TrainSettings:
-    """A schedule of minutes, for the light and the full networks: AdamW, one cycle."""
-    return TrainSettings(
-        steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule="one-cycle", optimizer="adamw",
-        ema=0.0, augmentation="strong",
-    )  # fmt: skip
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.__name__.endswith(("normal_", "uniform_")):  # of tensors, and of torch.nn.init
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))

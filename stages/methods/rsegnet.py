@@ -11,26 +11,16 @@ terms' weights are ours. Where the augmentation recolours, S learns from recolou
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from stages.config import TrainSettings
-from stages.methods.recipe import (
-    SEGMENTATION_NAMES,
-    AnswerSettings,
-    Method,
-    Phase,
-    Player,
-    Recipe,
-    SegmentationName,
-    Task,
-    WeightedSum,
-    published_training,
-    registration_network,
-    segmentation_network,
-    short_training,
-)
+from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
+from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.recipe import Answer, Method, Recipe, Task, Train
+from stages.methods.schedules import published_training, short_training
+from stages.methods.settings import AnswerSettings
 from stages.parts.consistency import inverse_consistency, semantic_consistency, similarity, smoothness
 from stages.parts.samplers import labelled_scans
 from stages.parts.segmenting import Segment, overlap
@@ -46,8 +36,14 @@ from stages.parts.self_training import (
 class Settings(AnswerSettings):
     """Settings of `rsegnet`."""
 
-    registration_network: Literal["voxelmorph", "published", "light"] = Field(
-        "voxelmorph", description="R: VoxelMorph's, BRBS's published U-Net, or the light one."
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "light": {
+            "registration_network": "light", "segmentation_network": "light", "train_reg": {"steps": 900},
+        },
+    }  # fmt: skip
+
+    registration_network: Literal["voxelmorph", "brbs", "light"] = Field(
+        "voxelmorph", description="R: VoxelMorph's, BRBS's U-Net, or the light one."
     )
     segmentation_network: SegmentationName = Field("full", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(True, description="R predicts a velocity field, which is integrated.")
@@ -91,18 +87,21 @@ def build(task: Task, settings: Settings) -> Recipe:
         share=1 - settings.alone_share,
     )
     return Recipe(
-        registration=R,
-        helpers={"segmentation": S},
-        segmentation=S,
-        flat_borders=settings.flat_borders,
-        train_registration=[alone, together] if settings.alone_share else [together],
+        networks={"registration": R, "segmentation": S},
+        rounds=[
+            [
+                Train("registration", [alone, together] if settings.alone_share else [together]),
+                Train("segmentation", uses=["registration"]),
+            ]
+        ],
+        answer=Answer(network=S, registers=R, flat_borders=settings.flat_borders),
     )
 
 
 def train_reg(settings: Settings) -> TrainSettings:
     if settings.registration_network == "light":
         return short_training(2000, batch_size=2, learning_rate=1e-3)  # of one pair, half would tell S nothing
-    return published_training(40_000, augmentation="paper")
+    return published_training(40_000, augmentation="rotate-scale")
 
 
 METHOD = Method(

@@ -42,40 +42,32 @@ ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.config import TrainSettings
-from stages.methods.recipe import (
-    SEGMENTATION_NAMES,
-    AnswerSettings,
-    Method,
-    Phase,
-    Player,
-    Recipe,
-    SampledScans,
-    SegmentationName,
-    Task,
-    Terms,
-    WeightedSum,
-    published_training,
-    registration_network,
-    segmentation_network,
-    short_training,
-)
+from stages.artifacts.store import MANIFEST, versions
+from stages.artifacts.weights import Registration
+from stages.config import ANSWER, GENERATE, SEGMENT, MethodStage, TrainSettings
+from stages.errors import LrlsError
+from stages.generating.drawn import DrawnScans
+from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
+from stages.methods.phases import Phase, Player, Terms, WeightedSum
+from stages.methods.recipe import Answer, Borrowed, Generate, Method, Page, Recipe, Task, Train
+from stages.methods.schedules import full_or_light_rate, published_training, short_training
+from stages.methods.settings import AnswerSettings
+from stages.methods.sst_pages import show_codes, show_shapes, show_styles
 from stages.parts import flow as flows
 from stages.parts import style as styles
 from stages.parts.consistency import RegisterPair, similarity
 from stages.parts.cycle import fake, real
 from stages.parts.flow import EncodeFlows, FlowAutoencoder, FlowsOfAtlas, JudgeFlows, StridedUNet
 from stages.parts.networks import RegistrationNetwork
-from stages.parts.panels import Panel, Points
-from stages.parts.samplers import Sampler, Scans, generated_samples, one_atlas_and_scans, two_scans
+from stages.parts.samplers import Sampler, generated_samples, one_atlas_and_scans, two_scans
 from stages.parts.segmenting import Segment, overlap_and_cross_entropy
 from stages.parts.style import (
     CODE,
@@ -91,7 +83,6 @@ from stages.parts.style import (
     Transfer,
 )
 from stages.parts.synthesis import Synthesis
-from stages.parts.warps import warp, warp_label
 
 
 class Settings(AnswerSettings):
@@ -105,17 +96,22 @@ class Settings(AnswerSettings):
             "mix_flows": True, "sampling": "interpolate", "style_batch_size": 16,
             "flow_share": 0.18, "style_share": 0.05, "autoencoder_share": 0.04,
         },
+        "light": {
+            "registration_network": "light", "segmentation_network": "light",
+            "diffeomorphic": True,  # the published flow model folds where it is trained for minutes
+            "smoothness_weight": 0.3, "style_batch_size": 8, "queue": 256, "sampling": "interpolate", "looks": "memory",
+            "samples": 300, "flow_share": 0.13, "style_share": 0.08,
+            "autoencoder_share": 0.43,  # cheap steps, and samples are as varied as it is good
+            "train_reg": {"steps": 2200}, "train_seg": {"steps": 800, "batch_size": 2},
+        },
     }  # fmt: skip
-    GENERATES: ClassVar[tuple[str, ...]] = ("samples", "sampling", "looks")
-    SEGMENTS: ClassVar[tuple[str, ...]] = ("segmentation_network",)
-
-    preset: Literal["default", "paper", "official"] = Field(
-        "default", description="paper: the text; official: the published code."
+    preset: Annotated[str, ANSWER] = Field(
+        "default", description="light: minutes on CPU cores; paper: the text; official: the published code."
     )
-    registration_network: Literal["published", "light"] = Field(
-        "published", description="Flow and appearance model, autoencoder: the published ones, or light ones."
+    registration_network: Literal["sst", "light"] = Field(
+        "sst", description="Flow and appearance model, autoencoder: the published ones, or light ones."
     )
-    segmentation_network: SegmentationName = Field("published", description=f"S: {SEGMENTATION_NAMES}")
+    segmentation_network: Annotated[SegmentationName, SEGMENT] = Field("brbs", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(False, description="The flow model predicts a velocity field, which is integrated.")
     appearance: bool = Field(True, description="Off: no appearance model; samples are the warped atlas (Table 2).")
     joint: bool = Field(
@@ -161,14 +157,26 @@ class Settings(AnswerSettings):
         "beside the light networks, at whose rate all codes would stay alike.",
     )
     style_batch_size: int = Field(32, ge=1, description="Scans in a step of the style encoder's pre-training.")
-    sampling: Literal["prior", "interpolate"] = Field(
+    sampling: Annotated[Literal["prior", "interpolate"], GENERATE] = Field(
         "prior", description="Shapes: from the prior, or between those of three unlabelled scans."
     )
-    looks: Literal["prior", "memory"] = Field(
+    looks: Annotated[Literal["prior", "memory"], GENERATE] = Field(
         "prior",
         description="Looks: from the prior, or between two like ones of those last seen in training.",
     )
-    samples: int = Field(1850, ge=1, description="Labelled scans to draw.")
+    samples: Annotated[int, GENERATE] = Field(1850, ge=1, description="Labelled scans to draw.")
+    appearance_from: Annotated[Path | None, GENERATE] = Field(
+        None,
+        description="Workspace or registration artifact of another cohort, whose looks the samples take; relative to "
+        "the configuration file.",
+    )
+
+    def read_by(self, stage: MethodStage, round: int = 0) -> dict[str, Any]:
+        """As its base, with the digest of the other cohort's artifact in the place of its path."""
+        read = super().read_by(stage, round)
+        if read.get("appearance_from") and self.appearance_from:
+            read["appearance_from"] = other_registration(self.appearance_from).manifest.digest
+        return read
 
     @property
     def pace(self) -> float:
@@ -191,76 +199,139 @@ class Settings(AnswerSettings):
         return 0.002 if self.registration_network == "light" else 0.05
 
     @model_validator(mode="after")
-    def _the_joint_phase_has_a_share(self) -> Self:
+    def _fits_together(self) -> Self:
         shares = self.flow_share + self.style_share + self.autoencoder_share
         if shares >= 1:
             raise ValueError(
                 f"flow_share, style_share and autoencoder_share add up to {shares:.3g}, which leaves the joint phase "
                 "nothing; they must stay below 1"
             )
+        if self.appearance_from and not self.appearance:
+            raise ValueError("appearance_from needs an appearance model, but appearance is off")
         return self
 
 
 def build(task: Task, settings: Settings) -> Recipe:
     light = settings.registration_network == "light"
     F = flow_model(settings, task)
-    G_flow = FlowAutoencoder(task.shape, light=light)
-    judge_flows = LatentDiscriminator(G_flow.code_size, layers=2, width=256)
-    D_flow = judge_flows if settings.judging_flows else None
+    with task.initialises("autoencoder"):
+        G_flow = FlowAutoencoder(task.shape, light=light)
+    D_flow = None
+    if settings.judging_flows:
+        D_flow = latent_discriminator("flow_discriminator", task, G_flow.code_size, layers=2, width=256)
     S = segmentation_network(settings.segmentation_network, task)
-    A = AppearanceModel(light=light) if settings.appearance else None
-    helpers: dict[str, nn.Module | None] = {"autoencoder": G_flow, "flow_discriminator": D_flow}
-    R: RegistrationNetwork | StyledRegistration = F
-    pages: dict[str, Any] = {"shapes": partial(show_shapes, G_flow)}
-    learning = [flow_pre_training(F, settings), warped_alone(F, settings)]
-    memory = None
-    if A is not None:
-        judge_styles = LatentDiscriminator(CODE, layers=5, width=128)
-        D_style = judge_styles if settings.adversarial_weight else None
-        E = MomentumContrast(
-            StyleEncoder(task.shape, light=light),
-            size=settings.queue,
-            own=settings.jitter,
-            looks_of=settings.style_code,
-        )
-        R = StyledRegistration(F, A, E, code_of=settings.style_code)
-        helpers["style_discriminator"] = D_style
-        memory = E if settings.looks == "memory" else None
-        learning = [learning[0], style_pre_training(R, D_style, settings), joint(R, D_style, settings)]
+    networks: dict[str, nn.Module | None] = {"segmentation": S, "autoencoder": G_flow, "flow_discriminator": D_flow}
+    pages: dict[str, Page] = {"shapes": partial(show_shapes, G_flow)}
+    draw = partial(Synthesis, autoencoder=G_flow, interpolate=settings.sampling == "interpolate")
+    R: nn.Module
+    if settings.appearance:
+        R = styled_registration(F, settings, task)
+        D_style = None
+        if settings.adversarial_weight:
+            D_style = latent_discriminator("style_discriminator", task, CODE, layers=5, width=128)
+        learning = [
+            flow_pre_training(F, settings),
+            style_pre_training(R, D_style, settings),
+            joint(R, D_style, settings),
+        ]
+        networks |= {"style_discriminator": D_style}
         pages |= {"style-codes": partial(show_codes, R), "styles": partial(show_styles, R)}
-    return Recipe(
-        registration=R,
-        helpers={name: network for name, network in helpers.items() if network is not None},
-        segmentation=S,
-        flat_borders=settings.flat_borders,
-        train_registration=[*learning, autoencoder(R, G_flow, D_flow, settings)],
-        registration_pages=pages,
-        generate=SampledScans(
-            Synthesis(R, G_flow, A, interpolate=settings.sampling == "interpolate", memory=memory),
-            count=settings.samples,
-        ),
-        train_segmentation=[
-            Phase(
-                "samples",
-                batches=generated_samples,
-                players=[
-                    Player(
-                        "segmentation",
-                        trains=S,
-                        forward=Segment(S),
-                        loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy)),
-                    )
-                ],
-            )
-        ],
+        A, memory, borrowed = looks(R, settings)
+        synthesis = draw(R, appearance=A, memory=memory)
+    else:
+        R, learning = F, [flow_pre_training(F, settings), warped_alone(F, settings)]
+        synthesis, borrowed = draw(R, appearance=None), None
+    networks |= {"registration": R}
+    segment = Player(
+        "segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy))
     )
+    return Recipe(
+        networks={name: network for name, network in networks.items() if network is not None},
+        rounds=[
+            [
+                Train("registration", [*learning, autoencoder(R, G_flow, D_flow, settings)], pages=pages),
+                Generate([DrawnScans(synthesis, settings.samples)], borrowed=borrowed),
+                Train(
+                    "segmentation",
+                    [Phase("samples", batches=generated_samples, players=[segment])],
+                    uses=["registration", "generated"],
+                ),
+            ]
+        ],
+        answer=Answer(network=S, registers=R, flat_borders=settings.flat_borders),
+    )
+
+
+def latent_discriminator(name: str, task: Task, size: int, *, layers: int, width: int) -> LatentDiscriminator:
+    with task.initialises(name):
+        return LatentDiscriminator(size, layers=layers, width=width)
+
+
+def styled_registration(F: RegistrationNetwork, settings: Settings, task: Task) -> StyledRegistration:
+    """F with the style encoder and the appearance model."""
+    light = settings.registration_network == "light"
+    with task.initialises("appearance"):
+        A = AppearanceModel(light=light)
+    with task.initialises("style"):
+        encoder = StyleEncoder(task.shape, light=light)
+        E = MomentumContrast(encoder, size=settings.queue, own=settings.jitter, looks_of=settings.style_code)
+    return StyledRegistration(F, A, E, code_of=settings.style_code)
+
+
+def looks(
+    R: StyledRegistration, settings: Settings
+) -> tuple[AppearanceModel, MomentumContrast | None, Borrowed | None]:
+    """What samples get their looks from: R's own appearance model and memory, or another cohort's."""
+    remembers = settings.looks == "memory"
+    if settings.appearance_from is None:
+        return R.appearance, R.style if remembers else None, None
+    artifact = other_registration(settings.appearance_from)
+    trained = artifact.manifest.identity.config["settings"]
+    if trained["registration_network"] != settings.registration_network or not trained["appearance"]:
+        kind = f"{trained['registration_network']} networks" if trained["appearance"] else "no appearance model"
+        raise LrlsError(
+            f"methods.sst.appearance_from: {artifact.folder.name} has {kind}, expected an appearance model of "
+            f"{settings.registration_network} networks; train both with the same `registration_network`, and with "
+            "`appearance`."
+        )
+    A, memory = deepcopy(R.appearance), None
+    networks: dict[str, nn.Module] = {"registration/appearance": A}
+    if remembers:  # how many keys it holds may be another number there
+        memory = MomentumContrast(deepcopy(R.style.encoder), size=trained["queue"])
+        networks["registration/style"] = memory
+    return A, memory, Borrowed(artifact, networks)
+
+
+def other_registration(place: Path) -> Registration:
+    """The registration artifact at a place, or the newest one of SST in the workspace that it is.
+
+    Raises:
+        LrlsError: there is none, or it is another method's.
+    """
+    if not (place / MANIFEST).exists():
+        trained = versions(place / "sst" / "registration")
+        if not trained:
+            raise LrlsError(
+                f"methods.sst.appearance_from: found no sst/registration in {place.name or place}, expected the "
+                "workspace of the other cohort, or a registration artifact; `lrls train-reg --method sst` makes one."
+            )
+        place = trained[-1]
+    artifact = Registration.open(place)
+    method = artifact.manifest.identity.config.get("method")
+    if method != "sst":
+        raise LrlsError(
+            f"methods.sst.appearance_from: {artifact.folder.name} was trained by {method}, expected sst; "
+            "name a workspace where `lrls train-reg --method sst` has run."
+        )
+    return artifact
 
 
 def flow_model(settings: Settings, task: Task) -> RegistrationNetwork:
     """F, by its name in the settings."""
     if settings.registration_network == "light":
         return registration_network("light", task, diffeomorphic=settings.diffeomorphic)
-    return RegistrationNetwork(StridedUNet(2, 3, task.shape), diffeomorphic=settings.diffeomorphic)
+    with task.initialises("registration"):
+        return RegistrationNetwork(StridedUNet(2, 3, task.shape), diffeomorphic=settings.diffeomorphic)
 
 
 def pairs(settings: Settings, jitter: Literal["pair", "each"]) -> Sampler:
@@ -404,81 +475,16 @@ def autoencoder(R: nn.Module, G_flow: FlowAutoencoder, D_flow: LatentDiscriminat
     )
 
 
-def show_codes(R: StyledRegistration, data: Scans) -> Points:
-    """Every scan's style code, with those of the scan in the shapes of four others, in their two main directions."""
-    places = [*data.atlases, *data.unlabeled]
-    codes = []
-    for i, place in enumerate(places):
-        image = data.image([place])
-        others = [places[(i + k) % len(places)] for k in range(1, min(5, len(places)))]
-        codes.append(torch.cat([R.code(image), *(R.code(warp(image, R.flow(image, data.image([o])))) for o in others)]))
-    with torch.autocast(codes[0].device.type, enabled=False):
-        together = torch.cat(codes)
-        centre = together.mean(0)
-        _, size, directions = torch.linalg.svd(together - centre, full_matrices=False)
-        flat = [(each - centre) @ directions[:2].T for each in codes]
-    share = (size.square() / size.square().sum()).tolist()
-    return Points(
-        "style codes: every scan (large), and the same scan in other shapes (small)",
-        {data.names[place]: each for place, each in zip(places, flat, strict=True)},
-        (f"{100 * share[0]:.0f} % of the variance", f"{100 * share[1]:.0f} % of the variance"),
-    )
-
-
-def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Panel]]]:
-    """The first atlas and two scans, each in its own look and in that of five scans, which stand above.
-
-    The five are spread over the list, so that those of a second site, which come behind the first one's, are seen.
-    """
-    looks = _spread(data.unlabeled, 5)
-    headings = [f"in the look of {data.names[look]}" for look in looks]
-    givers = [Panel(heading, data.image([look])[0, 0]) for heading, look in zip(headings, looks, strict=True)]
-    atlas = data.atlases[0]
-    rows = [("who gives it", [Panel("as it is", data.image([atlas])[0, 0], data.labels[atlas]), *givers])]
-    for place in [atlas, *_spread(data.unlabeled, 2)]:
-        image = data.image([place])
-        panels = [Panel("as it is", image[0, 0], data.labels.get(place))]
-        panels += [
-            Panel(heading, R.restyled(image, data.image([look]))[0, 0])
-            for heading, look in zip(headings, looks, strict=True)
-        ]
-        rows.append((data.names[place], panels))
-    return rows
-
-
-def _spread(places: Sequence[int], count: int) -> list[int]:
-    """The first, the last and what lies evenly between, at most as many as there are."""
-    count = min(count, len(places))
-    return [places[round(k * (len(places) - 1) / max(1, count - 1))] for k in range(count)]
-
-
-def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Panel]]]:
-    """The first atlas under displacements that are drawn from the prior."""
-    place = data.atlases[0]
-    atlas, label, generator = data.image([place]), data.label([place]), torch.Generator().manual_seed(0)
-    rows = []
-    for draw in range(4):
-        code = torch.randn((1, *G_flow.code_shape), generator=generator).to(atlas.device)
-        field = G_flow.outside(G_flow.decode(code))
-        panels = [
-            Panel("atlas", atlas[0, 0], label[0]),
-            Panel("in a drawn shape", warp(atlas, field)[0, 0], warp_label(label, field)[0]),
-            Panel("displacement, voxels", field[0].norm(dim=0), shows="error"),
-        ]
-        rows.append((f"draw {draw + 1}", panels))
-    return rows
-
-
 def train_reg(settings: Settings) -> TrainSettings:
     if settings.registration_network == "light":
-        return short_training(2000, batch_size=2, learning_rate=1e-3).model_copy(update={"augmentation": "none"})
+        return short_training(2000, batch_size=2, learning_rate=1e-3, augmentation="none")
     return published_training(100_000, batch_size=4, learning_rate=2e-4, augmentation="none")
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    if settings.segmentation_network == "published":
+    if settings.segmentation_network == "brbs":
         return published_training(10_000, augmentation="none")
-    return short_training(1000, learning_rate=3e-3 if settings.segmentation_network == "light" else 2e-3)
+    return short_training(1000, learning_rate=full_or_light_rate(settings.segmentation_network))
 
 
 METHOD = Method(

@@ -10,20 +10,11 @@ from typing import Literal
 from pydantic import Field
 
 from stages.config import TrainSettings
-from stages.methods.recipe import (
-    SEGMENTATION_NAMES,
-    AnswerSettings,
-    Method,
-    Phase,
-    Player,
-    Recipe,
-    SegmentationName,
-    Task,
-    WeightedSum,
-    published_training,
-    segmentation_network,
-    short_training,
-)
+from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, segmentation_network
+from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.recipe import Answer, Method, Recipe, Task, Train
+from stages.methods.schedules import full_or_light_rate, published_training, short_training
+from stages.methods.settings import AnswerSettings
 from stages.parts.samplers import labelled_scans
 from stages.parts.segmenting import Segment, overlap, overlap_and_cross_entropy
 
@@ -38,23 +29,18 @@ class Settings(AnswerSettings):
 def build(task: Task, settings: Settings) -> Recipe:
     S = segmentation_network(settings.segmentation_network, task)
     loss = overlap if settings.segmentation_loss == "dice" else overlap_and_cross_entropy
+    segment = Player("segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, loss)))
     return Recipe(
-        segmentation=S,
-        flat_borders=settings.flat_borders,
-        train_segmentation=[
-            Phase(
-                "labelled",
-                batches=labelled_scans,
-                players=[Player("segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, loss)))],
-            )
-        ],
+        networks={"segmentation": S},
+        rounds=[[Train("segmentation", [Phase("labelled", batches=labelled_scans, players=[segment])])]],
+        answer=Answer(network=S, flat_borders=settings.flat_borders),
     )
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    if settings.segmentation_network == "published":
+    if settings.segmentation_network == "brbs":
         return published_training(10_000, batch_size=2, augmentation="strong")
-    return short_training(800, batch_size=2, learning_rate=3e-3 if settings.segmentation_network == "light" else 2e-3)
+    return short_training(800, batch_size=2, learning_rate=full_or_light_rate(settings.segmentation_network))
 
 
 UNET = Method(

@@ -7,24 +7,16 @@ labels must meet. Every step sees as many pairs of either kind; how often is not
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from stages.config import MethodSettings, TrainSettings
 from stages.errors import LrlsError
-from stages.methods.recipe import (
-    Method,
-    Phase,
-    Player,
-    PropagatedLabels,
-    Recipe,
-    Task,
-    WeightedSum,
-    published_training,
-    registration_network,
-    short_training,
-)
+from stages.methods.networks import registration_network
+from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.recipe import Method, Recipe, Task, registration_alone
+from stages.methods.schedules import published_training, short_training
 from stages.parts.consistency import RegisterLabelledPairs, RegisterPair, label_overlap, similarity, smoothness
 from stages.parts.samplers import atlas_and_scan, scans_and_labelled_pairs
 
@@ -32,8 +24,10 @@ from stages.parts.samplers import atlas_and_scan, scans_and_labelled_pairs
 class Settings(MethodSettings):
     """Settings of `voxelmorph`."""
 
-    registration_network: Literal["voxelmorph", "published", "light"] = Field(
-        "voxelmorph", description="R: VoxelMorph's own, BRBS's published U-Net, or the light one."
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"light": {"registration_network": "light"}}
+
+    registration_network: Literal["voxelmorph", "brbs", "light"] = Field(
+        "voxelmorph", description="R: VoxelMorph's own, BRBS's U-Net, or the light one."
     )
     diffeomorphic: bool = Field(True, description="R predicts a velocity field: 7 steps at half resolution.")
     smoothness_weight: float = Field(1.0, ge=0, description="lambda.")
@@ -47,27 +41,16 @@ class LabelConstrainedSettings(Settings):
 
 def build(task: Task, settings: Settings) -> Recipe:
     R = registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
-    return Recipe(
-        registration=R,
-        train_registration=[
-            Phase(
-                "registration",
-                batches=atlas_and_scan,
-                players=[
-                    Player(
-                        "registration",
-                        trains=R,
-                        forward=RegisterPair(R),
-                        loss=WeightedSum(
-                            similarity=(1.0, similarity),
-                            smoothness=(settings.smoothness_weight, smoothness),
-                        ),
-                    )
-                ],
-            )
-        ],
-        generate=PropagatedLabels(),
+    register = Player(
+        "registration",
+        trains=R,
+        forward=RegisterPair(R),
+        loss=WeightedSum(
+            similarity=(1.0, similarity),
+            smoothness=(settings.smoothness_weight, smoothness),
+        ),
     )
+    return registration_alone(R, Phase("registration", batches=atlas_and_scan, players=[register]))
 
 
 def build_label_constrained(task: Task, settings: LabelConstrainedSettings) -> Recipe:
@@ -77,28 +60,17 @@ def build_label_constrained(task: Task, settings: LabelConstrainedSettings) -> R
             "labelled scans; list more atlases, or use voxelmorph."
         )
     R = registration_network(settings.registration_network, task, diffeomorphic=settings.diffeomorphic)
-    return Recipe(
-        registration=R,
-        train_registration=[
-            Phase(
-                "registration",
-                batches=scans_and_labelled_pairs,
-                players=[
-                    Player(
-                        "registration",
-                        trains=R,
-                        forward=RegisterLabelledPairs(R),
-                        loss=WeightedSum(
-                            similarity=(1.0, similarity),
-                            smoothness=(settings.smoothness_weight, smoothness),
-                            overlap=(settings.overlap_weight, label_overlap),
-                        ),
-                    )
-                ],
-            )
-        ],
-        generate=PropagatedLabels(),
+    register = Player(
+        "registration",
+        trains=R,
+        forward=RegisterLabelledPairs(R),
+        loss=WeightedSum(
+            similarity=(1.0, similarity),
+            smoothness=(settings.smoothness_weight, smoothness),
+            overlap=(settings.overlap_weight, label_overlap),
+        ),
     )
+    return registration_alone(R, Phase("registration", batches=scans_and_labelled_pairs, players=[register]))
 
 
 def train_reg(settings: Settings) -> TrainSettings:

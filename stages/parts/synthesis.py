@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor, nn
 
+from stages.errors import LrlsError
 from stages.parts.flow import FlowAutoencoder
 from stages.parts.samplers import Scans, pick
 from stages.parts.style import AppearanceModel, MomentumContrast, style_prior
@@ -46,6 +47,20 @@ class Synthesis:
     interpolate: bool = False
     memory: MomentumContrast | None = None
     _codes: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # of (atlas, scan)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that it draws by."""
+        optional = (self.registration, self.autoencoder, self.appearance, self.memory)
+        return [network for network in optional if network is not None]
+
+    def check(self) -> None:
+        """Raises LrlsError where there is no look to remember."""
+        if self.memory is not None and not self.memory.known.any():
+            raise LrlsError(
+                "the style encoder remembers no scan; raise train_reg.steps, or draw looks from the prior "
+                "(methods.<name>.looks=prior)."
+            )
 
     def __call__(self, data: Scans, atlas: int, generator: Generator) -> Drawn:
         """One scan.

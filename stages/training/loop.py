@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,13 @@ from stages.artifacts.store import Draft, load_state, save_state
 from stages.config import TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError
-from stages.methods.recipe import Phase, Player
+from stages.methods.phases import Phase, Player
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.samplers import Draw, Scans
 from stages.progress import Progress
+from stages.training.schedules import learning_rate
 
 LOG_STEPS = 10  # a log record and a look for NaN
-EPOCHS = 300  # in which an exponential schedule falls; as many as OBELISK-Net is trained for
 
 
 @dataclass
@@ -45,6 +44,7 @@ class Run:
     def __post_init__(self) -> None:
         self.generator = torch.Generator(self.device.torch)
         self.generator.manual_seed(self.seed)
+        torch.manual_seed(self.seed)  # of what asks torch itself
         for network in (*self.networks.values(), *self.frozen):
             network.to(self.device.torch)
 
@@ -211,23 +211,6 @@ class _Watch:
             record[name] = float(values.mean())
         self.seen, self.batches = {}, {}
         return record
-
-
-def learning_rate(peak: float | None, step: int, steps: int, settings: TrainSettings) -> float:
-    """Learning rate of a step.
-
-    Constant; one cycle (linear warm-up over a tenth, then half a cosine to 0); or exponential: 1 % less with each of
-    the run's 300 epochs, to a twentieth at its end.
-    """
-    assert peak is not None
-    if settings.schedule == "constant":
-        return peak
-    if settings.schedule == "exponential":
-        return peak * 0.99 ** (EPOCHS * step // steps)
-    warm_up = max(1, steps // 10)
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
 def _optimizer(player: Player, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -1,0 +1,167 @@
+"""The path bank: what S3P samples from (BRBS), as displacements and style maps of every couple (atlas, scan).
+
+Finished couples are drawn from it: X = T(A + beta psi, alpha phi), y = T(y_A, alpha phi), with alpha and beta from the
+writer's `space` and `style` (He et al., TNNLS 2022, section III-B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
+from stages.config import GenerateSettings
+from stages.generating.writer import (
+    QUALITY,
+    Couple,
+    Job,
+    as_label,
+    as_tensor,
+    atlas_scan_pairs,
+    draw_couples_page,
+    label_type,
+    register_couples,
+    registration_seconds,
+    sample_bytes,
+    stored_piece,
+    write_table,
+)
+from stages.parts.samplers import Always, Degree
+from stages.parts.warps import warp, warp_one_hot
+from stages.seeds import derive
+
+
+@dataclass(frozen=True)
+class PathBank:
+    """Stores, per couple (atlas, scan), the displacement atlas -> scan and the style map.
+
+    Args:
+        space, style: draw the degrees of finished samples and of the picture; without `style` no style maps are made,
+            and no scan is registered back to its atlas for them.
+        most: couples at most; atlases take turns, so that every scan comes before one comes twice. None: all.
+        style_map: (atlas, scan) -> what the atlas gains to look like the scan, (N, 1, D, H, W) all three; None: the
+            scan, registered back to the atlas, minus the atlas.
+        coupled: space and style of a finished sample are one scan's.
+    """
+
+    space: Degree
+    style: Degree | None
+    most: int | None = None
+    style_map: nn.Module | None = None
+    coupled: bool = False
+
+    uses: tuple[Literal["registration"], ...] = ("registration",)
+
+    @property
+    def _registers_back(self) -> bool:
+        return self.style is not None and self.style_map is None
+
+    def planned_bytes(self, cohort: Cohort, settings: GenerateSettings) -> int:
+        per_voxel = 6 + 2 * (self.style is not None)
+        paths = len(atlas_scan_pairs(cohort, self.most)) * int(np.prod(cohort.grid.shape)) * per_voxel
+        return paths + sample_bytes(cohort, settings.samples)
+
+    def planned_seconds(self, job: Job) -> float:
+        """Every couple is registered, for style maps there and back; a network for them takes as long as a way back."""
+        ways = 1 + (self.style is not None) + (self.style_map is not None)
+        return ways * len(atlas_scan_pairs(job.cohort, self.most)) * registration_seconds(job)
+
+    def write(self, file: h5py.File, job: Job) -> None:
+        pairs = atlas_scan_pairs(job.cohort, self.most)
+        if self.style_map is not None:
+            self.style_map.to(job.device.torch).eval()
+
+        def finish(_: str, moving: Tensor, fixed: Tensor, ways: list[Tensor]) -> dict[str, Any]:
+            values = {"displacement": ways[0][0].half()}
+            if self._registers_back:
+                values["style"] = (warp(fixed, ways[1]) - moving)[0].half()
+            elif self.style_map is not None:
+                with torch.inference_mode(), job.device.autocast():
+                    change = self.style_map(moving.to(job.device.torch), fixed.to(job.device.torch))
+                values["style"] = change[0].cpu().half()
+            return values
+
+        register_couples(pairs, finish, job, title="generate paths", back=self._registers_back)
+        shape = job.cohort.grid.shape
+        group = file.create_group("paths")
+        displacement = group.create_dataset("displacement", (len(pairs), 3, *shape), "f2", chunks=(1, 3, *shape))
+        if self.style is not None:
+            styles = group.create_dataset("style", (len(pairs), 1, *shape), "f2", chunks=(1, 1, *shape))
+        rows = []
+        for i, (atlas, scan) in enumerate(pairs):
+            with np.load(stored_piece(job.resume, i)) as piece:
+                displacement[i] = piece["displacement"]
+                if self.style is not None:
+                    styles[i] = piece["style"]
+                rows.append({"atlas": atlas, "scan": scan} | {name: float(piece[name]) for name in QUALITY})
+        write_table(group, rows, job.settings)
+        if job.settings.samples:
+            self._write_samples(file, job)
+
+    def _write_samples(self, file: h5py.File, job: Job) -> None:
+        count, shape = job.settings.samples, job.cohort.grid.shape
+        group = file.create_group("samples")
+        images = group.create_dataset("image", (count, 1, *shape), "f2", chunks=(1, 1, *shape))
+        labels = group.create_dataset("label", (count, *shape), label_type(job.cohort), chunks=(1, *shape))
+        rows = []
+        for i, couple in enumerate(islice(self._drawn(file, job.cohort, job.seed), count)):
+            images[i, 0], labels[i] = couple.image, couple.label
+            rows.append(couple.origin)
+        write_table(group, rows, job.settings)
+
+    def couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
+        with generated.open_file() as file:
+            yield from islice(self._drawn(file, cohort, seed), count)
+
+    def true_couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
+        """All the way to the scans' shapes: what stays near the atlas is easier than any scan is."""
+        return replace(self, space=Always(1.0)).couples(generated, cohort, count, seed)
+
+    def draw_pictures(self, generated_file: h5py.File, cohort: Cohort, folder: Any, seed: int) -> None:
+        couples = list(islice(self._drawn(generated_file, cohort, seed), 16))
+        if self.style is None:
+            couples = [replace(couple, origin=couple.origin | {"style": None}) for couple in couples]
+        draw_couples_page(couples, cohort, folder)
+
+    def _drawn(self, file: h5py.File, cohort: Cohort, seed: int) -> Iterator[Couple]:
+        """Finished couples without end, from the accepted paths; couple i depends on the seed and i alone."""
+        paths = file["paths"]
+        rows = np.flatnonzero(paths["accepted"][()])
+        atlases, scans = (paths[column].asstr()[()] for column in ("atlas", "scan"))
+        for i in range(2**63):
+            drawn_from = derive(seed, "sample", i)
+            generator = torch.Generator().manual_seed(drawn_from)
+            space = int(rows[int(torch.randint(len(rows), (1,), generator=generator))])
+            of_atlas = [int(row) for row in rows if atlases[row] == atlases[space]]
+            style = of_atlas[int(torch.randint(len(of_atlas), (1,), generator=generator))]
+            style = space if self.coupled else style
+            alpha = self.space(1, generator)
+            way = alpha * torch.from_numpy(paths["displacement"][space]).float()[None]
+            image = as_tensor(cohort.image(atlases[space]))
+            beta = 0.0
+            if self.style is not None:
+                degree = self.style(1, generator)
+                image = image + degree * torch.from_numpy(paths["style"][style]).float()
+                beta = float(degree)
+            label = warp_one_hot(as_label(cohort.label(atlases[space])), way, cohort.num_classes).argmax(1)
+            yield Couple(
+                warp(image, way)[0, 0].half().float().numpy(),
+                label[0].numpy().astype(label_type(cohort)),
+                {
+                    "atlas": atlases[space],
+                    "space": scans[space],
+                    "style": scans[style] if self.style is not None else atlases[space],
+                    "alpha": float(alpha),
+                    "beta": beta,
+                    "seed": drawn_from,
+                    **{name: float(paths[name][space]) for name in QUALITY},
+                },
+            )

@@ -1,0 +1,73 @@
+"""Atlases warped to unlabelled scans, image and label (OS-MedSeg; IST's structures)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+from torch import Tensor
+
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
+from stages.config import GenerateSettings
+from stages.generating.writer import (
+    Couple,
+    Job,
+    as_label,
+    atlas_scan_pairs,
+    draw_couples_page,
+    label_type,
+    register_couples,
+    registration_seconds,
+    sample_bytes,
+    stored_couples,
+    write_samples,
+)
+from stages.parts.warps import warp, warp_label
+
+
+@dataclass(frozen=True)
+class WarpedAtlases:
+    """Stores, per couple (atlas, scan), the atlas warped to the scan, image and label (nearest neighbour).
+
+    Args:
+        most: couples at most; atlases take turns, so that every scan comes before one comes twice. None: all.
+    """
+
+    most: int | None = None
+
+    uses: tuple[Literal["registration"], ...] = ("registration",)
+
+    def planned_bytes(self, cohort: Cohort, settings: GenerateSettings) -> int:
+        return sample_bytes(cohort, len(atlas_scan_pairs(cohort, self.most)))
+
+    def planned_seconds(self, job: Job) -> float:
+        return len(atlas_scan_pairs(job.cohort, self.most)) * registration_seconds(job)
+
+    def write(self, file: h5py.File, job: Job) -> None:
+        pairs, cohort = atlas_scan_pairs(job.cohort, self.most), job.cohort
+
+        def finish(atlas: str, moving: Tensor, _: Tensor, ways: list[Tensor]) -> dict[str, Any]:
+            label = warp_label(as_label(cohort.label(atlas)), ways[0])[0]
+            return {"image": warp(moving, ways[0])[0].half(), "label": label.numpy().astype(label_type(cohort))}
+
+        register_couples(pairs, finish, job, title="warp atlases")
+        origins = [
+            {"atlas": atlas, "space": scan, "style": atlas, "alpha": 1.0, "beta": 0.0, "seed": job.seed}
+            for atlas, scan in pairs
+        ]
+        write_samples(file, origins, job)
+
+    def couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
+        with generated.open_file() as file:
+            yield from stored_couples(file)
+
+    def true_couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
+        return islice(cycle(list(self.couples(generated, cohort, count, seed))), count)
+
+    def draw_pictures(self, generated_file: h5py.File, cohort: Cohort, folder: Path, seed: int) -> None:
+        draw_couples_page(list(islice(stored_couples(generated_file), 16)), cohort, folder)

@@ -1,0 +1,45 @@
+"""Networks that several methods share, by their names in the configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from stages.methods.recipe import Task
+from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
+
+SegmentationName = Literal["brbs", "full", "light"]
+SEGMENTATION_NAMES = "brbs (BRBS's U-Net), full (the same with InstanceNorm), or light (half resolution)."
+
+
+def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -> nn.Module:
+    """One image channel -> logits.
+
+    Args:
+        kind: see `SEGMENTATION_NAMES`.
+        name: of the network in the recipe; its initial weights depend on it and the seed alone.
+    """
+    with task.initialises(name):
+        if kind == "light":
+            return LightUNet(1, task.num_classes, task.shape)
+        return UNet(1, task.num_classes, task.shape, per_group={"brbs": 4, "full": 1}[kind])
+
+
+def registration_network(
+    kind: str, task: Task, *, diffeomorphic: bool, name: str = "registration"
+) -> RegistrationNetwork:
+    """[fixed, moving] -> displacement.
+
+    Args:
+        kind: "brbs" (BRBS's U-Net), "voxelmorph" (VoxelMorph's) or "light" (half resolution, antisymmetric).
+        diffeomorphic: it predicts a velocity field, which is integrated.
+        name: as of `segmentation_network`.
+    """
+    with task.initialises(name):
+        if kind == "light":
+            light = LightUNet(2, 3, task.shape, smooth=True)
+            small_head(light.head)
+            return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
+        body = {"brbs": UNet, "voxelmorph": VoxelMorphUNet}[kind](2, 3, task.shape)
+        return RegistrationNetwork(body, diffeomorphic=diffeomorphic)

@@ -1,0 +1,102 @@
+"""How a network learns: a phase draws batches, and its players move in turn in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from stages.parts.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that changes linearly from the first step of a phase on, and then stays.
+
+    Args:
+        start, end: the weight in the first step, and once it has arrived.
+        steps: steps until it arrives; None: as many as `most` allows.
+        most: share of the phase that it takes at most.
+    """
+
+    start: float
+    end: float
+    steps: int | None = None
+    most: float = 1.0
+
+    def __call__(self, step: int, of: int | None = None) -> float:
+        """The weight in a step, counted from 0, of a phase of `of` steps."""
+        limits = [n for n in (self.steps, None if of is None else int(self.most * of)) if n is not None]
+        steps = min(limits, default=1)
+        return self.start + (self.end - self.start) * min(step / max(steps, 1), 1.0)
+
+
+Term = tuple[float | Ramp, Callable[[Any], Tensor]]  # weight, term of the loss
+Terms = dict[str, Term]
+
+
+class WeightedSum:
+    """Named terms with weights; the names become log keys. A weight of 0 switches a term off: it is not computed."""
+
+    def __init__(self, **terms: Term) -> None:
+        self.terms = {name: term for name, term in terms.items() if term[0] != 0}
+
+    def __call__(self, state: Any, step: int = 0, of: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted total and unweighted terms.
+
+        Args:
+            step, of: step of the phase, from 0, and how many it has; for weights that change.
+        """
+        values = {name: term(state) for name, (_, term) in self.terms.items()}
+        weights = {name: w(step, of) if isinstance(w, Ramp) else w for name, (w, _) in self.terms.items()}
+        return sum(weights[name] * value for name, value in values.items()), values  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Player:
+    """Owns a network, its optimiser and its loss; all players of a phase move in turn in every step.
+
+    Args:
+        name: log key.
+        trains: the network that moves; all others stand still while it does.
+        forward: batch -> what the loss looks at.
+        loss: terms over that.
+        learning_rate: overrides the run's, where a paper has several.
+        momentum: Adam's beta_1.
+        paces: sub-networks whose learning rate is a multiple of the player's, with that factor.
+        weight_decay: L2 penalty of Adam.
+        ema: overrides the run's decay of averaged weights.
+        every: moves in every `every`-th step, starting with the first one.
+    """
+
+    name: str
+    trains: nn.Module
+    forward: Callable[[Any], Any]
+    loss: WeightedSum
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    paces: Sequence[tuple[nn.Module, float]] = ()
+    weight_decay: float = 0.0
+    ema: float | None = None
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: batches and the players that learn from them.
+
+    Args:
+        name: log key.
+        batches: draws what a step looks at.
+        players: move in this order.
+        share: share of the run's steps that this phase takes.
+        batch_size: overrides the run's, where a paper has several.
+    """
+
+    name: str
+    batches: Sampler
+    players: Sequence[Player]
+    share: float = 1.0
+    batch_size: int | None = None

@@ -1,0 +1,78 @@
+"""What SST shows of its training: style codes, scans in other looks, the atlas in other shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from stages.parts.flow import FlowAutoencoder
+from stages.parts.panels import Panel, Points
+from stages.parts.samplers import Scans
+from stages.parts.style import StyledRegistration
+from stages.parts.warps import warp, warp_label
+
+
+def show_codes(R: StyledRegistration, data: Scans) -> Points:
+    """Every scan's style code, with those of the scan in the shapes of four others, in their two main directions."""
+    places = [*data.atlases, *data.unlabeled]
+    codes = []
+    for i, place in enumerate(places):
+        image = data.image([place])
+        others = [places[(i + k) % len(places)] for k in range(1, min(5, len(places)))]
+        codes.append(torch.cat([R.code(image), *(R.code(warp(image, R.flow(image, data.image([o])))) for o in others)]))
+    with torch.autocast(codes[0].device.type, enabled=False):
+        together = torch.cat(codes)
+        centre = together.mean(0)
+        _, size, directions = torch.linalg.svd(together - centre, full_matrices=False)
+        flat = [(each - centre) @ directions[:2].T for each in codes]
+    share = (size.square() / size.square().sum()).tolist()
+    return Points(
+        "style codes: every scan (large), and the same scan in other shapes (small)",
+        {data.names[place]: each for place, each in zip(places, flat, strict=True)},
+        (f"{100 * share[0]:.0f} % of the variance", f"{100 * share[1]:.0f} % of the variance"),
+    )
+
+
+def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Panel]]]:
+    """The first atlas and two scans, each in its own look and in that of five scans, which stand above.
+
+    The five are spread over the list, so that those of a second site, which come behind the first one's, are seen.
+    """
+    looks = _spread(data.unlabeled, 5)
+    headings = [f"in the look of {data.names[look]}" for look in looks]
+    givers = [Panel(heading, data.image([look])[0, 0]) for heading, look in zip(headings, looks, strict=True)]
+    atlas = data.atlases[0]
+    rows = [("who gives it", [Panel("as it is", data.image([atlas])[0, 0], data.labels[atlas]), *givers])]
+    for place in [atlas, *_spread(data.unlabeled, 2)]:
+        image = data.image([place])
+        panels = [Panel("as it is", image[0, 0], data.labels.get(place))]
+        panels += [
+            Panel(heading, R.restyled(image, data.image([look]))[0, 0])
+            for heading, look in zip(headings, looks, strict=True)
+        ]
+        rows.append((data.names[place], panels))
+    return rows
+
+
+def _spread(places: Sequence[int], count: int) -> list[int]:
+    """The first, the last and what lies evenly between, at most as many as there are."""
+    count = min(count, len(places))
+    return [places[round(k * (len(places) - 1) / max(1, count - 1))] for k in range(count)]
+
+
+def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Panel]]]:
+    """The first atlas under displacements that are drawn from the prior."""
+    place = data.atlases[0]
+    atlas, label, generator = data.image([place]), data.label([place]), torch.Generator().manual_seed(0)
+    rows = []
+    for draw in range(4):
+        code = torch.randn((1, *G_flow.code_shape), generator=generator).to(atlas.device)
+        field = G_flow.outside(G_flow.decode(code))
+        panels = [
+            Panel("atlas", atlas[0, 0], label[0]),
+            Panel("in a drawn shape", warp(atlas, field)[0, 0], warp_label(label, field)[0]),
+            Panel("displacement, voxels", field[0].norm(dim=0), shows="error"),
+        ]
+        rows.append((f"draw {draw + 1}", panels))
+    return rows

@@ -1,0 +1,46 @@
+"""Label propagation: a scan's class probabilities from warped atlases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.parts.losses import lncc
+from stages.parts.warps import one_hot, warp, warp_probabilities
+
+
+def vote(
+    atlases: Sequence[tuple[np.ndarray, np.ndarray]],
+    fields: Sequence[np.ndarray],
+    scan: np.ndarray,
+    num_classes: int,
+) -> Tensor:
+    """Class probabilities of a scan from one or several warped atlases.
+
+    One atlas: its warped one-hot label. Several: the share of votes; ties go to the more similar atlas.
+
+    Args:
+        atlases: image and label (class indices) of each, (D, H, W).
+        fields: displacement of each to the scan, (3, D, H, W), voxels.
+        scan: (D, H, W) in [0, 1].
+
+    Returns:
+        (num_classes, D, H, W), sums to 1.
+    """
+    warped = []
+    similarity = []
+    for (image, label), field in zip(atlases, fields, strict=True):
+        displacement = torch.from_numpy(field)[None]
+        classes = torch.from_numpy(label.astype(np.int16))[None]
+        warped.append(warp_probabilities(one_hot(classes, num_classes), displacement)[0])
+        moved = warp(torch.from_numpy(image.astype(np.float32))[None, None], displacement)
+        similarity.append(float(lncc(moved, torch.from_numpy(scan.astype(np.float32))[None, None]).mean()))
+    if len(warped) == 1:
+        return warped[0]
+    ranks = np.argsort(np.argsort(similarity))
+    weights = 1 + 1e-3 * torch.from_numpy(ranks).float()
+    votes = sum(w * one_hot(each.argmax(0)[None], num_classes)[0] for w, each in zip(weights, warped, strict=True))
+    return votes / weights.sum()  # type: ignore[operator]

@@ -1,0 +1,150 @@
+"""From a recipe's step to a training run, and to the artifact that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
+from stages.artifacts.store import Artifact, Draft, make, save_weights
+from stages.artifacts.weights import Registration, Segmentation
+from stages.config import Config
+from stages.device import Device, choose_device
+from stages.methods import recipe_of, settings_read, training_of
+from stages.methods.recipe import Method, Recipe, Role, Train
+from stages.parts.samplers import Scans
+from stages.seeds import derive
+from stages.training.loop import Run, train
+
+Inputs = Mapping[Role, Artifact]
+"""What a stage reads besides the cohort, in the order in which it was made."""
+
+Trained = TypeVar("Trained", Registration, Segmentation)
+TrainSection = Literal["train_reg", "train_seg"]
+SECTION: dict[str, TrainSection] = {"registration": "train_reg", "segmentation": "train_seg"}
+
+
+def load_weights_of(inputs: Inputs, recipe: Recipe) -> None:
+    """Fill the recipe's networks with what the artifacts hold; what was made later counts.
+
+    Raises:
+        LrlsError: a file is damaged, or does not fit.
+    """
+    for artifact in inputs.values():
+        if isinstance(artifact, Registration):  # a Segmentation is one
+            artifact.load(recipe.networks)
+
+
+def scans_to_learn_from(cohort: Cohort, generated: Generated | None, device: Device) -> Scans:
+    """The cohort in memory, with what `generate` wrote."""
+    data = cohort.scans(device.torch)
+    if generated is None:
+        return data
+    return replace(
+        data,
+        bank=generated.bank(data.names),
+        samples=generated.samples(),
+        pseudo=generated.pseudo_labels(data.names, device.torch),
+    )
+
+
+def run_of(
+    step: Train,
+    recipe: Recipe,
+    cohort: Cohort,
+    config: Config,
+    method: Method,
+    device: Device,
+    draft: Draft,
+    *,
+    round: int = 0,
+    inputs: Inputs | None = None,
+) -> Run:
+    """What a step trains, from the networks as they are now."""
+    generated = (inputs or {}).get("generated")
+    assert generated is None or isinstance(generated, Generated)
+    for name, network in step.as_before.items():
+        network.load_state_dict(recipe.networks[name].state_dict())
+    trained = recipe.trained(step)
+    still = [network for name, network in recipe.networks.items() if name not in trained]
+    return Run(
+        phases=step.phases,
+        networks=trained,
+        data=scans_to_learn_from(cohort, generated, device),
+        settings=training_of(method, config, SECTION[step.makes]),
+        device=device,
+        seed=derive(config.seed, step.makes, round),
+        draft=draft,
+        frozen=[*step.as_before.values(), *still],
+    )
+
+
+def make_trained(
+    kind: type[Trained],
+    step: Train,
+    cohort: Cohort,
+    config: Config,
+    method: Method,
+    *,
+    round: int,
+    inputs: Inputs,
+    force: bool,
+    draw: Callable[[Draft, Recipe, Run], None],
+) -> Trained:
+    """Train a step's networks and store them, resuming where a stopped run was; or find that this is done.
+
+    Args:
+        step: of the method's plan; its networks hold no weights.
+        draw: draws the stage's own pictures, and the step's pages come beside them.
+    """
+    stage: Literal["train-reg", "train-seg"] = "train-reg" if kind is Registration else "train-seg"
+
+    def write(draft: Draft) -> None:
+        device = choose_device(config)
+        draft.device = str(device)
+        recipe = recipe_of(method, cohort, config)
+        load_weights_of(inputs, recipe)
+        own = recipe.step(kind.KIND, round)  # type: ignore[arg-type]
+        assert isinstance(own, Train)
+        if own.phases:
+            run = run_of(own, recipe, cohort, config, method, device, draft, round=round, inputs=inputs)
+            train(run)
+            draw(draft, recipe, run)
+            draw_pages(own, cohort, run)
+        save_weights(recipe.trained(own), draft.folder / "weights.safetensors", {"method": method.name})
+
+    return make(
+        kind,
+        config.workspace / method.name / kind.KIND,
+        write,
+        made_by=stage,
+        settings=settings_read(method, config, stage, round=round, trains=bool(step.phases)),
+        seed=config.seed,
+        round=round,
+        inputs={"cohort": cohort, **inputs},
+        force=force,
+    )
+
+
+def draw_pages(step: Train, cohort: Cohort, run: Run) -> None:
+    """The step's own pages."""
+    import torch
+
+    from stages.parts.panels import Points
+    from stages.pictures import panels_page, points_plot
+
+    if not step.pages:
+        return
+    for network in run.networks.values():
+        network.eval()
+    data = cohort.scans(run.device.torch)
+    for name, page in step.pages.items():
+        with torch.inference_mode(), run.device.autocast():
+            shown = page(data)
+        path = run.draft.folder / f"{name}.png"
+        if isinstance(shown, Points):
+            points_plot(shown, path)
+        else:
+            panels_page(shown, path, structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm)
