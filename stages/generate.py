@@ -15,17 +15,12 @@ import torch
 
 from stages.answering.registering import displacements, segment, vote
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.files import atomic_write_bytes, atomic_write_text
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import (
-    FORMAT_VERSIONS,
-    Identity,
-    atomic_write_bytes,
-    atomic_write_text,
-    find_finished,
-    new_artifact,
-    verify,
-)
+from stages.artifacts.manifest import Identity
+from stages.artifacts.store import find_finished, new_artifact, verify
 from stages.artifacts.weights import Registration, Segmentation
+from stages.artifacts.weights_file import load_weights
 from stages.config import Config
 from stages.data import intake
 from stages.device import Device, choose_device
@@ -88,7 +83,7 @@ def generate(
     settings = config.generate.model_dump(mode="json")
     identity = Identity(
         kind=Generated.KIND,
-        format_version=FORMAT_VERSIONS[Generated.KIND],
+        format_version=Generated.FORMAT,
         made_by="generate",
         config=stage_config(method, config, segments=False, round=round, appearance=appearance)
         | {"generate": settings},
@@ -113,7 +108,8 @@ def generate(
     print(f"generated.h5 will hold {num_bytes / 1e6:.0f} MB.", flush=True)
     if fault := intake.disk_fault(config.workspace, 2 * num_bytes):
         raise LrlsError(str(fault))
-    with new_artifact(target, identity, device=str(device)) as draft:
+    with new_artifact(target, identity) as draft:
+        draft.device = str(device)
         writer = {
             PathBankWriter: _write_paths,
             WarpedAtlases: _write_warped,
@@ -163,7 +159,7 @@ def with_appearance(recipe: Recipe, appearance: Registration) -> Recipe:
     if own.memory:
         size = appearance.manifest.identity.config["settings"]["queue"]  # which may be another one there
         memory = MomentumContrast(copy.deepcopy(own.memory.encoder), size=size)
-    appearance.load({APPEARANCE: other} | ({CODES: memory} if memory else {}))
+    load_weights({APPEARANCE: other} | ({CODES: memory} if memory else {}), appearance.folder / "weights.safetensors")
     synthesis = replace(own, appearance=other, memory=memory)
     return replace(recipe, generate=replace(recipe.generate, synthesis=synthesis))
 

@@ -12,8 +12,10 @@ import torch
 from stages.answering.registering import as_image, displacements, vote
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import FORMAT_VERSIONS, Draft, Identity, find_finished, new_artifact, save_weights, verify
+from stages.artifacts.manifest import Identity
+from stages.artifacts.store import Draft, find_finished, new_artifact, verify
 from stages.artifacts.weights import Registration
+from stages.artifacts.weights_file import save_weights
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
@@ -99,7 +101,7 @@ def train_registration(
     inputs = {"cohort": cohort, "registration": registration, "generated": generated}
     identity = Identity(
         kind=Registration.KIND,
-        format_version=FORMAT_VERSIONS[Registration.KIND],
+        format_version=Registration.FORMAT,
         made_by="train-reg",
         config=stage_config(method, config, "train_reg", generates=False, segments=False, round=round),
         seed=config.seed,
@@ -113,7 +115,8 @@ def train_registration(
         if artifact:
             verify(artifact.folder)
     device = choose_device(config)
-    with new_artifact(target, identity, device=str(device)) as draft:
+    with new_artifact(target, identity) as draft:
+        draft.device = str(device)
         if registration:
             registration.load(recipe.registration_networks)
         log = train(registration_run(cohort, config, method, recipe, device, draft, generated, round))

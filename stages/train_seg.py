@@ -6,8 +6,10 @@ from typing import Any
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import FORMAT_VERSIONS, Draft, Identity, find_finished, new_artifact, save_weights, verify
+from stages.artifacts.manifest import Identity
+from stages.artifacts.store import Draft, find_finished, new_artifact, verify
 from stages.artifacts.weights import Registration, Segmentation
+from stages.artifacts.weights_file import save_weights
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
@@ -50,7 +52,7 @@ def train_segmentation(
     inputs = {"cohort": cohort, "registration": registration, "generated": generated, "segmentation": segmentation}
     identity = Identity(
         kind=Segmentation.KIND,
-        format_version=FORMAT_VERSIONS[Segmentation.KIND],
+        format_version=Segmentation.FORMAT,
         made_by="train-seg",
         config=stage_config(method, config, "train_seg" if has_phases else None, round=round, appearance=appearance),
         seed=config.seed,
@@ -64,7 +66,8 @@ def train_segmentation(
         if artifact:
             verify(artifact.folder)
     device = choose_device(config)
-    with new_artifact(target, identity, device=str(device)) as draft:
+    with new_artifact(target, identity) as draft:
+        draft.device = str(device)
         if registration and recipe.helpers.keys() & recipe.segmentation_networks.keys():
             registration.load(recipe.segmentation_networks)
         if segmentation:
