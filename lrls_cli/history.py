@@ -30,9 +30,10 @@ def history(config: ConfigFile, settings: Settings = []) -> None:  # noqa: B006
             if role not in scans
         ]
         made_from += [f"{len(scans)} scans"] if scans else []
+        made_by = f"{identity.made_by}, round {identity.round}" if identity.round else identity.made_by
         table.add_row(
             str(folder.relative_to(workspace)),
-            f"{identity.made_by}, round {identity.round}" if identity.round else identity.made_by,
+            f"{made_by} (older format: not read)" if identity.outdated else made_by,
             "\n".join(made_from), str(identity.seed),
             f"{manifest.wall_time_s:.0f} s", manifest.digest[:8],
         )  # fmt: skip

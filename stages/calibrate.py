@@ -16,8 +16,10 @@ from stages.answering.model import Model, model_of
 from stages.answering.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure
 from stages.artifacts.calibration import Calibrated
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.files import atomic_write_text
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import FORMAT_VERSIONS, Identity, atomic_write_text, find_finished, latest, new_artifact
+from stages.artifacts.manifest import Identity
+from stages.artifacts.store import find_finished, latest, new_artifact
 from stages.config import Config
 from stages.errors import LrlsError
 from stages.generate import draw_samples
@@ -54,7 +56,7 @@ def calibrate(
     inputs = {"registration": made.registration, "generated": made.generated, "segmentation": made.segmentation}
     identity = Identity(
         kind=Calibrated.KIND,
-        format_version=FORMAT_VERSIONS[Calibrated.KIND],
+        format_version=Calibrated.FORMAT,
         made_by="calibrate",
         config=stage_config(method, config, answers=True) | {"couples": couples, "network_only": network_only},
         seed=config.seed,
@@ -66,7 +68,8 @@ def calibrate(
     if not force and (done := find_finished(target, identity)):
         return Calibrated.open(done)
     model = model_of(made, config, method_name, network_only=network_only)
-    with new_artifact(target, identity, device=str(model.answering().device)) as draft:
+    with new_artifact(target, identity) as draft:
+        draft.device = str(model.answering().device)
         _calibrate(model, cohort, made_couples(cohort, recipe, made.generated, config, couples), draft.folder)
     return Calibrated.open(draft.result)
 

@@ -9,18 +9,10 @@ import pandas as pd
 import yaml
 
 from stages.artifacts.comparison import Comparison
+from stages.artifacts.files import atomic_write_text
+from stages.artifacts.manifest import Manifest
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import (
-    FORMAT_VERSIONS,
-    Identity,
-    Manifest,
-    atomic_write_text,
-    find_finished,
-    history,
-    new_artifact,
-    verify,
-    versions,
-)
+from stages.artifacts.store import Draft, history, make, opened_versions, verify
 from stages.config import Config
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
@@ -55,8 +47,7 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
     said = _settings_in(config, method, wanted)
     truths = {f"truth/{case}" for case in config.part(config.eval.part)}
     found, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
-    for folder in reversed(versions(config.workspace / method.name / "scores")):
-        scores = Scores.open(folder)
+    for scores in reversed(opened_versions(Scores, config.workspace / method.name / "scores")):
         identity = scores.manifest.identity
         if identity.config["part"] == config.eval.part and identity.seed == seed:
             had = _settings_of(scores.manifest, made)
@@ -171,45 +162,46 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *
     )
     made = {manifest.digest: manifest for _, manifest in history(config.workspace)}
     runs = {method: [newest_scores(config, method, seed, made) for seed in seeds] for method in methods}
-    identity = Identity(
-        kind=Comparison.KIND,
-        format_version=FORMAT_VERSIONS[Comparison.KIND],
+    comparison = make(
+        Comparison,
+        config.workspace / "compare",
+        lambda draft: _write(draft, config, runs, made),
         made_by="compare",
-        config={"part": config.eval.part, "methods": methods, "seeds": seeds},
+        settings={"part": config.eval.part, "methods": methods, "seeds": seeds},
         seed=seeds[0],
-        inputs={f"{m}/{seed}": run.manifest.digest for m in methods for seed, run in zip(seeds, runs[m], strict=True)},
+        inputs={f"{m}/{seed}": run for m in methods for seed, run in zip(seeds, runs[m], strict=True)},
+        force=force,
+        ready=lambda: _check_alike(runs),
     )
-    target = config.workspace / "compare"
-    if not force and (done := find_finished(target, identity)):
-        verify(done)
-        return Comparison.open(done)
-    for run in (run for method in methods for run in runs[method]):
-        verify(run.folder)
-    _check_alike(runs)
-    scores = {method: _scores_of(runs[method]) for method in methods}
-    costs = {method: [cost(run.manifest, made) for run in runs[method]] for method in methods}
-    table = _table(scores, {method: _fields_of(runs[method]) for method in methods}, costs)
+    verify(comparison.folder)  # its tables are read as they are
+    return comparison
+
+
+def _write(draft: Draft, config: Config, runs: dict[str, list[Scores]], made: dict[str, Manifest]) -> None:
+    from stages.pictures import structures_by_method
+
+    scores = {method: _scores_of(of_method) for method, of_method in runs.items()}
+    fields = {method: _fields_of(of_method) for method, of_method in runs.items()}
+    costs = {method: [cost(run.manifest, made) for run in of_method] for method, of_method in runs.items()}
+    table = _table(scores, fields, costs)
+    table.to_csv(draft.folder / "compare.csv", index=False, float_format="%.6g")
+    num_seeds = len(next(iter(runs.values())))
     structures = pd.concat(
         rows.groupby(["output", "structure"], sort=False)[[*METRICS, "missed"]]
-        .agg(dict.fromkeys(METRICS, "mean") | {"missed": lambda missed: missed.sum() / len(seeds)})
+        .agg(dict.fromkeys(METRICS, "mean") | {"missed": lambda missed: missed.sum() / num_seeds})
         .reset_index()
         .assign(method=method)
         for method, rows in scores.items()
     )
-    with new_artifact(target, identity, device="cpu") as draft:
-        table.to_csv(draft.folder / "compare.csv", index=False, float_format="%.6g")
-        order = ["method", "output", "structure", *METRICS, "missed"]
-        structures[order].to_csv(draft.folder / "structures.csv", index=False, float_format="%.6f")
-        atomic_write_text(draft.folder / "compare.md", markdown(table, title(config.eval.part, table)))
-        from stages.pictures import structures_by_method
-
-        by_method: dict[str, dict[str, list[float]]] = {}
-        for method, rows in scores.items():
-            for output, own in rows.groupby("output", sort=False):
-                name = method if rows["output"].nunique() == 1 else f"{method}, {output}"
-                by_method[name] = {s: own[own["structure"] == s]["dsc"].tolist() for s in config.structures}
-        structures_by_method(by_method, draft.folder / "structures.png")
-    return Comparison.open(draft.result)
+    order = ["method", "output", "structure", *METRICS, "missed"]
+    structures[order].to_csv(draft.folder / "structures.csv", index=False, float_format="%.6f")
+    atomic_write_text(draft.folder / "compare.md", markdown(table, title(config.eval.part, table)))
+    by_method: dict[str, dict[str, list[float]]] = {}
+    for method, rows in scores.items():
+        for output, own in rows.groupby("output", sort=False):
+            name = method if rows["output"].nunique() == 1 else f"{method}, {output}"
+            by_method[name] = {s: own[own["structure"] == s]["dsc"].tolist() for s in config.structures}
+    structures_by_method(by_method, draft.folder / "structures.png")
 
 
 def _scores_of(runs: list[Scores]) -> pd.DataFrame:

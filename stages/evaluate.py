@@ -16,17 +16,11 @@ import torch
 from stages.answering.answers import Answering, GridScan, atlases_of
 from stages.answering.flat_borders import FlatBorder, find_flat_borders
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.files import atomic_write_text
 from stages.artifacts.generated import Generated
+from stages.artifacts.manifest import Identity
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import (
-    FORMAT_VERSIONS,
-    Draft,
-    Identity,
-    atomic_write_text,
-    find_finished,
-    new_artifact,
-    verify,
-)
+from stages.artifacts.store import Draft, find_finished, new_artifact, verify
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
 from stages.data import intake
@@ -99,7 +93,7 @@ def evaluate(
         print("no unlabelled scan has a label map in data.labels: pseudo-labels are not scored", flush=True)
     identity = Identity(
         kind=Scores.KIND,
-        format_version=FORMAT_VERSIONS[Scores.KIND],
+        format_version=Scores.FORMAT,
         made_by="eval",
         config=stage_config(method, config, answers=True) | {"part": part},
         seed=config.seed,
@@ -122,7 +116,8 @@ def evaluate(
     if segmentation:
         segmentation.load(recipe.segmentation_networks)
     device = choose_device(config)
-    with new_artifact(target, identity, device=str(device)) as draft:
+    with new_artifact(target, identity) as draft:
+        draft.device = str(device)
         files = [".json", ".npy"] if "registration" in outputs else [".json"]
         done_cases = {case for case in cases if all((draft.resume / f"{case}{end}").exists() for end in files)}
         missing = [case for case in cases if case not in done_cases]

@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import SimpleITK as sitk
 
@@ -95,7 +94,7 @@ def _labelled(
         return
     recipe = make_recipe(find_method(method_name), cohort, config)
     if isinstance(recipe.generate, PathBankWriter):
-        with h5py.File(generated.folder / "generated.h5") as file:
+        with generated.open_file() as file:
             for k, drawn in enumerate(draw_samples(file, recipe, cohort, config, couples)):
                 yield f"generated_{k:04d}", drawn["image"][0], drawn["label"]
         return

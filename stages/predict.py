@@ -14,7 +14,7 @@ from stages.answering.answers import Answer, Answering, GridScan
 from stages.answering.model import Model
 from stages.answering.quality import Quality, assess
 from stages.artifacts.cohort import Grid
-from stages.artifacts.store import atomic_write_text
+from stages.artifacts.files import atomic_write_text
 from stages.data import intake
 from stages.data.own_space import as_label_image, in_own_space
 from stages.data.writers import csv_of, volumes_ml, write_dicom_seg, write_image, write_label_tables

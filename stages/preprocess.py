@@ -12,14 +12,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.artifacts.cohort import Cohort, Grid
-from stages.artifacts.store import (
-    FORMAT_VERSIONS,
-    Identity,
-    atomic_write_text,
-    find_finished,
-    new_artifact,
-    verify,
-)
+from stages.artifacts.files import atomic_write_text
+from stages.artifacts.manifest import Identity
+from stages.artifacts.store import find_finished, new_artifact, verify
 from stages.config import Config, IntensitySettings, PreprocessSettings
 from stages.data import intake
 from stages.data.alignment import affine_transform, align
@@ -76,7 +71,7 @@ def preprocess(
             scans[f"scan/{case}"] = intake.scan_digest(scan)
     identity = Identity(
         kind=Cohort.KIND,
-        format_version=FORMAT_VERSIONS[Cohort.KIND],
+        format_version=Cohort.FORMAT,
         made_by="preprocess",
         config=cohort_settings(config, part),
         seed=config.seed,
@@ -87,7 +82,7 @@ def preprocess(
         return Cohort.open(done)
     if base:
         verify(base.folder)
-    with new_artifact(target, identity, device="cpu") as draft:
+    with new_artifact(target, identity) as draft:
         reference = base.reference() if base else _reference(config, members["atlases"][0])
         transforms = draft.folder / "transforms"
         transforms.mkdir(exist_ok=True)

@@ -22,7 +22,8 @@ import pandas as pd
 import SimpleITK as sitk
 
 from stages.artifacts.cohort import Grid
-from stages.artifacts.store import FORMAT_VERSIONS, Identity, atomic_write_text, find_finished, new_artifact
+from stages.artifacts.files import atomic_write_text
+from stages.artifacts.store import Draft, make
 from stages.artifacts.suggestion import Suggestion
 from stages.config import Config
 from stages.data import intake
@@ -67,39 +68,34 @@ def suggest_atlas(config: Config, *, force: bool = False) -> Suggestion:
         )
     intake.refuse(intake.cohort_faults(config, ["unlabeled"]))
     digests = {case: intake.scan_digest(intake.read_scan(config, case, label=False)) for case in cases}
-    identity = Identity(
-        kind=Suggestion.KIND,
-        format_version=FORMAT_VERSIONS[Suggestion.KIND],
+    settings = config.preprocess.model_dump(mode="json", include={"align", "align_contrast", "intensity", "n4"})
+    return make(
+        Suggestion,
+        config.workspace / Suggestion.KIND,
+        lambda draft: _write(draft, config, sorted(cases)),
         made_by="suggest-atlas",
-        config={
-            "preprocess": config.preprocess.model_dump(
-                mode="json", include={"align", "align_contrast", "intensity", "n4"}
-            ),
-            "members": sorted(cases),
-        },
+        settings={"preprocess": settings, "members": sorted(cases)},
         seed=config.seed,
         inputs={f"scan/{case}": digest for case, digest in digests.items()},
+        force=force,
     )
-    target = config.workspace / Suggestion.KIND
-    if not force and (done := find_finished(target, identity)):
-        return Suggestion.open(done)
-    cases = sorted(cases)
-    with new_artifact(target, identity, device="cpu") as draft:
-        scans = _read_all(config, cases)
-        reference = scans[cases[nearest_to_median(np.stack(_on_centres(scans, cases)))]]
-        grid = grid_of(reference)
-        average, volumes, records = reference, np.empty(0), {}
-        for turn in ("to one scan", "to the average"):
-            records = _align_all(config, scans, average, turn, draft.resume)
-            volumes = np.stack([on_grid(scans[case], np.array(records[case]["matrix"]), grid) for case in cases])
-            average = _as_image(median(volumes), grid)
-        refused = [case for case in cases if records[case]["fell_back"]]
-        table = ranking(cases, volumes, refused, seed=config.seed)
-        table.to_csv(draft.folder / "suggestion.csv", index=False, float_format="%.6f")
-        verdict = {"best": table["case"][0], "equals": equals(table), "refused": refused}
-        atomic_write_text(draft.folder / "suggestion.json", json.dumps(verdict, indent=1))
-        _picture(table, dict(zip(cases, volumes, strict=True)), median(volumes), grid, draft.folder)
-    return Suggestion.open(draft.result)
+
+
+def _write(draft: Draft, config: Config, cases: list[str]) -> None:
+    scans = _read_all(config, cases)
+    reference = scans[cases[nearest_to_median(np.stack(_on_centres(scans, cases)))]]
+    grid = grid_of(reference)
+    average, volumes, records = reference, np.empty(0), {}
+    for turn in ("to one scan", "to the average"):
+        records = _align_all(config, scans, average, turn, draft.resume)
+        volumes = np.stack([on_grid(scans[case], np.array(records[case]["matrix"]), grid) for case in cases])
+        average = _as_image(median(volumes), grid)
+    refused = [case for case in cases if records[case]["fell_back"]]
+    table = ranking(cases, volumes, refused, seed=config.seed)
+    table.to_csv(draft.folder / "suggestion.csv", index=False, float_format="%.6f")
+    verdict = {"best": table["case"][0], "equals": equals(table), "refused": refused}
+    atomic_write_text(draft.folder / "suggestion.json", json.dumps(verdict, indent=1))
+    _picture(table, dict(zip(cases, volumes, strict=True)), median(volumes), grid, draft.folder)
 
 
 # Scans on one grid

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeVar
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
+from stages.artifacts.manifest import MANIFEST
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import MANIFEST, latest, versions, with_digest
+from stages.artifacts.store import latest, opened_versions, versions, with_digest
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
 from stages.data import intake
@@ -230,8 +231,7 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
         raise LrlsError(f"{folder.name} holds no finished cohort; make it with `lrls preprocess --part {part}`.")
     latest(folder, kind=Cohort.KIND)
     wanted = cohort_settings(config, part)
-    for version in reversed(versions(folder)):
-        cohort = Cohort.open(version)
+    for cohort in reversed(opened_versions(Cohort, folder)):
         if cohort.manifest.identity.config == wanted and cohort.manifest.identity.seed == config.seed:
             return cohort
     raise LrlsError(

@@ -17,7 +17,8 @@ import SimpleITK as sitk
 import yaml
 
 from lrls_cli.main import main
-from stages.artifacts.store import Manifest, history, read_manifest, versions
+from stages.artifacts.manifest import Manifest, read_manifest
+from stages.artifacts.store import history, versions
 from stages.config import Config, load_config
 from stages.data.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 from stages.parts import losses

@@ -10,7 +10,12 @@ import pandas as pd
 import pytest
 from conftest import Project
 
-from stages.artifacts.store import FORMAT_VERSIONS, Identity, Manifest, new_artifact, read_manifest
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.kinds import KINDS
+from stages.artifacts.manifest import Identity, Manifest, read_manifest
+from stages.artifacts.scores import Scores
+from stages.artifacts.store import new_artifact
+from stages.artifacts.weights import Segmentation
 from stages.compare import cost, newest_scores
 from stages.data.phantoms import STRUCTURES
 from stages.errors import LrlsError
@@ -43,7 +48,7 @@ def write_scores(
     ]  # fmt: skip
     identity = Identity(
         kind="scores",
-        format_version=FORMAT_VERSIONS["scores"],
+        format_version=Scores.FORMAT,
         made_by="eval",
         config={"part": "test", "settings": settings or {}},
         seed=seed,
@@ -55,7 +60,7 @@ def write_scores(
         if field
         else {}
     )
-    with new_artifact(project.workspace / method / "scores", identity, device="cpu") as draft:
+    with new_artifact(project.workspace / method / "scores", identity) as draft:
         pd.DataFrame(rows).to_csv(draft.folder / "scores.csv", index=False)
         (draft.folder / "summary.json").write_text(json.dumps(summary))
 
@@ -181,12 +186,12 @@ def test_runs_on_other_scans_or_another_grid_are_told_from_the_files(scored, cap
     ):
         identity = Identity(
             kind="cohort",
-            format_version=FORMAT_VERSIONS["cohort"],
+            format_version=Cohort.FORMAT,
             made_by="preprocess",
             config=cohort_settings(config, "train") | changed,
             seed=0,
         )
-        with new_artifact(scored.workspace / "cohort", identity, device="cpu") as draft:
+        with new_artifact(scored.workspace / "cohort", identity) as draft:
             (draft.folder / "data").write_bytes(b"")
         manifest = read_manifest(draft.result)
         made[manifest.digest] = manifest
@@ -228,12 +233,12 @@ def test_rounds_and_looks_of_another_cohort_choose_among_runs(scored):
     for digest in ("", "f" * 64):
         identity = Identity(
             kind="segmentation",
-            format_version=FORMAT_VERSIONS["segmentation"],
+            format_version=Segmentation.FORMAT,
             made_by="train-seg",
             config={"appearance_from": digest} if digest else {},
             seed=0,
         )
-        with new_artifact(scored.workspace / "brbs" / "segmentation", identity, device="cpu") as draft:
+        with new_artifact(scored.workspace / "brbs" / "segmentation", identity) as draft:
             (draft.folder / "weights.safetensors").write_bytes(digest.encode())
         manifest = read_manifest(draft.result)
         made[manifest.digest] = manifest
@@ -249,12 +254,12 @@ def test_settings_of_training_choose_among_runs_too(scored):
     for steps in (10, 20):
         identity = Identity(
             kind="segmentation",
-            format_version=FORMAT_VERSIONS["segmentation"],
+            format_version=Segmentation.FORMAT,
             made_by="train-seg",
             config={"train_seg": {"steps": steps}},
             seed=0,
         )
-        with new_artifact(scored.workspace / "brbs" / "segmentation", identity, device="cpu") as draft:
+        with new_artifact(scored.workspace / "brbs" / "segmentation", identity) as draft:
             (draft.folder / "weights.safetensors").write_bytes(bytes([steps]))
         manifest = read_manifest(draft.result)
         made[manifest.digest] = manifest
@@ -320,8 +325,8 @@ def test_seeds_that_ran_with_different_settings_are_not_averaged(scored):
 
 
 def made(project: Project, target: str, kind: str, inputs: dict[str, str]) -> Manifest:
-    identity = Identity(kind=kind, format_version=FORMAT_VERSIONS[kind], made_by=kind, config={}, seed=0, inputs=inputs)
-    with new_artifact(project.workspace / target, identity, device="cpu") as draft:
+    identity = Identity(kind=kind, format_version=KINDS[kind].FORMAT, made_by=kind, config={}, seed=0, inputs=inputs)
+    with new_artifact(project.workspace / target, identity) as draft:
         (draft.folder / "file").write_text(target)
     return read_manifest(draft.result)
 

@@ -15,7 +15,7 @@ from conftest import Project
 
 from stages.answering.exported import IMAGES, MODEL, NAMES, WEIGHTS, _sha256, open_model, tensors_of
 from stages.answering.model import running_on
-from stages.artifacts.store import digest_of
+from stages.artifacts.digests import digest_of
 from stages.errors import LrlsError
 
 

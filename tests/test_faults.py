@@ -210,7 +210,7 @@ def test_damaged_training_state_is_named(copied, monkeypatch):
         ("stages.training.loop.save_state", ("train-reg", "--method", "brbs"), "brbs/registration"),
         ("h5py.Dataset.__setitem__", ("generate", "--method", "brbs"), "brbs/generated"),
         ("stages.train_seg.save_weights", ("train-seg", "--method", "brbs"), "brbs/segmentation"),
-        ("stages.artifacts.store._fsync", ("train-seg", "--method", "unet"), "unet/segmentation"),
+        ("stages.artifacts.draft.fsync", ("train-seg", "--method", "unet"), "unet/segmentation"),
         ("stages.evaluate._write_label", ("eval", "--method", "brbs"), "brbs/scores"),
     ],
 )

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from conftest import Project, draw_no_pictures
 
-from stages.artifacts.store import MANIFEST, history, verify, versions
+from stages.artifacts.manifest import MANIFEST
+from stages.artifacts.store import history, verify, versions
 
 TENTHS = 10
 IN_FINAL_WRITE = 6  # kills from the moment that artifact.json is opened

@@ -12,8 +12,8 @@ from torch import nn
 
 from stages.answering.registering import displacements
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.store import load_weights
 from stages.artifacts.weights import Registration
+from stages.artifacts.weights_file import load_weights
 from stages.config import Config, load_config
 from stages.device import Device
 from stages.errors import LrlsError

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from stages.artifacts.store import load_weights
+from stages.artifacts.weights_file import load_weights
 from stages.config import load_config
 from stages.methods import METHODS
 from stages.methods.lt_net import Settings

@@ -33,7 +33,7 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for folder, manifest in made:
-        if manifest.identity.kind != "scores":
+        if manifest.identity.kind != "scores" or manifest.identity.outdated:
             continue
         summary = Scores.open(folder).summary
         method, minutes = folder.parent.parent.name, (cost(manifest, by_digest)[0] or float("nan")) / 60

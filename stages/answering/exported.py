@@ -34,7 +34,8 @@ from stages.answering.flat_borders import FlatBorder
 from stages.answering.model import Model
 from stages.answering.quality import Calibration
 from stages.artifacts.cohort import Grid
-from stages.artifacts.store import digest_of, fill, packed_weights
+from stages.artifacts.digests import digest_of
+from stages.artifacts.weights_file import fill, packed_weights
 from stages.calibrate import calibrate, calibrated_model
 from stages.config import Config, PreprocessSettings, Section, first_fault
 from stages.errors import LrlsError

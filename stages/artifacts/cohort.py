@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import h5py
-import numpy as np
-
-from stages.artifacts.store import Manifest, read_manifest
+from stages.artifacts.manifest import Artifact, read_manifest
 
 if TYPE_CHECKING:
+    import numpy as np
     import SimpleITK as sitk
     import torch
 
@@ -48,20 +46,20 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class Cohort(Artifact):
     """Opened cohort; images and labels are read when asked for."""
 
     KIND: ClassVar[str] = "cohort"
-    folder: Path
-    manifest: Manifest
+    FORMAT: ClassVar[int] = 2
+    MADE_WITH: ClassVar[str] = "lrls preprocess"
     grid: Grid
     structures: tuple[str, ...]
     parts: dict[str, list[str]]
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Raises LrlsError if the folder holds no finished cohort."""
-        manifest = read_manifest(folder, kind=cls.KIND)
+        """Raises LrlsError if the folder holds no finished cohort of this format."""
+        manifest = read_manifest(folder, kind=cls)
         about = json.loads((folder / "cohort.json").read_text())
         grid = Grid(**{key: tuple(value) for key, value in about["grid"].items()})
         return cls(folder, manifest, grid, tuple(about["structures"]), about["parts"])
@@ -76,16 +74,21 @@ class Cohort:
 
     def image(self, case: str) -> np.ndarray:
         """(D, H, W), float16 in [0, 1]."""
+        import h5py
+
         with h5py.File(self.folder / "cohort.h5") as file:
             return file["images"][case][()]
 
     def label(self, case: str) -> np.ndarray:
         """(D, H, W), class indices."""
+        import h5py
+
         with h5py.File(self.folder / "cohort.h5") as file:
             return file["labels"][case][()]
 
     def reference(self) -> sitk.Image:
         """The image that scans are aligned to, in its own space."""
+        import h5py
         import SimpleITK as sitk
 
         with h5py.File(self.folder / "cohort.h5") as file:
@@ -106,6 +109,8 @@ class Cohort:
 
     def scans(self, device: torch.device, parts: Sequence[str] | None = None) -> Scans:
         """Images and labels of the given parts (default: all) in memory on a device."""
+        import h5py
+        import numpy as np
         import torch
 
         from stages.parts.samplers import Scans

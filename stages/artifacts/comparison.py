@@ -9,27 +9,21 @@ structures.png      DSC of every structure by method
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
-from stages.artifacts.store import Manifest, read_manifest
+from stages.artifacts.manifest import Artifact
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Artifact):
     """What `lrls compare` wrote."""
 
     KIND: ClassVar[str] = "comparison"
-    folder: Path
-    manifest: Manifest
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Raises LrlsError if the folder holds no finished artifact of this kind."""
-        return cls(folder, read_manifest(folder, kind=cls.KIND))
+    FORMAT: ClassVar[int] = 3
+    MADE_WITH: ClassVar[str] = "lrls compare"
 
     @property
     def table(self) -> pd.DataFrame:

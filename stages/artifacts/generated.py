@@ -34,45 +34,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
-import h5py
-import numpy as np
-import torch
-from torch import Tensor
-
-from stages.artifacts.store import Manifest, read_manifest
+from stages.artifacts.manifest import Artifact
 from stages.errors import LrlsError
-from stages.parts.samplers import PseudoLabel
+
+if TYPE_CHECKING:
+    import h5py
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from stages.parts.samplers import PseudoLabel
 
 
 @dataclass(frozen=True)
-class Generated:
+class Generated(Artifact):
     """What `lrls generate` wrote."""
 
     KIND: ClassVar[str] = "generated"
-    folder: Path
-    manifest: Manifest
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Raises LrlsError if the folder holds no finished artifact of this kind."""
-        return cls(folder, read_manifest(folder, kind=cls.KIND))
+    FORMAT: ClassVar[int] = 2
+    MADE_WITH: ClassVar[str] = "lrls generate"
 
     def bank(self, names: Sequence[str]) -> StoredPaths | None:
         """The accepted couples of `paths/`, atlases and scans as places in `names`; None: no paths stored."""
-        file = self._file()
+        file = self.open_file()
         return StoredPaths(file["paths"], names) if "paths" in file else None
 
     def samples(self) -> StoredSamples | None:
         """The accepted couples of `samples/`."""
-        file = self._file()
+        file = self.open_file()
         return StoredSamples(file["samples"]) if "samples" in file else None
 
     def pseudo_labels(self, names: Sequence[str], device: torch.device) -> dict[int, PseudoLabel] | None:
         """The screened answers of `pseudo/`, by the scans' places in `names`; None: none stored."""
-        with self._file() as file:
+        import torch
+
+        from stages.parts.samplers import PseudoLabel
+
+        with self.open_file() as file:
             if "pseudo" not in file:
                 return None
             group = file["pseudo"]
@@ -87,7 +87,7 @@ class Generated:
 
         Beside them `structure_voxels`, how many voxels of a scan are said to be structures, on average.
         """
-        with self._file() as file:
+        with self.open_file() as file:
             group = file["pseudo"]
             there = group["class_voxels"][:, 1:] > 0
             return {
@@ -100,7 +100,7 @@ class Generated:
 
     def changed(self, before: Generated) -> float:
         """Share of the voxels that pseudo-labels of this or of an earlier round call a structure, and not the same."""
-        with self._file() as file, before._file() as other:
+        with self.open_file() as file, before.open_file() as other:
             here, there = file["pseudo"], other["pseudo"]
             rows = {scan: i for i, scan in enumerate(there["scan"].asstr()[()])}
             differing = either = 0
@@ -112,21 +112,30 @@ class Generated:
 
     def pseudo_label(self, scan: str) -> np.ndarray:
         """The most probable classes of a scan, before the screening, (D, H, W)."""
-        with self._file() as file:
+        with self.open_file() as file:
             group = file["pseudo"]
             return group["label"][list(group["scan"].asstr()[()]).index(scan)]
 
-    def _file(self) -> h5py.File:
+    def open_file(self) -> h5py.File:
+        """`generated.h5`, to read its groups from; close it, or use it in a `with` statement.
+
+        Raises:
+            LrlsError: it is damaged or truncated.
+        """
+        import h5py
+
         try:
-            return h5py.File(self.folder / "generated.h5")
+            return h5py.File(self.folder / "generated.h5", "r")
         except OSError:
-            raise LrlsError(
-                f"{self.folder.parent.name}/{self.folder.name}: generated.h5 is damaged or truncated; "
-                "make it again with `lrls generate --force`."
-            ) from None
+            raise self.damaged("generated.h5") from None
 
 
 def accepted(group: h5py.Group) -> list[int]:
+    """Rows that passed the screening.
+
+    Raises:
+        LrlsError: none did.
+    """
     rows = [row for row, good in enumerate(group["accepted"][()]) if good]
     if not rows:
         raise LrlsError("the screening accepted no generated couple; loosen generate.max_folding or min_similarity.")
@@ -142,9 +151,13 @@ class StoredPaths:
         self.couples = [(names.index(atlases[row]), names.index(scans[row])) for row in self.rows]
 
     def displacement(self, couple: int) -> Tensor:
+        import torch
+
         return torch.from_numpy(self.group["displacement"][self.rows[couple]])
 
     def style(self, couple: int) -> Tensor:
+        import torch
+
         return torch.from_numpy(self.group["style"][self.rows[couple]])
 
 
@@ -166,6 +179,8 @@ class StoredSamples(Sequence[StoredSample]):
         return len(self.rows)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        import torch
+
         row = self.rows[index]
         image, label = (torch.from_numpy(self.group[column][row]) for column in ("image", "label"))
         return StoredSample(image, label.short(), self.scans[row])

@@ -13,24 +13,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from stages.artifacts.store import Manifest, read_manifest
+from stages.artifacts.manifest import Artifact
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Artifact):
     """What `lrls eval` wrote."""
 
     KIND: ClassVar[str] = "scores"
-    folder: Path
-    manifest: Manifest
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Raises LrlsError if the folder holds no finished artifact of this kind."""
-        return cls(folder, read_manifest(folder, kind=cls.KIND))
+    FORMAT: ClassVar[int] = 2
+    MADE_WITH: ClassVar[str] = "lrls eval"
 
     @property
     def summary(self) -> dict[str, Any]:

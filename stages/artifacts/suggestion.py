@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from stages.artifacts.store import Manifest, read_manifest
+from stages.artifacts.manifest import Artifact
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class Suggestion:
+class Suggestion(Artifact):
     """What `lrls suggest-atlas` wrote."""
 
     KIND: ClassVar[str] = "suggestion"
-    folder: Path
-    manifest: Manifest
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Raises LrlsError if the folder holds no finished artifact of this kind."""
-        return cls(folder, read_manifest(folder, kind=cls.KIND))
+    FORMAT: ClassVar[int] = 2
+    MADE_WITH: ClassVar[str] = "lrls suggest-atlas"
 
     @property
     def table(self) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.colors import to_rgb
 
-from stages.artifacts.store import atomic_write_text
+from stages.artifacts.files import atomic_write_text
 from stages.data import intake
 from stages.errors import LrlsError
 from stages.pictures import class_color

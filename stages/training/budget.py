@@ -14,25 +14,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
 from stages.answering.registering import as_image
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.files import atomic_write_text
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import (
-    FORMAT_VERSIONS,
-    Draft,
-    Identity,
-    Manifest,
-    atomic_write_text,
-    find_finished,
-    new_artifact,
-    read_manifest,
-    verify,
-    versions,
-)
+from stages.artifacts.manifest import Artifact
+from stages.artifacts.plan import Plan
+from stages.artifacts.store import Draft, make, opened_versions, verify
 from stages.artifacts.weights import Registration
 from stages.config import Config
 from stages.device import Device, choose_device
@@ -47,13 +39,6 @@ from stages.training.loop import step_seconds
 MARGIN = 0.04  # of the whole budget: for checkpoints, pictures and a machine that slows down
 LEAST_STEPS = 20
 TrainStage = Literal["train_reg", "train_seg"]
-
-
-class Artifact(Protocol):
-    """Whatever took time."""
-
-    @property
-    def manifest(self) -> Manifest: ...
 
 
 @dataclass(frozen=True)
@@ -114,59 +99,55 @@ def with_steps(
         own = {stage: training_of(method, config, stage).steps or 1 for stage in stages}
         all_steps = sum(own[each] * share for (_, each), share in shares.items())
         return _set_steps(config, method_name, stage, max(1, int(budget.steps * own[stage] / all_steps + 0.5)))
-    assert budget.seconds is not None
-    inputs = {"cohort": cohort} | dict(read or {})
-    made_from = {role: each.manifest for role, each in inputs.items() if each}
+    seconds = budget.seconds
+    assert seconds is not None
+    inputs: dict[str, Artifact | None] = {"cohort": cohort} | dict(read or {})
     device = choose_device(config)
     after = stage == "train_seg"
     settings = stage_config(method, config, stage, generates=after, segments=after, round=round)
     settings[stage] = {key: value for key, value in settings[stage].items() if key != "steps"}
-    identity = Identity(
-        kind="plan",
-        format_version=FORMAT_VERSIONS["plan"],
+    target = config.workspace / method.name / Plan.KIND
+
+    def write(draft: Draft) -> None:
+        draft.device = str(device)
+        earlier = _earlier_plans(target, seconds, (round, stage), cohort, config.seed)
+        unique = {each.manifest.digest: each.manifest for each in [*inputs.values(), *spent_on, *earlier] if each}
+        spent = sum(manifest.wall_time_s for manifest in unique.values())
+        began = time.monotonic()
+        generated = inputs.get("generated")
+        assert generated is None or isinstance(generated, Generated)
+        with tempfile.TemporaryDirectory() as folder:
+            nowhere = Draft(Path(folder))
+            run_of = registration_run if stage == "train_reg" else segmentation_run
+            step_s = step_seconds(run_of(cohort, config, method, recipe, device, nowhere, generated, round))
+        generate_s = _generate_seconds(recipe, cohort, device) if stage == "train_reg" and len(stages) > 1 else 0.0
+        measuring = time.monotonic() - began
+        share = _share_of_time(shares, method.registration_share, round, stage)
+        left = (seconds * (1 - MARGIN) - spent - generate_s) * share
+        steps = int((left - measuring) / step_s)
+        plan = {"steps": steps, "step_s": step_s, "spent_s": spent, "generate_s": generate_s, "left_s": left}
+        atomic_write_text(draft.folder / "plan.json", json.dumps(plan, indent=1))
+        if steps < LEAST_STEPS:
+            enough = (spent + generate_s + (LEAST_STEPS * step_s + measuring) / share) / (1 - MARGIN)
+            raise LrlsError(
+                f"--budget: {max(left - measuring, 0):.0f} s are left for {stage.replace('_', '-')}, "
+                f"whose steps take {step_s:.1f} s: room for {max(steps, 0)}, expected at least {LEAST_STEPS}; "
+                f"give it {-(-enough // 60):.0f}m or more."
+            )
+
+    plan = make(
+        Plan,
+        target,
+        write,
         made_by="budget",
-        config=settings | {"stage": stage, "budget_s": budget.seconds, "device": str(device)},
+        settings=settings | {"stage": stage, "budget_s": seconds, "device": str(device)},
         seed=config.seed,
         round=round,
-        inputs={role: manifest.digest for role, manifest in made_from.items()},
+        inputs=inputs,
+        force=force,
     )
-    target = config.workspace / method.name / "plan"
-    done = None if force else find_finished(target, identity)
-    if done is None:
-        before = made_from | {artifact.manifest.digest: artifact.manifest for artifact in spent_on}
-        unique = {manifest.digest: manifest for manifest in [*before.values(), *_earlier_plans(target, identity)]}
-        spent = sum(manifest.wall_time_s for manifest in unique.values())
-        with new_artifact(target, identity, device=str(device)) as draft:
-            began = time.monotonic()
-            generated = inputs.get("generated")
-            assert generated is None or isinstance(generated, Generated)
-            with tempfile.TemporaryDirectory() as folder:
-                nowhere = Draft(Path(folder))
-                run = (
-                    registration_run(cohort, config, method, recipe, device, nowhere, generated, round)
-                    if stage == "train_reg"
-                    else segmentation_run(cohort, config, method, recipe, device, nowhere, generated, round)
-                )
-                step_s = step_seconds(run)
-            generate_s = _generate_seconds(recipe, cohort, device) if stage == "train_reg" and len(stages) > 1 else 0.0
-            measuring = time.monotonic() - began
-            share = _share_of_time(shares, method.registration_share, round, stage)
-            left = (budget.seconds * (1 - MARGIN) - spent - generate_s) * share
-            steps = int((left - measuring) / step_s)
-            plan = {
-                "steps": steps, "step_s": step_s, "spent_s": spent, "generate_s": generate_s, "left_s": left,
-            }  # fmt: skip
-            atomic_write_text(draft.folder / "plan.json", json.dumps(plan, indent=1))
-            if steps < LEAST_STEPS:
-                enough = (spent + generate_s + (LEAST_STEPS * step_s + measuring) / share) / (1 - MARGIN)
-                raise LrlsError(
-                    f"--budget: {max(left - measuring, 0):.0f} s are left for {stage.replace('_', '-')}, "
-                    f"whose steps take {step_s:.1f} s: room for {max(steps, 0)}, expected at least {LEAST_STEPS}; "
-                    f"give it {-(-enough // 60):.0f}m or more."
-                )
-        done = draft.result
-    verify(done)
-    return _set_steps(config, method_name, stage, json.loads((done / "plan.json").read_text())["steps"])
+    verify(plan.folder)
+    return _set_steps(config, method_name, stage, plan.steps)
 
 
 def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
@@ -223,15 +204,18 @@ def _share_of_time(
     return weights[stage] * shares[round, stage] / sum(left)
 
 
-def _earlier_plans(target: Path, identity: Identity) -> list[Manifest]:
-    """The newest plan within the same budget of every stage that comes before this one: measuring took time."""
-    found: dict[tuple[int, str], Manifest] = {}
-    now = (identity.round, identity.config["stage"])
-    for plan in (read_manifest(folder) for folder in versions(target)):
-        about = plan.identity
+def _earlier_plans(target: Path, seconds: float, now: tuple[int, TrainStage], cohort: Cohort, seed: int) -> list[Plan]:
+    """The newest plan within the same budget of every stage that comes before this one: measuring took time.
+
+    Args:
+        now: round and stage.
+    """
+    found: dict[tuple[int, str], Plan] = {}
+    for plan in opened_versions(Plan, target):
+        about = plan.manifest.identity
         key = (about.round, about.config["stage"])
-        alike = about.inputs["cohort"] == identity.inputs["cohort"] and about.seed == identity.seed
-        if key < now and alike and about.config["budget_s"] == identity.config["budget_s"]:
+        alike = about.inputs["cohort"] == cohort.manifest.digest and about.seed == seed
+        if key < now and alike and about.config["budget_s"] == seconds:
             found[key] = plan
     return list(found.values())
 

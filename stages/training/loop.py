@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.artifacts.store import Draft, load_state, save_state
+from stages.artifacts.store import Draft
+from stages.artifacts.weights_file import load_state, save_state
 from stages.config import TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError

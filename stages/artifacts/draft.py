@@ -1,0 +1,162 @@
+"""An artifact in the making: a hidden folder beside the versions, which becomes the next of them or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stages.artifacts.digests import file_digest
+from stages.artifacts.files import atomic_write_text, fsync, is_disk_full, shown
+from stages.artifacts.kinds import KINDS
+from stages.artifacts.manifest import MANIFEST, Identity, Manifest, content_digest, package_versions, peak_memory_mb
+from stages.errors import LrlsError
+
+VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder
+
+
+@dataclass
+class Draft:
+    """An artifact in the making."""
+
+    folder: Path
+    device: str = field(init=False, default="cpu")  # what the work runs on; goes into the manifest
+    result: Path = field(init=False)  # the finished version, once the `with` block has ended
+    _earlier_s: float = field(init=False, repr=False)
+    _started: float = field(init=False, repr=False, default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.resume.mkdir(parents=True, exist_ok=True)
+        clock = self.resume / "wall_time_s"
+        self._earlier_s = float(clock.read_text()) if clock.exists() else 0.0
+
+    @property
+    def resume(self) -> Path:
+        """Folder for training state and progress; a finished artifact has none."""
+        return self.folder / "resume"
+
+    def elapsed_s(self) -> float:
+        """Wall time of this session and the earlier ones."""
+        return self._earlier_s + time.monotonic() - self._started
+
+    def save_elapsed(self) -> None:
+        """Keep the wall time so far; call it with every checkpoint, since a killed process cannot."""
+        atomic_write_text(self.resume / "wall_time_s", f"{self.elapsed_s():.3f}")
+
+
+@contextmanager
+def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] = ()) -> Iterator[Draft]:
+    """Write the next version of `target`: whole when the block ends normally, absent otherwise.
+
+    A draft of the same identity that a stopped run left behind is handed out again as it is. Always a new version:
+    stages call `make`.
+
+    Args:
+        volatile: patterns of files that stay out of the content digest, besides `VOLATILE`.
+
+    Raises:
+        LrlsError: another process writes in `target`, it is not writable, or the disk is full.
+    """
+    assert identity.format_version == KINDS[identity.kind].FORMAT, "only a kind's own format is written"
+    try:
+        with locked(target):
+            publish_complete_drafts(target)
+            draft = Draft(target / f".draft-{identity.digest[:16]}")
+            try:
+                yield draft
+            except BaseException:
+                with suppress(OSError):
+                    draft.save_elapsed()
+                raise
+            _complete(draft, identity, VOLATILE + volatile)
+            draft.result = _publish(draft.folder)
+    except LrlsError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise LrlsError(
+                f"no room on the disk for {shown(target)}; free some and run the same command again: it resumes."
+            ) from error
+        raise
+
+
+def _complete(draft: Draft, identity: Identity, volatile: tuple[str, ...]) -> None:
+    """Write `artifact.json`; from here on the draft is a finished artifact that only lacks its name."""
+    for leftover in draft.folder.rglob(".*.tmp"):  # of atomic writes that were killed
+        leftover.unlink()
+    files, left_out = {}, []
+    for path in sorted(path for path in draft.folder.rglob("*") if path.is_file()):
+        name = path.relative_to(draft.folder).as_posix()
+        if name.startswith("resume/"):
+            continue
+        fsync(path)
+        if not any(fnmatchcase(name, pattern) for pattern in volatile):
+            files[name] = file_digest(path)
+        else:
+            left_out.append(name)
+    for folder in (path for path in draft.folder.rglob("*") if path.is_dir()):
+        fsync(folder)
+    manifest = Manifest(
+        identity=identity,
+        digest=content_digest(identity, files),
+        files=files,
+        packages=package_versions(),
+        device=draft.device,
+        wall_time_s=round(draft.elapsed_s(), 3),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        volatile=tuple(left_out),
+        peak_memory_mb=peak_memory_mb(),
+    )
+    atomic_write_text(draft.folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+
+
+def _publish(draft: Path) -> Path:
+    """Make a complete draft the next version. Only now may what it would resume from go."""
+    shutil.rmtree(draft / "resume", ignore_errors=True)
+    target = draft.parent
+    taken = [version_number(path) for path in target.iterdir()]
+    version = target / f"v{max(taken, default=0) + 1:04d}"
+    os.rename(draft, version)
+    fsync(target)
+    return version
+
+
+def publish_complete_drafts(target: Path) -> None:
+    """Finish what a crash between writing `artifact.json` and the rename left behind."""
+    for manifest in sorted(target.glob(f".draft-*/{MANIFEST}")):
+        _publish(manifest.parent)
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock of a target; LrlsError where another process does, or where nothing can be written."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise LrlsError(f"another lrls process is writing in {shown(target)}; wait for it or stop it.") from None
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise LrlsError(f"{shown(target)} cannot be written to ({error.strerror}); set another workspace.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def version_number(version: Path) -> int:
+    """The number of a version folder; 0 for anything else."""
+    match = re.fullmatch(r"v(\d{4,})", version.name)
+    return int(match[1]) if match else 0

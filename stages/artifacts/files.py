@@ -1,0 +1,49 @@
+"""Files that are there in full or not at all, disks that are full, and paths as users write them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is there in full or not at all, whenever the process is killed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """As `atomic_write_bytes`, in UTF-8."""
+    atomic_write_bytes(path, text.encode())
+
+
+def fsync(path: Path) -> None:
+    """Wait until the disk has a file, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether it, or what it was raised from, is a full disk; h5py and torch often keep only the message."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if re.search(r"No space left on device|Disk quota exceeded|errno = 28\b", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def shown(path: Path) -> str:
+    """A path as users write it: relative where it lies below the working folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

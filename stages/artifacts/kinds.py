@@ -1,0 +1,26 @@
+"""Every kind of artifact, by the name in its `artifact.json`."""
+
+from __future__ import annotations
+
+from stages.artifacts.calibration import Calibrated
+from stages.artifacts.cohort import Cohort
+from stages.artifacts.comparison import Comparison
+from stages.artifacts.generated import Generated
+from stages.artifacts.manifest import Artifact
+from stages.artifacts.plan import Plan
+from stages.artifacts.scores import Scores
+from stages.artifacts.suggestion import Suggestion
+from stages.artifacts.weights import Registration, Segmentation
+
+_ALL: tuple[type[Artifact], ...] = (
+    Cohort,
+    Registration,
+    Generated,
+    Segmentation,
+    Scores,
+    Calibrated,
+    Comparison,
+    Suggestion,
+    Plan,
+)
+KINDS: dict[str, type[Artifact]] = {kind.KIND: kind for kind in _ALL}

@@ -1,0 +1,149 @@
+"""Files of weights (safetensors) and of training state (torch): safe to open, whole or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.artifacts.digests import canonical
+from stages.artifacts.files import atomic_write_bytes, shown
+from stages.errors import LrlsError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def save_weights(modules: Mapping[str, torch.nn.Module], path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write `packed_weights`."""
+    atomic_write_bytes(path, packed_weights(modules, metadata))
+
+
+def packed_weights(modules: Mapping[str, torch.nn.Module], metadata: Mapping[str, Any]) -> bytes:
+    """Parameters and buffers of networks as safetensors, in float32, under the keys "network/parameter".
+
+    The metadata is one JSON string, since several safetensors keys are not written in a stable order; it carries a
+    checksum too, as the format has none.
+    """
+    import safetensors.torch
+    import torch
+
+    assert not any("/" in name for name in modules)
+    tensors = {}
+    for name, module in modules.items():
+        for key, tensor in module.state_dict().items():
+            kept = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+            tensors[f"{name}/{key}"] = kept.clone(memory_format=torch.contiguous_format)
+    head = {"metadata": metadata, "checksum": _checksum(tensors, metadata)}
+    return safetensors.torch.save(tensors, metadata={"lrls": canonical(head).decode()})
+
+
+def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str, Any]:
+    """Fill networks from a file of `save_weights` and return its metadata; other networks in it are left alone.
+
+    Args:
+        modules: by name; a part of a network by "network/part".
+
+    Raises:
+        LrlsError: the file is missing, truncated or changed, or does not fit the networks, which then stay as they are.
+    """
+    tensors, metadata = read_weights(path)
+    fill(modules, tensors, shown(path))
+    return metadata
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors by the keys "network/parameter", on the CPU, and the metadata of a file of `save_weights`.
+
+    Raises:
+        LrlsError: the file is missing, truncated or changed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = json.loads(file.metadata()["lrls"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        metadata, checksum = head["metadata"], head["checksum"]
+    except FileNotFoundError:
+        raise LrlsError(f"{shown(path)} is missing; make it again with --force.") from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        raise LrlsError(f"{shown(path)} is truncated or damaged; make it again with --force.") from None
+    if checksum != _checksum(tensors, metadata):
+        raise LrlsError(f"{shown(path)} changed since it was written; make it again with --force.")
+    return tensors, metadata
+
+
+def held(names: Collection[str], tensors: Collection[str]) -> list[str]:
+    """Of networks and of parts of networks ("network/part"), those of which there is a tensor."""
+    return [name for name in names if any(key.startswith(_prefix(name)) for key in tensors)]
+
+
+def _prefix(name: str) -> str:
+    """How the keys of a network's tensors start, or of those of a part of it ("network/part")."""
+    return f"{name}." if "/" in name else f"{name}/"
+
+
+def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Tensor], place: str) -> None:
+    """Fill networks with tensors of the keys "network/parameter"; those of other networks are left alone.
+
+    Args:
+        modules: by name; a part of a network by "network/part".
+        place: where they come from, for messages.
+
+    Raises:
+        LrlsError: they do not fit the networks, which then stay as they are.
+    """
+    states = {}
+    for name, module in modules.items():
+        prefix = _prefix(name)
+        expected = {f"{prefix}{key}": tensor for key, tensor in module.state_dict().items()}
+        found = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        remedy = "use the configuration that it was trained with, or train again."
+        for key in sorted(expected.keys() | found.keys()):
+            shapes = [tuple(side[key].shape) if key in side else "nothing" for side in (found, expected)]
+            if shapes[0] != shapes[1]:
+                raise LrlsError(f"{place}: tensor {key}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}")
+        states[name] = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    for name, module in modules.items():
+        module.load_state_dict(states[name])
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
+    import torch
+
+    digest = hashlib.sha256(canonical(metadata))
+    for key, tensor in sorted(tensors.items()):
+        digest.update(canonical([key, str(tensor.dtype), list(tensor.shape)]))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_state(obj: object, path: Path) -> None:
+    """Write resumable training state: tensors and plain values in dicts, lists and tuples."""
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> Any:
+    """Read training state, on the CPU; nothing in it is executed.
+
+    Raises:
+        LrlsError: the file is missing or not readable.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # damaged bytes make the unpickler raise nearly anything
+        raise LrlsError(
+            f"{shown(path)}: training state is missing or damaged; delete {shown(path.parent)} and run the same "
+            "command again: it starts over."
+        ) from None
