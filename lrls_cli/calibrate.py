@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 NetworkOnly = Annotated[
     bool, typer.Option("--network-only", help="Answer by the network alone, though the method fuses.")
@@ -18,7 +18,6 @@ def calibrate(
     couples: Annotated[int, typer.Option(min=9, help="Generated couples to answer, a third of them undamaged.")] = 30,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
-    appearance_from: AppearanceFrom = None,
     force: Force = False,
 ) -> None:
     """Learn how far to trust a method's answers, from couples that it generates; `predict` then estimates DSC.
@@ -31,7 +30,7 @@ def calibrate(
     from stages.workflow import trained
 
     loaded = load_config(config, settings)
-    made = trained(loaded, method, round=round, appearance_from=appearance_from)
+    made = trained(loaded, method, round=round)
     found = stage(made, loaded, method, network_only=network_only, couples=couples, force=force)
     typer.echo(f"estimates of DSC are off by {found.read().error:.3f} on average, on generated couples")
     typer.echo(found.folder)

@@ -18,9 +18,8 @@ def check(
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
+    from lrls_cli.tables import print_faults
     from stages.config import PARTS, load_config
     from stages.data.intake import cohort_faults
     from stages.methods import find_method, settings_of
@@ -31,21 +30,13 @@ def check(
     only_supervised = settled.part("supervised") and not settled.part("atlases") and not settled.part("unlabeled")
     parts = [part for part in PARTS if not (only_supervised and part in ("atlases", "unlabeled"))]
     cases = {case for part in parts for case in settled.part(part)}
-    console = Console()
-    with console.status(f"reading {len(cases)} scans"):
+    with Console().status(f"reading {len(cases)} scans"):
         faults = cohort_faults(settled, parts)
     if not faults:
         if not settled.part("test") and not settled.part("dev"):
             typer.echo("Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.")
         typer.echo(f"{len(cases)} scans, no faults.")
         return
-    if console.is_terminal:
-        table = Table("scan", "found", "remedy")
-        for fault in faults:
-            table.add_row(Text(fault.case or "(all)"), Text(fault.found), Text(fault.remedy))
-        console.print(table)
-    else:
-        for fault in faults:
-            typer.echo(str(fault))
+    print_faults(faults)
     typer.echo(f"{len(cases)} scans, {len(faults)} fault{'s' if len(faults) > 1 else ''}.")
     raise typer.Exit(1)

@@ -25,27 +25,16 @@ def compare(
     """Put the newest scores of several methods side by side: a table, CSV, Markdown and a picture.
 
     Runs with the file's settings come first; settings behind a name choose others ("round=0" of a method with rounds,
-    "appearance_from=true"). Time and memory are of everything up to the last weights.
+    "data.atlases=[p01]" of other scans). Time and memory are of everything up to the last weights.
 
     Example: lrls compare lrls.yaml --method unet --method "brbs mmr=false" --method "brbs mmr=true"
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from rich.console import Console
-    from rich.table import Table
-
-    from stages.compare import HEADINGS, cells, title
+    from lrls_cli.tables import print_comparison
     from stages.compare import compare as compared
     from stages.config import load_config
 
     settled = load_config(config, settings)
     comparison = compared(settled, methods, seeds, force=force)
-    table = Table(title=title(settled.eval.part, comparison.table), title_justify="left")
-    for heading in HEADINGS:
-        named = heading == "method"  # with settings behind it, as long as it likes: it is the one that wraps
-        table.add_column(
-            heading, no_wrap=not named, overflow="fold", justify="left" if heading in ("method", "output") else "right"
-        )
-    for row in comparison.table.to_dict("records"):
-        table.add_row(*cells(row | {"output": row["output"][:3]}))
-    Console(width=None if Console().is_terminal else 180).print(table)
+    print_comparison(comparison, settled.eval.part)
     typer.echo(comparison.folder)

@@ -2,7 +2,7 @@
 
 import typer
 
-from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
 def evaluate(
@@ -10,7 +10,6 @@ def evaluate(
     method: MethodName,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
-    appearance_from: AppearanceFrom = None,
     force: Force = False,
 ) -> None:
     """Score a method on the held-out scans, in their own space.
@@ -23,9 +22,7 @@ def evaluate(
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    scores = run_stage(
-        load_config(config, settings), method, "eval", round=round, appearance_from=appearance_from, force=force
-    )
+    scores = run_stage(load_config(config, settings), method, "eval", round=round, force=force, tell=typer.echo)
     assert isinstance(scores, Scores)
     print_scores(method, scores)
     typer.echo(scores.folder)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.calibrate import NetworkOnly
-from lrls_cli.options import AppearanceFrom, ConfigFile, MethodName, Round, Settings
+from lrls_cli.options import ConfigFile, MethodName, Round, Settings
 
 
 class To(StrEnum):
@@ -28,7 +28,6 @@ def export(
     couples: Annotated[int, typer.Option(min=0, help="For nnU-Net: couples to draw from generated paths.")] = 100,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
-    appearance_from: AppearanceFrom = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what `out` holds.")] = False,
 ) -> None:
     """Write a trained method as one file that answers scans elsewhere, or its data for nnU-Net.
@@ -40,20 +39,20 @@ def export(
     from stages.workflow import trained
 
     loaded = load_config(config, settings)
-    made = trained(loaded, method, round=round, appearance_from=appearance_from)
+    made = trained(loaded, method, round=round)
     if to is To.nnunet:
         from stages.nnunet import export_nnunet
 
         counts = export_nnunet(made, loaded, method, out, couples=couples, force=force)
         typer.echo(f"{out}: {counts['train']} couples with labels, {counts['test']} scans without")
         return
-    from stages.answering.exported import export_calibrated
+    from stages.export import export_calibrated
 
     model = export_calibrated(made, loaded, method, out, network_only=network_only, force=force)
     if model.atlases:
         typer.echo(
             f"holds image and label of {len(model.atlases)} atlas{'es' if len(model.atlases) > 1 else ''}, whose "
             f"labels {method} propagates"
-            + ("; --network-only leaves them out" if model.recipe.segmentation is not None else "")
+            + ("; --network-only leaves them out" if model.recipe.answer.network is not None else "")
         )
     typer.echo(out)

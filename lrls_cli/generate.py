@@ -2,7 +2,7 @@
 
 import typer
 
-from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
 def generate(
@@ -10,7 +10,6 @@ def generate(
     method: MethodName,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
-    appearance_from: AppearanceFrom = None,
     force: Force = False,
 ) -> None:
     """Write the data that a method's segmentation learns from.
@@ -21,7 +20,5 @@ def generate(
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    made = run_stage(
-        load_config(config, settings), method, "generate", round=round, appearance_from=appearance_from, force=force
-    )
+    made = run_stage(load_config(config, settings), method, "generate", round=round, force=force, tell=typer.echo)
     typer.echo(made.folder)

@@ -9,10 +9,6 @@ ConfigFile = Annotated[Path, typer.Argument(help="The project's YAML file; `lrls
 MethodName = Annotated[str, typer.Option("--method", help="See `lrls methods`.")]
 Settings = Annotated[list[str], typer.Option("--set", help="Override a setting, e.g. train_seg.steps=500; repeatable.")]
 Force = Annotated[bool, typer.Option("--force", help="Make a new version though one is up to date.")]
-AppearanceFrom = Annotated[
-    Path | None,
-    typer.Option(help="Workspace or registration artifact of another cohort, whose looks generated data take (sst)."),
-]
 Round = Annotated[
     int | None,
     typer.Option(help="Of methods with rounds; default: the last one to score or predict, else the first one (0)."),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lrls_cli.options import AppearanceFrom, Round, Settings
+from lrls_cli.options import Round, Settings
 
 
 def predict(
@@ -18,7 +18,6 @@ def predict(
     ] = False,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
-    appearance_from: AppearanceFrom = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Segment new scans, in their own voxels, and say which answers a person must look at.
@@ -32,7 +31,7 @@ def predict(
     from stages.predict import predict as stage
 
     if is_model(model):
-        for option, given in (("--method", method), ("--round", round), ("--appearance-from", appearance_from)):
+        for option, given in (("--method", method), ("--round", round)):
             if given is not None:
                 raise LrlsError(f"{option}: an exported model is as it was trained; leave the option out.")
         opened = running_on(open_model(model), settings)
@@ -46,7 +45,7 @@ def predict(
         if method is None:
             raise LrlsError("--method is missing: name the trained method of the project, see `lrls methods`.")
         config = load_config(model, settings)
-        made = trained(config, method, round=round, appearance_from=appearance_from)
+        made = trained(config, method, round=round)
         opened = calibrated_model(made, config, method)
     if opened.calibration is None:
         typer.echo("no estimates of DSC: `lrls calibrate` makes them possible; flags are fewer without")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Settings
 
 
 class Until(StrEnum):
@@ -28,7 +28,6 @@ def run(
         typer.Option(help="Time to the last weights: 90s, 10m, 2h (or 2000steps); sets how long the stages train."),
     ] = None,
     round: Annotated[int | None, typer.Option(help="The last round to run, of methods with rounds.")] = None,
-    appearance_from: AppearanceFrom = None,
     force: Force = False,
 ) -> None:
     """Run all stages of a method; what is up to date is not made again.
@@ -43,7 +42,7 @@ def run(
 
     made = run_all(
         load_config(config, settings), method, until=until.value, round=round,  # type: ignore[arg-type]
-        budget=Budget.parse(budget) if budget is not None else None, appearance_from=appearance_from,
+        budget=Budget.parse(budget) if budget is not None else None,
         force=force, tell=typer.echo,
     )  # fmt: skip
     if made.scores:

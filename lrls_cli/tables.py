@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from stages.artifacts.comparison import Comparison
+    from stages.artifacts.manifest import Manifest
     from stages.artifacts.scores import Scores
     from stages.artifacts.suggestion import Suggestion
+    from stages.data.intake import Fault
+    from stages.methods.recipe import Method
 
 
 def print_scores(method: str, scores: Scores) -> None:
@@ -81,3 +89,66 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
         )
     for case in verdict["refused"]:
         print(f"warning: case {case}: its alignment was refused, centres of mass were used; look at the scan")
+
+
+def print_faults(faults: Sequence[Fault]) -> None:
+    """A table in a terminal, plain lines elsewhere."""
+    console = Console()
+    if not console.is_terminal:
+        for fault in faults:
+            print(fault)
+        return
+    table = Table("scan", "found", "remedy")
+    for fault in faults:
+        table.add_row(Text(fault.case or "(all)"), Text(fault.found), Text(fault.remedy))
+    console.print(table)
+
+
+def print_comparison(comparison: Comparison, subset: str) -> None:
+    """A row per method and output."""
+    from stages.compare import HEADINGS, cells, title
+
+    table = Table(title=title(subset, comparison.table), title_justify="left")
+    for heading in HEADINGS:
+        named = heading == "method"  # with settings behind it, as long as it likes: it is the one that wraps
+        table.add_column(
+            heading, no_wrap=not named, overflow="fold", justify="left" if heading in ("method", "output") else "right"
+        )
+    for row in comparison.table.to_dict("records"):
+        table.add_row(*cells(row | {"output": row["output"][:3]}))
+    Console(width=None if Console().is_terminal else 180).print(table)
+
+
+def print_methods(methods: Iterable[Method]) -> None:
+    table = Table("method", "what it does", "source")
+    for method in methods:
+        table.add_row(method.name, method.summary, method.source)
+    Console().print(table)
+
+
+def print_history(entries: Sequence[tuple[Path, Manifest]], workspace: Path) -> None:
+    """A row per artifact, oldest first."""
+    # Newest first: what was made again with --force is the first one that there was.
+    places = {manifest.digest: str(folder.relative_to(workspace)) for folder, manifest in reversed(entries)}
+    table = Table()
+    for column in ("artifact", "made by", "from", "seed", "took", "digest"):
+        table.add_column(column, overflow="fold")
+    for folder, manifest in entries:
+        identity = manifest.identity
+        scans = [role for role in identity.inputs if role.startswith(("scan/", "truth/"))]
+        made_from = [
+            places.get(digest, f"{role} {digest[:8]} (not in this workspace)")
+            for role, digest in identity.inputs.items()
+            if role not in scans
+        ]
+        made_from += [f"{len(scans)} scans"] if scans else []
+        made_by = f"{identity.made_by}, round {identity.round}" if identity.round else identity.made_by
+        table.add_row(
+            str(folder.relative_to(workspace)),
+            f"{made_by} (older format: not read)" if identity.outdated else made_by,
+            "\n".join(made_from), str(identity.seed), f"{manifest.wall_time_s:.0f} s", manifest.digest[:8],
+        )  # fmt: skip
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table if entries else f"nothing in {workspace.name} yet; start with `lrls preprocess`.")

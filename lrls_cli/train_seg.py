@@ -2,7 +2,7 @@
 
 import typer
 
-from lrls_cli.options import AppearanceFrom, ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
 def train_seg(
@@ -10,7 +10,6 @@ def train_seg(
     method: MethodName,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
-    appearance_from: AppearanceFrom = None,
     force: Force = False,
 ) -> None:
     """Train a method's segmentation network.
@@ -21,7 +20,4 @@ def train_seg(
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    made = run_stage(
-        load_config(config, settings), method, "train-seg", round=round, appearance_from=appearance_from, force=force
-    )
-    typer.echo(made.folder)
+    typer.echo(run_stage(load_config(config, settings), method, "train-seg", round=round, force=force).folder)

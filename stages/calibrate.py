@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -16,21 +16,18 @@ from stages.answering.model import Model, model_of
 from stages.answering.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure
 from stages.artifacts.calibration import Calibrated
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
-from stages.artifacts.generated import Generated
-from stages.artifacts.manifest import Identity
-from stages.artifacts.store import find_finished, latest, new_artifact
+from stages.artifacts.made import Made
+from stages.artifacts.store import latest, make
 from stages.config import Config
 from stages.errors import LrlsError
-from stages.generate import draw_samples
-from stages.methods import find_method
-from stages.methods.recipe import PathBankWriter, Recipe, SampledScans, WarpedAtlases
+from stages.methods import find_method, plan_of, settings_read
+from stages.methods.recipe import Generate
 from stages.parts.metrics import dice_per_class
-from stages.parts.samplers import Always
 from stages.parts.warps import warp, warp_label
 from stages.progress import Progress
-from stages.train_reg import make_recipe, stage_config
-from stages.workflow import Made
+from stages.seeds import derive
 
 COUPLES = 30  # a third of them as they are, the others damaged
 
@@ -52,33 +49,30 @@ def calibrate(
         couples: how many; up to half as many unlabelled scans say what is typical of scans.
     """
     method, cohort = find_method(method_name), made.cohort
-    recipe = make_recipe(method, cohort, config)
-    inputs = {"registration": made.registration, "generated": made.generated, "segmentation": made.segmentation}
-    identity = Identity(
-        kind=Calibrated.KIND,
-        format_version=Calibrated.FORMAT,
+
+    def write(draft: Draft) -> None:
+        model = model_of(made, config, method_name, network_only=network_only)
+        draft.device = str(model.answering().device)
+        _calibrate(model, cohort, made_couples(made, config, method_name, couples), draft.folder)
+
+    return make(
+        Calibrated,
+        config.workspace / method.name / Calibrated.KIND,
+        write,
         made_by="calibrate",
-        config=stage_config(method, config, answers=True) | {"couples": couples, "network_only": network_only},
+        settings=settings_read(method, config, "eval") | {"couples": couples, "network_only": network_only},
         seed=config.seed,
         round=made.round,
-        inputs={"cohort": cohort.manifest.digest}
-        | {role: each.manifest.digest for role, each in inputs.items() if each},
+        inputs={"cohort": cohort, **made.artifacts},
+        force=force,
     )
-    target = config.workspace / method.name / "calibration"
-    if not force and (done := find_finished(target, identity)):
-        return Calibrated.open(done)
-    model = model_of(made, config, method_name, network_only=network_only)
-    with new_artifact(target, identity) as draft:
-        draft.device = str(model.answering().device)
-        _calibrate(model, cohort, made_couples(cohort, recipe, made.generated, config, couples), draft.folder)
-    return Calibrated.open(draft.result)
 
 
 def newest_calibration(
     made: Made, config: Config, method_name: str, *, network_only: bool = False
 ) -> Calibrated | None:
     """The newest calibration of what was trained, of however many couples; None: there is none."""
-    settings = stage_config(find_method(method_name), config, answers=True) | {"network_only": network_only}
+    settings = settings_read(find_method(method_name), config, "eval") | {"network_only": network_only}
     made_from = {"cohort": made.cohort.manifest}
     for role, each in (("registration", made.registration), ("segmentation", made.segmentation)):
         if each:
@@ -101,25 +95,24 @@ def calibrated_model(made: Made, config: Config, method_name: str, *, network_on
 Couple = tuple[np.ndarray, np.ndarray]
 
 
-def made_couples(
-    cohort: Cohort, recipe: Recipe, generated: Generated | None, config: Config, count: int
-) -> list[Couple]:
+def made_couples(made: Made, config: Config, method_name: str, count: int) -> list[Couple]:
     """Images (D, H, W) in [0, 1] with true labels (class indices): what the method generates, else augmented atlases.
 
     Scans with propagated labels or pseudo-labels are left out: those labels are no truth.
     """
-    if generated and isinstance(recipe.generate, PathBankWriter):
-        # All the way to the scans' shapes: what stays near the atlas is easier than any scan is.
-        there = replace(recipe, generate=replace(recipe.generate, space=Always(1.0)))
-        with h5py.File(generated.folder / "generated.h5") as file:
-            drawn = list(draw_samples(file, there, cohort, config, count))
-        return [(each["image"][0].astype(np.float32), each["label"]) for each in drawn]
-    if generated and isinstance(recipe.generate, WarpedAtlases | SampledScans) and (stored := generated.samples()):
-        places = np.arange(count) % len(stored)
-        return [(stored[int(k)].image[0].float().numpy(), stored[int(k)].label.numpy()) for k in places]
+    cohort, method = made.cohort, find_method(method_name)
+    step = plan_of(method, config).step("generated", made.round)
+    if made.generated and isinstance(step, Generate):
+        couples = [
+            (couple.image, couple.label)
+            for writer in step.writers
+            for couple in writer.true_couples(made.generated, cohort, count, config.seed)
+        ]
+        if couples:
+            return couples[:count]
     labelled = atlases_of(cohort) or atlases_of(cohort, "supervised")
     assert LIKE_ANATOMY is not None
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(derive(config.seed, "augmented atlases"))
     found = []
     for k in range(count):
         atlas = labelled[k % len(labelled)]
@@ -134,13 +127,14 @@ def _calibrate(model: Model, cohort: Cohort, couples: list[Couple], folder: Path
     answering, template, spacing_mm = model.answering(), model.template(), model.grid.spacing_mm
     num_classes = answering.num_classes
     scans, labels, about = [], [], []
+    kinds = cycle(Damage.KINDS)  # in turn, of two couples out of three
     for k, (made, classes) in enumerate(couples):
-        generator = torch.Generator().manual_seed(model.config.seed * 1_000_003 + k)
+        generator = torch.Generator().manual_seed(derive(model.config.seed, "calibrate", k))
         image = LIKE_SCANS(torch.from_numpy(made)[None, None], generator).clamp(0, 1)
         label = torch.from_numpy(classes.astype(np.int16))[None]
         kind, severity = "none", 0.0
         if k % 3:
-            kind = Damage.KINDS[k // 3 * 2 % 4 + k % 3 - 1]
+            kind = next(kinds)
             severity = float(torch.rand(1, generator=generator)) * 0.8 + 0.2
             image, label = Damage(kind, severity)(image, label, spacing_mm, generator)
         case = f"couple_{k:03d}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,7 +26,9 @@ ROLES = ("atlases", "unlabeled", "supervised")
 Key = tuple[str, str]  # method, output
 
 
-def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]) -> Scores:
+def newest_scores(
+    config: Config, row: str, seed: int, made: dict[str, Manifest], tell: Callable[[str], None] = print
+) -> Scores:
     """The newest scores of a method with a seed, on the part that `eval.part` names; of a run, its last round.
 
     Scores on just the scans that the part lists come first; of these, runs that were told what the configuration and
@@ -36,6 +38,7 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
     Args:
         row: the method, and settings that its run must have had: "os-medseg teacher=false train_seg.steps=500".
         made: the workspace's artifacts by digest.
+        tell: receives a line where the settings differ.
 
     Raises:
         LrlsError: there are none.
@@ -45,6 +48,7 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
     given = dict(_setting(each, row) for each in asked)
     wanted = {name: _read(config, name, value) for name, value in given.items()}
     said = _settings_in(config, method, wanted)
+    wanted = {name: said[name] for name in wanted}
     truths = {f"truth/{case}" for case in config.part(config.eval.part)}
     found, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
     for scores in reversed(opened_versions(Scores, config.workspace / method.name / "scores")):
@@ -56,13 +60,17 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
                 found.append((scores, had))
     of_part = [(scores, had) for scores, had in found if truths == _truths(scores).keys()]
     if found := of_part or found:
-        free = {*STEPS, *({"rounds"} if "round" in wanted else ())}  # a round is the same, however many follow
-        free |= set(method.settings.ROUNDS) if wanted.get("round") == 0 else set()
+        free = {
+            *STEPS,
+            "preset",
+            *({"rounds"} if "round" in wanted else ()),
+        }  # a round is the same, however many follow
+        free |= method.settings.of_later_rounds() if wanted.get("round") == 0 else set()
         as_said = [(scores, had) for scores, had in found if not _differing(had, said, but=free)]
         if not as_said:
             newest, had = found[0]
             others = (_other(name, had[name], said[name]) for name in _differing(had, said, but=free)[:3])
-            print(f"{row}: {newest.folder.name} of its scores was made with other settings: {'; '.join(others)}.")
+            tell(f"{row}: {newest.folder.name} of its scores was made with other settings: {'; '.join(others)}.")
         _, first = (as_said or found)[0]
         of_run = [scores for scores, had in as_said or found if not _differing(had, first, but={"round"})]
         return max(of_run, key=lambda scores: scores.manifest.identity.round)
@@ -101,8 +109,6 @@ def _option(method: str, name: str, value: Any) -> str:
     """How `lrls run` is told a setting of a row."""
     if name == "round":
         return f"--round {value}"
-    if name == "appearance_from":
-        return "--appearance-from WORKSPACE" if value else ""
     text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
     return f"--set {name if '.' in name else f'methods.{method}.{name}'}={text}"
 
@@ -116,8 +122,9 @@ def _settings_in(config: Config, method: Method, wanted: dict[str, Any]) -> dict
     for section in ("train_reg", "train_seg"):
         if getattr(method, section):
             sections[section] = training_of(method, config, section).model_dump(mode="json")
-    settings = {"settings": settings_of(method, config).model_dump(mode="json"), "precision": config.precision}
-    return {"appearance_from": False} | _named(sections | settings) | wanted
+    settings = {"settings": settings_of(method, config).read_by("eval"), "precision": config.precision}
+    named = _named(sections | settings)
+    return named | {name: value for name, value in wanted.items() if name not in own}
 
 
 def _differing(had: dict[str, Any], said: dict[str, Any], *, but: set[str]) -> list[str]:
@@ -127,10 +134,9 @@ def _differing(had: dict[str, Any], said: dict[str, Any], *, but: set[str]) -> l
 
 def _settings_of(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Any]:
     """What a run was told: the method's settings by their names, train_reg.steps and the like; and its round."""
-    found: dict[str, Any] = {"round": scores.identity.round, "appearance_from": False}
+    found: dict[str, Any] = {"round": scores.identity.round}
     for manifest in [scores, *(each for each in _way_to(scores, made).values() if each)]:
         found |= _named(manifest.identity.config)
-        found["appearance_from"] |= "appearance_from" in manifest.identity.config  # another cohort's looks
     return found
 
 
@@ -143,7 +149,14 @@ def _named(identity: dict[str, Any]) -> dict[str, Any]:
     return found | {f"data.{role}": cases for role, cases in identity.get("members", {}).items()}
 
 
-def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *, force: bool = False) -> Comparison:
+def compare(
+    config: Config,
+    methods: Sequence[str],
+    seeds: Sequence[int] = (),
+    *,
+    force: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Comparison:
     """Compare the newest scores of methods; differences are of DSC to the first one, paired over scans.
 
     Args:
@@ -161,7 +174,7 @@ def compare(config: Config, methods: Sequence[str], seeds: Sequence[int] = (), *
         sorted(set(seeds)) or [config.seed],
     )
     made = {manifest.digest: manifest for _, manifest in history(config.workspace)}
-    runs = {method: [newest_scores(config, method, seed, made) for seed in seeds] for method in methods}
+    runs = {method: [newest_scores(config, method, seed, made, tell) for seed in seeds] for method in methods}
     comparison = make(
         Comparison,
         config.workspace / "compare",

@@ -198,11 +198,25 @@ class MethodSettings(Section):
         """What the preset says of `train_reg` or `train_seg`."""
         return self.PRESETS.get(self.preset, {}).get(section, {})
 
+    @classmethod
+    def of_later_rounds(cls) -> set[str]:
+        """Names of the settings that nothing reads in round 0."""
+        return {name for name in cls.model_fields if cls._mark(name).round}
+
+    @classmethod
+    def _mark(cls, name: str) -> ReadBy:
+        return next((mark for mark in cls.model_fields[name].metadata if isinstance(mark, ReadBy)), ReadBy())
+
+    def portable(self) -> dict[str, Any]:
+        """The settings without paths of this machine, JSON-able."""
+        paths = {name for name, value in self if isinstance(value, Path)}
+        return self.model_dump(mode="json", exclude=paths)
+
     def read_by(self, stage: MethodStage, round: int = 0) -> dict[str, Any]:
         """The settings that the result of a stage depends on, JSON-able."""
         left_out = set()
-        for name, field in type(self).model_fields.items():
-            mark = next((each for each in field.metadata if isinstance(each, ReadBy)), ReadBy())
+        for name in type(self).model_fields:
+            mark = self._mark(name)
             if ORDER.index(stage) < ORDER.index(mark.first) or (round < mark.round and stage != "eval"):
                 left_out.add(name)
         return self.model_dump(mode="json", exclude=left_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
-from stages.answering.answers import Answering, GridScan, atlases_of
+from stages.answering.answers import Answering, GridScan, atlases_of, registers
 from stages.answering.flat_borders import FlatBorder, find_flat_borders
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.files import atomic_write_text
@@ -21,13 +21,12 @@ from stages.artifacts.generated import Generated
 from stages.artifacts.manifest import Identity
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import Draft, find_finished, new_artifact, verify
-from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
 from stages.data import intake
 from stages.data.own_space import as_label_image, classes_in_own_space
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
-from stages.methods import find_method
+from stages.methods import find_method, plan_of, recipe_of, settings_read
 from stages.methods.recipe import Recipe
 from stages.parts.metrics import (
     folding_fraction,
@@ -39,7 +38,6 @@ from stages.parts.metrics import (
 from stages.parts.statistics import summarize
 from stages.parts.warps import one_hot
 from stages.progress import Progress
-from stages.train_reg import make_recipe, overlay_row, stage_config
 
 MEASURES = ("folding_fraction", "jacobian_std", "sd_log_jacobian")
 
@@ -51,10 +49,10 @@ def evaluate(
     method_name: str,
     *,
     round: int = 0,
-    registration: Registration | None = None,
-    segmentation: Segmentation | None = None,
+    inputs: Mapping[str, Artifact] | None = None,
     pseudo_labels: Sequence[Generated] = (),
     force: bool = False,
+    tell: Callable[[str], None] = print,
 ) -> Scores:
     """Score what a method learned.
 
@@ -62,43 +60,44 @@ def evaluate(
         cohort: what it learned from; its atlases are propagated.
         held_out: scans of the part to score, on the same grid.
         round: that they were trained in.
-        registration, segmentation: what was trained; a method without a segmentation network propagates labels.
+        inputs: what was trained, by role; a method without a segmentation network propagates labels.
         pseudo_labels: that led to it, round by round.
+        tell: receives lines for the user.
 
     Raises:
         LrlsError: the part is empty, a label map is faulty, or nothing was trained.
     """
     method = find_method(method_name)
-    recipe = make_recipe(method, cohort, config, round)
+    recipe = plan_of(method, config)
+    trained = {role: artifact for role, artifact in (inputs or {}).items() if role != "generated"}
     part = config.eval.part
     cases = held_out.parts[part]
     if not cases:
         raise LrlsError(f"data.{part} lists no case; list labelled scans there, or set eval.part.")
-    there = {"segmentation": segmentation is not None, "registration": registers(recipe, cohort)}
-    outputs = [name for name, is_there in there.items() if is_there]
-    borders = flat_borders(cohort, config) if recipe.flat_borders else []
+    outputs = ["segmentation"] * ("segmentation" in trained) + ["registration"] * registers(recipe, cohort)
+    borders = flat_borders(cohort, config) if recipe.answer.flat_borders else []
     for border in borders:
         names = " and ".join(cohort.structures[c - 1] for c in border.classes)
-        print(f"{names} meet in one plane of voxels in the atlases, so they do in the answers.", flush=True)
-    if "segmentation" in outputs and (borders or (recipe.fuse and "registration" in outputs)):
+        tell(f"{names} meet in one plane of voxels in the atlases, so they do in the answers.")
+    if "segmentation" in outputs and (borders or (recipe.answer.fuse and "registration" in outputs)):
         outputs.append("network")  # what S says alone
     if not outputs:
         raise LrlsError(f"{method.name} has nothing to score yet; run `lrls train-seg` first.")
     scans = {case: intake.read_scan(config, case, label=True) for case in cases}
     truths = {case: intake.scan_digest(scan) for case, scan in scans.items()}
-    inputs = {"cohort": cohort, "held-out": held_out, "registration": registration, "segmentation": segmentation}
-    asked = bool(pseudo_labels) and recipe.scores_pseudo_labels
+    made = {"cohort": cohort, "held-out": held_out, **trained}
+    asked = bool(pseudo_labels) and config.eval.pseudo_labels
     checked = _unlabeled_with_labels(cohort, config) if asked else {}
     if asked and not checked:
-        print("no unlabelled scan has a label map in data.labels: pseudo-labels are not scored", flush=True)
+        tell("no unlabelled scan has a label map in data.labels: pseudo-labels are not scored")
     identity = Identity(
         kind=Scores.KIND,
         format_version=Scores.FORMAT,
         made_by="eval",
-        config=stage_config(method, config, answers=True) | {"part": part},
+        config=settings_read(method, config, "eval", round=round) | {"part": part},
         seed=config.seed,
         round=round,
-        inputs={role: each.manifest.digest for role, each in inputs.items() if each}
+        inputs={role: each.manifest.digest for role, each in made.items()}
         | {f"truth/{case}": digest for case, digest in truths.items()}
         | {f"pseudo-labels/{each.manifest.identity.round}": each.manifest.digest for each in pseudo_labels}
         | {f"scan/{case}": intake.scan_digest(scan) for case, scan in checked.items()},
@@ -108,13 +107,10 @@ def evaluate(
         return Scores.open(done)
     if not any(_classes(config, scan).any() for scan in scans.values()):
         raise LrlsError(f"no label map of data.{part} holds any of the structures; correct their values in structures.")
-    for artifact in inputs.values():
-        if artifact:
-            verify(artifact.folder)
-    if registration:
-        registration.load(recipe.registration_networks)
-    if segmentation:
-        segmentation.load(recipe.segmentation_networks)
+    for artifact in made.values():
+        verify(artifact.folder)
+    recipe = recipe_of(method, cohort, config)
+    recipe.load(trained.values())
     device = choose_device(config)
     with new_artifact(target, identity) as draft:
         draft.device = str(device)
@@ -146,7 +142,7 @@ def evaluate(
         if pseudo_labels:
             summary["rounds"] = _rounds(draft, pseudo_labels, checked, cohort, config)
             atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
-        _pictures(draft, table, outputs, recipe, cohort, held_out, config, scans)
+        _pictures(draft, table, outputs, cohort, held_out, config, scans)
     return Scores.open(draft.result)
 
 
@@ -198,11 +194,6 @@ def _rounds(
     return rows
 
 
-def registers(recipe: Recipe, cohort: Cohort) -> bool:
-    """Whether the method can carry the atlases' labels over to a scan."""
-    return recipe.registers and bool(cohort.parts.get("atlases"))
-
-
 def folder_of(output: str, outputs: list[str]) -> str:
     """The main output's label maps are in `labels`."""
     return "labels" if output == outputs[0] else f"labels-{output}"
@@ -219,11 +210,17 @@ def _predict(
     device: Device,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(case, {"classes": {output: label map in own space}, "registration": measures, "field": of the first atlas})."""
+    answer_by = recipe.answer if "segmentation" in outputs else replace(recipe.answer, network=None)
     answering = Answering(
-        recipe, cohort.grid, cohort.num_classes, atlases_of(cohort), borders, "registration" in outputs, config, device
+        answer_by,
+        cohort.grid,
+        cohort.num_classes,
+        atlases_of(cohort),
+        borders,
+        "registration" in outputs,
+        config,
+        device,
     )
-    if "segmentation" not in outputs:
-        answering = replace(answering, recipe=replace(recipe, segmentation=None))
     scans = [GridScan(case, held_out.image(case), held_out.transform(case)) for case in cases]
     for scan, answer in zip(scans, answering.answers(scans), strict=True):
         classes = {}
@@ -293,7 +290,7 @@ def summarize_scores(
 
 
 def _pictures(
-    draft: Draft, table: pd.DataFrame, outputs: list[str], recipe: Recipe, cohort: Cohort, held_out: Cohort,
+    draft: Draft, table: pd.DataFrame, outputs: list[str], cohort: Cohort, held_out: Cohort,
     config: Config, scans: dict[str, intake.Scan],
 ) -> None:  # fmt: skip
     from stages.pictures import best_median_worst, predictions_page, registration_overlay, score_boxes
@@ -329,5 +326,5 @@ def _pictures(
         overlay = []
         for case in chosen.values():
             field = np.load(draft.resume / f"{case}.npy").astype(np.float32)
-            overlay.append(overlay_row(case, moving, held_out.image(case), field, cohort, recipe))
+            overlay.append(overlay_row(case, moving, held_out.image(case), field, cohort))
         registration_overlay(overlay, folder / "registration.png", structures=cohort.structures)

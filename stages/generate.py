@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import h5py
 
-from stages.answering.registering import displacements, segment
+from stages.answering.jobs import job_of
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.draft import Draft
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import Draft, make
+from stages.artifacts.store import make
 from stages.config import Config
 from stages.data import intake
-from stages.device import Device, choose_device
+from stages.device import choose_device
 from stages.errors import LrlsError
-from stages.generating.writer import Job
 from stages.methods import find_method, plan_of, recipe_of, settings_read
-from stages.methods.recipe import Generate, Recipe
-from stages.training.runs import Inputs, load_weights_of
+from stages.methods.recipe import Generate
+from stages.training.runs import Inputs
 
 
 def generate(
@@ -60,12 +59,12 @@ def generate(
         device = choose_device(config)
         draft.device = str(device)
         recipe = recipe_of(method, cohort, config)
-        load_weights_of(inputs, recipe)
+        recipe.load(inputs.values())
         own = recipe.step("generated", round)
         assert isinstance(own, Generate)
         if own.borrowed:
             own.borrowed.artifact.load(own.borrowed.networks)
-        job = job_of(recipe, cohort, config, device, draft, tell)
+        job = job_of(recipe, cohort, config, device, draft, tell=tell)
         with h5py.File(draft.folder / "generated.h5", "w") as file:
             for place, writer in enumerate(own.writers):
                 pieces = draft.resume / f"{place}"
@@ -88,26 +87,4 @@ def generate(
         inputs={"cohort": cohort, **inputs, "borrowed": step.borrowed.artifact if step.borrowed else None},
         force=force,
         ready=ready,
-    )
-
-
-def job_of(
-    recipe: Recipe, cohort: Cohort, config: Config, device: Device, draft: Draft, tell: Callable[[str], None]
-) -> Job:
-    """What the recipe's writers work with: its networks as they are now."""
-    register = partial(
-        displacements, recipe.answer.registers, spacing_mm=cohort.grid.spacing_mm, device=device, config=config
-    )
-    network = recipe.answer.network
-    if network is not None:
-        network.to(device.torch).eval()
-    return Job(
-        cohort=cohort,
-        settings=config.generate,
-        seed=config.seed,
-        device=device,
-        resume=draft.resume,
-        register=register,
-        segment=partial(segment, network, device=device),
-        tell=tell,
     )

@@ -23,14 +23,11 @@ import SimpleITK as sitk
 
 from stages.answering.answers import atlases_of
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.generated import Generated
+from stages.artifacts.made import Made
 from stages.config import Config
 from stages.errors import LrlsError
-from stages.generate import draw_samples
-from stages.methods import find_method
-from stages.methods.recipe import PathBankWriter
-from stages.train_reg import make_recipe
-from stages.workflow import Made, has
+from stages.methods import find_method, plan_of
+from stages.methods.recipe import Generate
 
 
 def export_nnunet(
@@ -52,7 +49,8 @@ def export_nnunet(
     if out.exists() and not (force and (out / "dataset.json").is_file()):
         raise LrlsError(f"{out} exists already; choose another number, or replace a data set with --force.")
     cohort = made.cohort
-    if made.generated is None and has(make_recipe(find_method(method_name), cohort, config), "generate"):
+    steps = plan_of(find_method(method_name), config).steps(made.round)
+    if made.generated is None and any(isinstance(step, Generate) for step in steps):
         raise LrlsError(
             f"{method_name}: the generated data that its network learned from are gone; "
             "make both again with `lrls generate` and `lrls train-seg`."
@@ -63,7 +61,7 @@ def export_nnunet(
         for folder in ("imagesTr", "labelsTr", "imagesTs"):
             (draft / folder).mkdir(parents=True)
         train, test = 0, cohort.parts.get("unlabeled", [])
-        for case, image, label in _labelled(cohort, made.generated, config, method_name, couples):
+        for case, image, label in _labelled(made, config, method_name, couples):
             _write(image, cohort, draft / "imagesTr" / f"{case}_0000.nii.gz")
             _write(label, cohort, draft / "labelsTr" / f"{case}.nii.gz")
             train += 1
@@ -85,21 +83,19 @@ def export_nnunet(
 
 
 def _labelled(
-    cohort: Cohort, generated: Generated | None, config: Config, method_name: str, couples: int
+    made: Made, config: Config, method_name: str, couples: int
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    cohort, generated = made.cohort, made.generated
     for part in ("atlases", "supervised"):
         for atlas in atlases_of(cohort, part):
             yield atlas.case, atlas.image, atlas.label
     if generated is None:
         return
-    recipe = make_recipe(find_method(method_name), cohort, config)
-    if isinstance(recipe.generate, PathBankWriter):
-        with generated.open_file() as file:
-            for k, drawn in enumerate(draw_samples(file, recipe, cohort, config, couples)):
-                yield f"generated_{k:04d}", drawn["image"][0], drawn["label"]
-        return
-    for k, sample in enumerate(generated.samples() or []):
-        yield f"generated_{k:04d}", sample.image[0].numpy(), sample.label.numpy()
+    step = plan_of(find_method(method_name), config).step("generated", made.round)
+    assert isinstance(step, Generate)
+    drawn = (couple for w in step.writers for couple in w.couples(generated, cohort, couples, config.seed))
+    for k, couple in enumerate(drawn):
+        yield f"generated_{k:04d}", couple.image, couple.label
 
 
 def _write(array: np.ndarray, cohort: Cohort, path: Path) -> None:

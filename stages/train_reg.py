@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.answering.registering import displacements, overlay_row
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.store import Draft
+from stages.artifacts.draft import Draft
 from stages.artifacts.weights import Registration
 from stages.config import Config
 from stages.errors import LrlsError
@@ -50,9 +50,7 @@ def train_registration(
         fields = displacements(
             recipe.answer.registers, pairs, scans, spacing_mm=cohort.grid.spacing_mm, device=run.device, config=config
         )
-        rows = [
-            overlay_row(scans[place], (image, label), pairs[place][1], field, cohort) for place, field in fields
-        ]
+        rows = [overlay_row(scans[place], (image, label), pairs[place][1], field, cohort) for place, field in fields]
         registration_overlay(rows, draft.folder / "registration.png", structures=cohort.structures)
 
     return make_trained(

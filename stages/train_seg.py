@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.store import Draft
+from stages.artifacts.draft import Draft
 from stages.artifacts.weights import Segmentation
 from stages.config import Config
 from stages.errors import LrlsError

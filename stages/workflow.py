@@ -3,71 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Any, get_args
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
-from stages.artifacts.manifest import MANIFEST
+from stages.artifacts.made import Made, Role
+from stages.artifacts.manifest import Artifact
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import latest, opened_versions, versions, with_digest
+from stages.artifacts.store import latest, versions, with_digest
 from stages.artifacts.weights import Registration, Segmentation
-from stages.config import Config
+from stages.config import Config, MethodStage, StageName
 from stages.data import intake
 from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
-from stages.generate import check_appearance, generate
-from stages.methods import find_method, settings_of, training_of
-from stages.methods.recipe import Method, Recipe, Task
+from stages.generate import generate
+from stages.methods import find_method, plan_of, settings_read, training_of
+from stages.methods.recipe import STAGE_OF, Generate, Method, Recipe, Step, Train
 from stages.preprocess import Part, cohort_folder, cohort_settings, preprocess
-from stages.train_reg import make_recipe, stage_config, train_registration
+from stages.train_reg import train_registration
 from stages.train_seg import train_segmentation
-from stages.training.budget import Budget, TrainStage, trained_stages, with_steps
+from stages.training.budget import Budget, with_steps
+from stages.training.runs import SECTION
 
-Artifact = TypeVar("Artifact", Cohort, Registration, Generated, Segmentation, Scores)
-Stage = Literal["preprocess", "train-reg", "generate", "train-seg", "eval"]
-MAKE: dict[Stage, Callable[..., Any]] = {
-    "train-reg": train_registration,
-    "generate": generate,
-    "train-seg": train_segmentation,
+ORDER: tuple[StageName, ...] = get_args(StageName)
+KINDS: dict[Role, type[Artifact]] = {
+    "registration": Registration,
+    "generated": Generated,
+    "segmentation": Segmentation,
 }
-OPENED: dict[Stage, type[Any]] = {"train-reg": Registration, "generate": Generated, "train-seg": Segmentation}
-ROLES: dict[Stage, str] = {stage: kind.KIND for stage, kind in OPENED.items()}
-TRAINS: dict[Stage, TrainStage] = {"train-reg": "train_reg", "train-seg": "train_seg"}
 
 
-@dataclass(frozen=True)
-class Made:
-    """What a run made or found in a round, stage by stage."""
-
-    cohort: Cohort
-    registration: Registration | None = None
-    generated: Generated | None = None
-    segmentation: Segmentation | None = None
-    scores: Scores | None = None
-    round: int = 0
+def used_by(step: Step, made: Made) -> dict[Role, Artifact]:
+    """What a step reads; a training step goes on from what it made in the round before."""
+    roles = {*step.uses, *([step.makes] if isinstance(step, Train) else [])}
+    return {role: artifact for role, artifact in made.artifacts.items() if role in roles}
 
 
-def planned(method: Method, config: Config) -> Recipe:
-    """The recipe on a small grid: says what the method needs and has before there is a cohort."""
-    return method.recipe(Task((16, 16, 16), 2, len(config.part("atlases"))), settings_of(method, config))
-
-
-def needs_unlabeled(method: Method, config: Config) -> bool:
-    """Whether the method learns from unlabelled scans."""
-    return planned(method, config).looks_at_unlabeled
+def makers(tell: Callable[[str], None]) -> dict[Role, Callable[..., Artifact]]:
+    """The stage that makes each role."""
+    return {
+        "registration": train_registration,
+        "generated": partial(generate, tell=tell),
+        "segmentation": train_segmentation,
+    }
 
 
 def run(
     config: Config,
     method_name: str,
     *,
-    until: Stage = "eval",
+    until: StageName = "eval",
     round: int | None = None,
     budget: Budget | None = None,
-    appearance_from: Path | None = None,
     force: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Made:
@@ -77,20 +67,17 @@ def run(
         until: the last stage.
         round: the last round; none: as many as the method has.
         budget: how long training may take; none: the steps that the configuration says.
-        appearance_from: workspace or registration artifact of another cohort, whose looks generated data take.
         force: make everything of the method again, but not the cohort.
         tell: receives a line per stage.
     """
     method = find_method(method_name)
-
-    spent_on: list[Cohort | Registration | Generated | Segmentation | Scores] = []
+    spent_on: list[Artifact] = []
 
     def told(artifact: Artifact) -> Artifact:
         tell(f"{artifact.KIND}: {artifact.folder.relative_to(config.workspace)}")
         spent_on.append(artifact)
         return artifact
 
-    appearance = other_registration(appearance_from, method) if appearance_from else None
     if budget and not (method.train_reg or method.train_seg):
         tell(f"{method.name} trains nothing: --budget has no effect")
     if until == "eval" and config.part(config.eval.part):
@@ -98,117 +85,86 @@ def run(
     # What these refuse is refused before hours of alignment.
     if method.train_reg or method.train_seg:
         choose_device(config)
-    plan = planned(method, config)
-    check_appearance(appearance, plan, method.name)
+    plan = plan_of(method, config)
     last = plan.last_round if round is None else checked_round(method, plan, round)
-    cohort = told(preprocess(config, method.cohort, needs_unlabeled=plan.looks_at_unlabeled))
-    recipe = make_recipe(method, cohort, config)
-
-    def settled(stage: Stage, number: int, read: dict[str, Any]) -> Config:
-        if not budget or not trains(make_recipe(method, cohort, config, number), stage):
-            return config
-        key = TRAINS[stage]
-        found = with_steps(
-            budget, key, config, method_name, cohort, round=number, read=read, spent_on=spent_on, force=force
-        )
-        tell(f"{stage}: {training_of(method, found, key).steps} steps")
-        return found
-
-    before, made = Made(cohort), Made(cohort)
+    cohort = preprocess(config, method.cohort, needs_unlabeled=plan.looks_at_unlabeled)
+    told(cohort)
+    made, make = Made(cohort), makers(tell)
     for number in range(last + 1 if until != "preprocess" else 0):
-        recipe, order = recipe.at_round(number), order_of(number)
-        before, made = made, Made(cohort, round=number)
-        if recipe.last_round:
-            tell(f"round {number} of {recipe.last_round}")
-        for stage in order[: order.index(until) + 1] if number == last and until in order else order:
-            if has(recipe, stage):
-                read = reads(stage, made, before)
-                settings = settled(stage, number, read)
-                looks = {} if stage == "train-reg" else {"appearance": appearance}
-                artifact = told(MAKE[stage](cohort, settings, method_name, round=number, force=force, **read, **looks))
-                made = replace(made, **{ROLES[stage]: artifact})
+        if plan.last_round:
+            tell(f"round {number} of {plan.last_round}")
+        for step in steps_until(plan, number, until if number == last else "eval"):
+            inputs, settings = used_by(step, made), config
+            if budget and isinstance(step, Train) and step.phases:
+                settings = with_steps(
+                    budget, step, config, method_name, cohort, round=number, inputs=inputs, spent_on=spent_on,
+                    force=force,
+                )  # fmt: skip
+                steps = training_of(method, settings, SECTION[step.makes]).steps
+                tell(f"{STAGE_OF[step.makes]}: {steps} steps")
+            artifact = make[step.makes](cohort, settings, method_name, round=number, inputs=inputs, force=force)
+            made = made.and_then(step.makes, told(artifact), number)
     if until == "eval" and not config.part(config.eval.part):
         tell(f"nothing to score: data.{config.eval.part} lists no scan")
     elif until == "eval":
-        held_out = told(preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None))
-        scores = told(_evaluated(made, held_out, config, method_name, force))
+        held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)
+        told(held_out)
+        scores = evaluated(made, held_out, config, method_name, force=force, tell=tell)
+        told(scores)
         made = replace(made, scores=scores)
     return made
 
 
-def _evaluated(made: Made, held_out: Cohort, config: Config, method_name: str, force: bool) -> Scores:
+def steps_until(plan: Recipe, round: int, until: StageName) -> list[Step]:
+    """What `run` does in a round, up to and including a stage."""
+    steps = plan.steps(round)
+    stages = [STAGE_OF[step.makes] for step in steps]
+    if until in stages:
+        return steps[: stages.index(until) + 1]
+    return [step for step, stage in zip(steps, stages, strict=True) if ORDER.index(stage) <= ORDER.index(until)]
+
+
+def evaluated(
+    made: Made, held_out: Cohort, config: Config, method_name: str, *, force: bool, tell: Callable[[str], None]
+) -> Scores:
     return evaluate(
         made.cohort,
         held_out,
         config,
         method_name,
         round=made.round,
-        registration=made.registration,
-        segmentation=made.segmentation,
+        inputs=made.artifacts,
         pseudo_labels=pseudo_labels_behind(made.segmentation),
         force=force,
+        tell=tell,
     )
 
 
-def order_of(round: int) -> tuple[Stage, ...]:
-    """The stages between `preprocess` and `eval`; after the first round, the networks learn from what is generated."""
-    return ("generate", "train-reg", "train-seg") if round else ("train-reg", "generate", "train-seg")
-
-
-def has(recipe: Recipe, stage: Stage) -> bool:
-    """Whether `run` takes a method through a stage."""
-    if stage == "train-reg":
-        return bool(recipe.train_registration)
-    return bool(recipe.generate and recipe.train_segmentation) if stage == "generate" else bool(recipe.segmentation)
-
-
-def trains(recipe: Recipe, stage: Stage) -> bool:
-    """Whether a stage takes steps."""
-    return stage in TRAINS and TRAINS[stage] in trained_stages(recipe)
-
-
-def reads(stage: Stage, made: Made, before: Made) -> dict[str, Any]:
-    """What a stage reads besides the cohort, by role.
-
-    Args:
-        made: by the stages before it in this round.
-        before: by the round before.
-    """
-    roles: dict[Stage, dict[str, Any]] = {
-        "train-reg": {"registration": before.registration, "generated": made.generated},
-        "generate": {"registration": made.registration, "segmentation": before.segmentation},
-        "train-seg": {
-            "registration": made.registration, "generated": made.generated, "segmentation": before.segmentation,
-        },
-    }  # fmt: skip
-    return roles[stage]
-
-
-def checked_round(method: Method, recipe: Recipe, number: int) -> int:
+def checked_round(method: Method, plan: Recipe, number: int) -> int:
     """A round that the user names.
 
     Raises:
         LrlsError: the method has none of that number.
     """
-    if not recipe.last_round and number:
+    if not plan.last_round and number:
         raise LrlsError(f"--round: found {number}, but {method.name} has no rounds; leave --round out.")
-    if not 0 <= number <= recipe.last_round:
+    if not 0 <= number <= plan.last_round:
         raise LrlsError(
-            f"--round: found {number}, expected 0 to {recipe.last_round}; set methods.{method.name}.rounds for more."
+            f"--round: found {number}, expected 0 to {plan.last_round}; set methods.{method.name}.rounds for more."
         )
     return number
 
 
 def pseudo_labels_behind(segmentation: Segmentation | None) -> list[Generated]:
     """The pseudo-labels of every round that led to a network, the first round first; what is gone is left out."""
-    found: list[Generated] = []
-    while segmentation and segmentation.manifest.identity.round:
+    behind: list[Generated] = []
+    while segmentation:
         method, inputs = segmentation.folder.parent.parent, segmentation.manifest.identity.inputs
-        generated = with_digest(method / "generated", inputs["generated"])
-        found += [Generated.open(generated)] if generated else []
-        before = with_digest(method / "segmentation", inputs["segmentation"])
+        generated = with_digest(method / "generated", inputs["generated"]) if "generated" in inputs else None
+        behind += [each for each in [Generated.open(generated)] if each.has_pseudo_labels] if generated else []
+        before = with_digest(method / "segmentation", inputs["segmentation"]) if "segmentation" in inputs else None
         segmentation = Segmentation.open(before) if before else None
-    return found[::-1]
+    return behind[::-1]
 
 
 def _check_labels(config: Config) -> None:
@@ -231,7 +187,8 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
         raise LrlsError(f"{folder.name} holds no finished cohort; make it with `lrls preprocess --part {part}`.")
     latest(folder, kind=Cohort.KIND)
     wanted = cohort_settings(config, part)
-    for cohort in reversed(opened_versions(Cohort, folder)):
+    for version in reversed(versions(folder)):
+        cohort = Cohort.open(version)
         if cohort.manifest.identity.config == wanted and cohort.manifest.identity.seed == config.seed:
             return cohort
     raise LrlsError(
@@ -240,126 +197,103 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
     )
 
 
-def other_registration(place: Path, method: Method) -> Registration:
-    """The registration artifact at a place, or the newest one of the method in the workspace that it is.
-
-    Raises:
-        LrlsError: there is none.
-    """
-    if (place / MANIFEST).exists():
-        return Registration.open(place)
-    found = versions(place / method.name / "registration")
-    if not found:
-        raise LrlsError(
-            f"--appearance-from: found no {method.name}/registration in {place.name or place}, expected the workspace "
-            f"of the other cohort, or a registration artifact; `lrls train-reg --method {method.name}` makes one."
-        )
-    return Registration.open(found[-1])
-
-
 def run_stage(
     config: Config,
     method_name: str,
-    stage: Stage,
+    stage: MethodStage,
     *,
     round: int | None = None,
-    appearance_from: Path | None = None,
     force: bool = False,
-) -> Registration | Generated | Segmentation | Scores:
+    tell: Callable[[str], None] = print,
+) -> Artifact:
     """One stage on the newest cohort of these settings and the newest artifacts that were made from it.
 
     Args:
         round: of a method that has some; none: the last one for `eval`, else the first one.
-        appearance_from: as of `run`; what was generated with other looks, or trained on that, is not looked at.
     """
     method = find_method(method_name)
-    before, made, appearance = newest(config, method, round, appearance_from, until=stage)
+    made, number = newest(config, method, round, until=stage)
     if stage == "eval":
         base = made.cohort if method.cohort == "train" else None
-        return _evaluated(made, preprocess(config, config.eval.part, base=base), config, method_name, force)
-    looks = {} if stage == "train-reg" else {"appearance": appearance}
-    read = reads(stage, made, before)
-    return MAKE[stage](made.cohort, config, method_name, round=made.round, force=force, **read, **looks)
+        held_out = preprocess(config, config.eval.part, base=base)
+        return evaluated(made, held_out, config, method_name, force=force, tell=tell)
+    role = next(role for role, name in STAGE_OF.items() if name == stage)
+    step = plan_of(method, config).step(role, number)
+    inputs = used_by(step, made) if step else {}  # without a step, the stage says what to do
+    return makers(tell)[role](made.cohort, config, method_name, round=number, inputs=inputs, force=force)
 
 
-def trained(config: Config, method_name: str, *, round: int | None = None, appearance_from: Path | None = None) -> Made:
+def trained(config: Config, method_name: str, *, round: int | None = None) -> Made:
     """The newest cohort of the file's settings, and the newest artifacts of a method that were made from it.
 
     Args:
-        round, appearance_from: as of `run_stage`.
+        round: as of `run_stage`.
 
     Raises:
         LrlsError: something that the method's answers need is not made yet.
     """
     method = find_method(method_name)
-    _, made, _ = newest(config, method, round, appearance_from, until="eval")
+    made, _ = newest(config, method, round, until="eval")
+    others: dict[Role, Artifact] = {role: each for role, each in made.artifacts.items() if role != "generated"}
     if made.segmentation and (digest := made.segmentation.manifest.identity.inputs.get("generated")):
-        found = with_digest(config.workspace / method.name / "generated", digest)
-        made = replace(made, generated=Generated.open(found) if found else None)
-    return made
+        generated = with_digest(config.workspace / method.name / "generated", digest)
+        others |= {"generated": Generated.open(generated)} if generated else {}
+    return replace(made, artifacts=others)
 
 
-def newest(
-    config: Config, method: Method, round: int | None, appearance_from: Path | None, *, until: Stage
-) -> tuple[Made, Made, Registration | None]:
-    """What a stage reads: the newest artifacts of the round before, those of its own round, and another's looks.
+def newest(config: Config, method: Method, round: int | None, *, until: MethodStage) -> tuple[Made, int]:
+    """What a stage reads: the newest artifacts of all steps before it that these settings made, each from the last.
 
     Args:
-        round, appearance_from: as of `run_stage`.
-        until: the stage.
+        round: as of `run_stage`.
+        until: the stage; it, and what comes after it, is not looked for.
+
+    Returns:
+        The artifacts, and the round of the stage.
 
     Raises:
         LrlsError: there is none.
     """
-    cohort = opened_cohort(config, method.cohort)
-    recipe = make_recipe(method, cohort, config)
+    made = Made(opened_cohort(config, method.cohort))
+    plan = plan_of(method, config)
     if round is None:
-        round = recipe.last_round if until == "eval" else 0
-    checked_round(method, recipe, round)
-    appearance = other_registration(appearance_from, method) if appearance_from else None
-    check_appearance(appearance, recipe, method.name)
-    before = Made(cohort)
-    for number in range(round):
-        before = newest_of_round(config, method, recipe, before, number, appearance)
-    return before, newest_of_round(config, method, recipe, before, round, appearance, until=until), appearance
+        round = plan.last_round if until == "eval" else 0
+    checked_round(method, plan, round)
+    for number in range(round + 1):
+        for step in plan.steps(number) if number < round else _steps_before(plan, round, until):
+            if isinstance(step, Generate) and until == "eval" and not number:
+                continue  # answers need the weights alone, which may stay when generated data are deleted
+            folder = newest_of(step, config, method, made, number)
+            made = made.and_then(step.makes, KINDS[step.makes].open(folder), number)
+    return replace(made, round=round), round
 
 
-def newest_of_round(
-    config: Config,
-    method: Method,
-    recipe: Recipe,
-    before: Made,
-    round: int,
-    appearance: Registration | None,
-    *,
-    until: Stage = "eval",
-) -> Made:
-    """The newest artifacts of a round that these settings made from the newest ones before them.
+def _steps_before(plan: Recipe, round: int, stage: MethodStage) -> list[Step]:
+    """The steps of a round before a stage."""
+    steps = plan.rounds[round]
+    stages = [STAGE_OF[step.makes] for step in steps]
+    if stage in stages:
+        before = list(steps)[: stages.index(stage)]
+    else:
+        before = [s for s, name in zip(steps, stages, strict=True) if ORDER.index(name) < ORDER.index(stage)]
+    return [step for step in before if step in plan.steps(round)]
 
-    Args:
-        before: those of the round before.
-        appearance: whose looks were generated, none: the cohort's own; versions with others do not count.
-        until: the stage that is to read them; what comes after it is not looked for.
+
+def newest_of(step: Step, config: Config, method: Method, made: Made, round: int) -> Any:
+    """The newest version of what a step makes with these settings, from what was made before it.
 
     Raises:
         LrlsError: there is none.
     """
-    recipe, made = recipe.at_round(round), Made(before.cohort, round=round)
-    order: tuple[Stage, ...] = (*order_of(round), "eval")
-    for stage in order[: order.index(until)]:
-        if not has(recipe, stage) or (stage == "generate" and until == "eval" and not round):
-            continue  # weights do not say of which version of it they are made
-        read = {"cohort": before.cohort} | reads(stage, made, before)
-        kind, after = OPENED[stage], stage != "train-reg"
-        settings = stage_config(method, config, generates=after, segments=stage == "train-seg", round=round)
-        if after:
-            settings["appearance_from"] = appearance.manifest.digest if appearance else None
-        found = latest(
-            config.workspace / method.name / kind.KIND,
-            kind=kind.KIND,
-            made_from={role: artifact.manifest for role, artifact in read.items() if artifact},
-            settings=settings,
-            round=round,
-        )
-        made = replace(made, **{ROLES[stage]: kind.open(found)})
-    return made
+    inputs: dict[str, Artifact] = {"cohort": made.cohort, **used_by(step, made)}
+    stage = STAGE_OF[step.makes]
+    assert stage in ("train-reg", "generate", "train-seg")
+    if isinstance(step, Generate) and step.borrowed:
+        inputs["borrowed"] = step.borrowed.artifact
+    return latest(
+        config.workspace / method.name / step.makes,
+        kind=KINDS[step.makes].KIND,
+        made_from={role: artifact.manifest for role, artifact in inputs.items()},
+        settings=settings_read(method, config, stage, round=round),
+        round=round,
+    )

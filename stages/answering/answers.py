@@ -10,12 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from stages.answering.flat_borders import FlatBorder, flatten
-from stages.answering.registering import displacements, segment, vote
+from stages.answering.registering import displacements, segment
 from stages.artifacts.cohort import Cohort, Grid
 from stages.config import Config
 from stages.data.own_space import classes_in_own_space
 from stages.device import Device
+from stages.methods.recipe import Answer as AnswerBy
 from stages.methods.recipe import Recipe
+from stages.parts.voting import vote
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ def atlases_of(cohort: Cohort, part: str = "atlases") -> tuple[Atlas, ...]:
     return tuple(Atlas(case, cohort.image(case), cohort.label(case)) for case in cohort.parts.get(part, []))
 
 
+def registers(plan: Recipe, cohort: Cohort) -> bool:
+    """Whether a method can carry the atlases' labels over to a scan."""
+    return plan.answer.registers is not None and bool(cohort.parts.get("atlases"))
+
+
 @dataclass(frozen=True)
 class Answer:
     """What networks and registration say of a scan, on the grid.
@@ -62,15 +69,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answering:
-    """A recipe with trained networks and all that its answers rest on.
+    """How a method answers, with trained networks, and all that its answers rest on.
 
     Args:
+        answer_by: the recipe's answer.
         atlases: their labels are propagated where `registers`.
         borders: see `stages.answering.flat_borders`; only networks' answers have them.
         registers: whether labels are propagated at all.
     """
 
-    recipe: Recipe
+    answer_by: AnswerBy
     grid: Grid
     num_classes: int
     atlases: Sequence[Atlas]
@@ -89,13 +97,13 @@ class Answering:
         if self.registers:
             pairs = [(atlas.image, scan.image) for scan in scans for atlas in self.atlases]
             stream = displacements(
-                self.recipe, pairs, [scan.case for scan in scans for _ in self.atlases],
+                self.answer_by.registers, pairs, [scan.case for scan in scans for _ in self.atlases],
                 spacing_mm=self.grid.spacing_mm, device=self.device, config=self.config,
             )  # fmt: skip
         labelled = [(atlas.image, atlas.label) for atlas in self.atlases]
         fields: dict[int, np.ndarray] = {}
         for turn, scan in enumerate(scans):
-            network = self.segment(scan.image) if self.recipe.segmentation is not None else None
+            network = self.segment(scan.image) if self.answer_by.network is not None else None
             votes, here = None, []
             if self.registers:
                 mine = [turn * len(labelled) + k for k in range(len(labelled))]
@@ -111,12 +119,12 @@ class Answering:
             assert votes is not None, "a method without a network propagates labels"
             return Answer(case, None, votes, fields, votes, votes)
         mean = network if votes is None else (network + votes.to(network.device)) / 2
-        return Answer(case, network, votes, fields, mean, mean if self.recipe.fuse else network)
+        return Answer(case, network, votes, fields, mean, mean if self.answer_by.fuse else network)
 
     def segment(self, image: np.ndarray) -> Tensor:
         """Class probabilities (C, D, H, W) of S for an image on the grid, on the device."""
-        assert self.recipe.segmentation is not None
-        return segment(self.recipe.segmentation.to(self.device.torch).eval(), image, self.device)
+        assert self.answer_by.network is not None
+        return segment(self.answer_by.network.to(self.device.torch).eval(), image, self.device)
 
     def in_own_space(self, answer: Answer, record: dict[str, Any]) -> np.ndarray:
         """The answer: class indices (D', H', W') at the scan's own voxels, in its stored order."""

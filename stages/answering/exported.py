@@ -18,7 +18,6 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +27,7 @@ import SimpleITK as sitk
 import torch
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
+from torch import nn
 
 from stages.answering.answers import Atlas
 from stages.answering.flat_borders import FlatBorder
@@ -36,13 +36,11 @@ from stages.answering.quality import Calibration
 from stages.artifacts.cohort import Grid
 from stages.artifacts.digests import digest_of
 from stages.artifacts.weights_file import fill, packed_weights
-from stages.calibrate import calibrate, calibrated_model
 from stages.config import Config, PreprocessSettings, Section, first_fault
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of
-from stages.methods.recipe import Task
+from stages.methods.recipe import Recipe, Task
 from stages.preprocess import unpacked
-from stages.workflow import Made
 
 MODEL, WEIGHTS, IMAGES = "model.json", "weights.safetensors", "images.safetensors"
 NAMES = (MODEL, WEIGHTS, IMAGES)
@@ -107,20 +105,7 @@ class Description(Section):
     files: dict[Literal["weights.safetensors", "images.safetensors"], StoredFile]
 
 
-def export_calibrated(
-    made: Made, config: Config, method_name: str, out: Path, *, network_only: bool = False, force: bool = False
-) -> Model:
-    """Write what a workspace holds of a method, calibrated first where it is not yet."""
-    _refuse_existing(out, force)  # before minutes of calibration
-    model = calibrated_model(made, config, method_name, network_only=network_only)
-    if model.calibration is None:
-        found = calibrate(made, config, method_name, network_only=network_only)
-        model = replace(model, calibration=found.read())
-    export_model(model, out, force=force)
-    return model
-
-
-def _refuse_existing(out: Path, force: bool) -> None:
+def refuse_existing(out: Path, force: bool) -> None:
     if out.exists() and not force:
         raise LrlsError(f"{out} exists already; choose another name, or replace it with --force.")
 
@@ -131,7 +116,7 @@ def export_model(model: Model, out: Path, *, force: bool = False) -> Path:
     Raises:
         LrlsError: `out` exists.
     """
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     contents = _contents(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -164,11 +149,7 @@ def _remove_model(folder: Path) -> None:
 
 
 def _contents(model: Model) -> dict[str, bytes]:
-    networks = {}
-    if model.recipe.segmentation is not None:
-        networks["segmentation"] = model.recipe.segmentation
-    if model.recipe.registration is not None and model.atlases:
-        networks["registration"] = model.recipe.registration
+    networks = answering_networks(model.recipe, registers=bool(model.atlases))
     images = {"reference": torch.from_numpy(sitk.GetArrayFromImage(model.reference))}
     for k, atlas in enumerate(model.atlases):
         images[f"atlas_{k}_image"] = torch.from_numpy(atlas.image.astype(np.float16))
@@ -181,7 +162,7 @@ def _contents(model: Model) -> dict[str, bytes]:
     description = Description(
         lrls=importlib.metadata.version("lrls"),
         method=model.method,
-        settings=settings_of(method, config).model_dump(mode="json"),
+        settings=settings_of(method, config).portable(),
         structures=list(config.structure_values().items()),
         others=config.others,
         seed=config.seed,
@@ -203,6 +184,16 @@ def _contents(model: Model) -> dict[str, bytes]:
     values = description.model_dump(mode="json")
     values["digest"] = digest_of(values)
     return {MODEL: (json.dumps(values, indent=1) + "\n").encode(), **files}
+
+
+def answering_networks(recipe: Recipe, *, registers: bool) -> dict[str, nn.Module]:
+    """The networks that answer, by their names in the weights."""
+    networks: dict[str, nn.Module] = {}
+    if recipe.answer.network is not None:
+        networks["segmentation"] = recipe.answer.network
+    if registers and isinstance(recipe.answer.registers, nn.Module):
+        networks["registration"] = recipe.answer.registers
+    return networks
 
 
 def is_model(path: Path) -> bool:
@@ -330,11 +321,7 @@ def _model(
     num_classes = len(about.structures) + 1
     grid = Grid(about.grid.shape, about.grid.spacing_mm, about.grid.origin, about.grid.direction)
     recipe = method.recipe(Task(grid.shape, num_classes, about.num_atlases), settings_of(method, config))
-    networks = {}
-    if recipe.segmentation is not None:
-        networks["segmentation"] = recipe.segmentation
-    if recipe.registration is not None and about.stored_atlases:
-        networks["registration"] = recipe.registration
+    networks = answering_networks(recipe, registers=bool(about.stored_atlases))
     fill(networks, weights, f"{path}: {WEIGHTS}")
     if any(not 0 < index < num_classes for border in about.borders for index in border.classes):
         raise LrlsError(f"{path}: {MODEL}: a border is between classes that there are not; export it again.")
@@ -349,7 +336,7 @@ def _model(
             atlases.append(Atlas(f"atlas_{k}", image, label))
     except KeyError:
         raise damaged from None
-    if reference.ndim != 3 or not (about.stored_atlases or recipe.segmentation):
+    if reference.ndim != 3 or not (about.stored_atlases or recipe.answer.network):
         raise damaged
     return Model(
         method=method.name,

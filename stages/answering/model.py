@@ -10,19 +10,18 @@ import numpy as np
 import SimpleITK as sitk
 import yaml
 
-from stages.answering.answers import Answering, Atlas, atlases_of
+from stages.answering.answers import Answering, Atlas, atlases_of, registers
 from stages.answering.flat_borders import FlatBorder
 from stages.answering.quality import Calibration
 from stages.artifacts.cohort import Grid
+from stages.artifacts.made import Made
 from stages.config import Config
 from stages.device import choose_device
 from stages.errors import LrlsError
-from stages.evaluate import flat_borders, registers
-from stages.methods import find_method
+from stages.evaluate import flat_borders
+from stages.methods import find_method, recipe_of
 from stages.methods.recipe import Recipe
 from stages.preprocess import to_grid
-from stages.train_reg import make_recipe
-from stages.workflow import Made
 
 WHERE_IT_RUNS = ("device", "precision", "threads", "preprocess.workers")
 
@@ -59,7 +58,7 @@ class Model:
     def answering(self) -> Answering:
         """What answers, on the device of the configuration."""
         return Answering(
-            self.recipe, self.grid, len(self.structures) + 1, self.atlases, self.borders, bool(self.atlases),
+            self.recipe.answer, self.grid, len(self.structures) + 1, self.atlases, self.borders, bool(self.atlases),
             self.config, choose_device(self.config),
         )  # fmt: skip
 
@@ -78,15 +77,12 @@ def model_of(made: Made, config: Config, method_name: str, *, network_only: bool
         LrlsError: the method has no network to answer by.
     """
     method, cohort = find_method(method_name), made.cohort
-    recipe = make_recipe(method, cohort, config)
-    if network_only and recipe.segmentation is None:
+    recipe = recipe_of(method, cohort, config)
+    if network_only and recipe.answer.network is None:
         raise LrlsError(f"{method.name} has no segmentation network: it propagates atlases; leave --network-only out.")
-    if made.registration:
-        made.registration.load(recipe.registration_networks)
-    if made.segmentation:
-        made.segmentation.load(recipe.segmentation_networks)
-    borders = tuple(flat_borders(cohort, config)) if recipe.flat_borders else ()
-    propagates = recipe.segmentation is None or recipe.fuse or bool(borders)
+    recipe.load(made.weights)
+    borders = tuple(flat_borders(cohort, config)) if recipe.answer.flat_borders else ()
+    propagates = recipe.answer.network is None or recipe.answer.fuse or bool(borders)
     uses_atlases = propagates and registers(recipe, cohort) and not network_only
     return Model(
         method=method.name,

@@ -59,9 +59,7 @@ def displacements(
         yield from in_processes(on_arrays, one_each, workers=config.preprocess.workers)
 
 
-def _by_network(
-    network: nn.Module, pairs: Sequence[ImagePair], device: Device
-) -> Iterator[tuple[int, np.ndarray]]:
+def _by_network(network: nn.Module, pairs: Sequence[ImagePair], device: Device) -> Iterator[tuple[int, np.ndarray]]:
     network.to(device.torch).eval()
     for i, (moving, fixed) in enumerate(pairs):
         with torch.inference_mode(), device.autocast():

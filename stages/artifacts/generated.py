@@ -82,6 +82,11 @@ class Generated(Artifact):
                 for scan, label, trusted, accepted in zip(group["scan"].asstr()[()], *columns, strict=True)
             }
 
+    @property
+    def has_pseudo_labels(self) -> bool:
+        with self.open_file() as file:
+            return "pseudo" in file
+
     def screening(self) -> dict[str, float]:
         """Shares of what the screening left: of voxels, of predicted structures in the scans, and of scans.
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.files import atomic_write_text
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import atomic_write_text
 from stages.config import GenerateSettings
 from stages.generating.writer import Couple, Job, label_type
 from stages.parts.panels import Panel

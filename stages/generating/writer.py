@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.files import atomic_write_bytes
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import atomic_write_bytes
 from stages.config import GenerateSettings
 from stages.device import Device
 from stages.errors import LrlsError

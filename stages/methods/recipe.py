@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from stages.artifacts.made import Role
+from stages.artifacts.manifest import Artifact
 from stages.artifacts.weights import Registration
 from stages.config import MethodSettings, StageName, TrainSettings
 from stages.generating.propagated import PropagatedLabels
@@ -22,7 +24,6 @@ from stages.parts.panels import Panel, Points
 from stages.parts.samplers import Scans
 from stages.seeds import derive
 
-Role = Literal["registration", "generated", "segmentation"]
 STAGE_OF: dict[Role, StageName] = {"registration": "train-reg", "generated": "generate", "segmentation": "train-seg"}
 
 
@@ -195,6 +196,22 @@ class Recipe:
             for name, network in self.networks.items()
             if name == step.makes or any(id(parameter) in moved for parameter in network.parameters())
         }
+
+    def load(self, artifacts: Iterable[Artifact]) -> None:
+        """Fill the networks with what artifacts hold; a network that several hold is what the last one says.
+
+        Args:
+            artifacts: in the order in which they were made; others than registrations and segmentations hold none.
+
+        Raises:
+            LrlsError: a file is damaged, or does not fit.
+        """
+        for artifact in artifacts:
+            if isinstance(artifact, Registration):  # a Segmentation is one
+                round = artifact.manifest.identity.round
+                step = self.step(artifact.KIND, round)  # type: ignore[arg-type]
+                assert isinstance(step, Train), "settings name the recipe that made it"
+                artifact.load(self.trained(step))
 
     @property
     def learns_registration(self) -> bool:

@@ -50,7 +50,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.artifacts.store import MANIFEST, versions
+from stages.artifacts.manifest import MANIFEST
+from stages.artifacts.store import versions
 from stages.artifacts.weights import Registration
 from stages.config import ANSWER, GENERATE, SEGMENT, MethodStage, TrainSettings
 from stages.errors import LrlsError

@@ -11,34 +11,27 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-
-from stages.answering.registering import as_image
+from stages.answering.jobs import job_of
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
-from stages.artifacts.generated import Generated
 from stages.artifacts.manifest import Artifact
 from stages.artifacts.plan import Plan
-from stages.artifacts.store import Draft, make, opened_versions, verify
-from stages.artifacts.weights import Registration
+from stages.artifacts.store import make, opened_versions, verify
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
-from stages.generate import couples
-from stages.methods import find_method, training_of
-from stages.methods.recipe import PathBankWriter, Phase, Recipe, SampledScans, WarpedAtlases
-from stages.train_reg import make_recipe, registration_run, stage_config
-from stages.train_seg import segmentation_run
+from stages.methods import find_method, plan_of, recipe_of, settings_read, training_of
+from stages.methods.recipe import STAGE_OF, Generate, Recipe, Train
 from stages.training.loop import step_seconds
+from stages.training.runs import SECTION, Inputs, TrainSection, run_of
 
 MARGIN = 0.04  # of the whole budget: for checkpoints, pictures and a machine that slows down
 LEAST_STEPS = 20
-TrainStage = Literal["train_reg", "train_seg"]
 
 
 @dataclass(frozen=True)
@@ -69,60 +62,60 @@ class Budget:
 
 def with_steps(
     budget: Budget,
-    stage: TrainStage,
+    step: Train,
     config: Config,
     method_name: str,
     cohort: Cohort,
     *,
     round: int = 0,
-    read: Mapping[str, Registration | Generated | None] | None = None,
+    inputs: Inputs | None = None,
     spent_on: Sequence[Artifact] = (),
     force: bool = False,
 ) -> Config:
-    """The configuration with the steps of a stage that the budget allows.
+    """The configuration with the optimiser steps of a training step that the budget allows.
 
     Args:
-        cohort: what the stage will read.
+        step: of the method's plan.
+        cohort: what it will read.
         round: of a method with rounds; a time is shared among what is left to train in all of them.
-        read: what else it will read, by role.
+        inputs: what else it will read.
         spent_on: what was made so far; the time that it took is spent.
         force: measure again though there is a plan.
 
     Raises:
         LrlsError: the time left is too short for `LEAST_STEPS`.
     """
-    method = find_method(method_name)
-    recipe = make_recipe(method, cohort, config, round)
-    stages = trained_stages(recipe)
-    shares = shares_of(recipe)
+    method, section, stage = find_method(method_name), SECTION[step.makes], STAGE_OF[step.makes]
+    plan_recipe = plan_of(method, config)
+    shares = shares_of(plan_recipe)
     if budget.steps is not None:
-        own = {stage: training_of(method, config, stage).steps or 1 for stage in stages}
-        all_steps = sum(own[each] * share for (_, each), share in shares.items())
-        return _set_steps(config, method_name, stage, max(1, int(budget.steps * own[stage] / all_steps + 0.5)))
+        own = {name: training_of(method, config, name).steps or 1 for _, name in shares}
+        all_steps = sum(own[name] * share for (_, name), share in shares.items())
+        return _set_steps(config, method_name, section, max(1, int(budget.steps * own[section] / all_steps + 0.5)))
     seconds = budget.seconds
-    assert seconds is not None
-    inputs: dict[str, Artifact | None] = {"cohort": cohort} | dict(read or {})
+    assert seconds is not None and stage in ("train-reg", "train-seg")
     device = choose_device(config)
-    after = stage == "train_seg"
-    settings = stage_config(method, config, stage, generates=after, segments=after, round=round)
-    settings[stage] = {key: value for key, value in settings[stage].items() if key != "steps"}
+    settings = settings_read(method, config, stage, round=round, trains=True)
+    settings[section] = {key: value for key, value in settings[section].items() if key != "steps"}
     target = config.workspace / method.name / Plan.KIND
+    given: dict[str, Artifact] = {"cohort": cohort, **(inputs or {})}
 
     def write(draft: Draft) -> None:
         draft.device = str(device)
-        earlier = _earlier_plans(target, seconds, (round, stage), cohort, config.seed)
-        unique = {each.manifest.digest: each.manifest for each in [*inputs.values(), *spent_on, *earlier] if each}
+        place = list(shares).index((round, section))
+        earlier = _earlier_plans(target, seconds, list(shares)[:place], cohort, config.seed)
+        unique = {each.manifest.digest: each.manifest for each in [*given.values(), *spent_on, *earlier]}
         spent = sum(manifest.wall_time_s for manifest in unique.values())
         began = time.monotonic()
-        generated = inputs.get("generated")
-        assert generated is None or isinstance(generated, Generated)
+        recipe = recipe_of(method, cohort, config)
         with tempfile.TemporaryDirectory() as folder:
-            nowhere = Draft(Path(folder))
-            run_of = registration_run if stage == "train_reg" else segmentation_run
-            step_s = step_seconds(run_of(cohort, config, method, recipe, device, nowhere, generated, round))
-        generate_s = _generate_seconds(recipe, cohort, device) if stage == "train_reg" and len(stages) > 1 else 0.0
+            nowhere, own = Draft(Path(folder)), recipe.step(step.makes, round)
+            assert isinstance(own, Train)
+            run = run_of(own, recipe, cohort, config, method, device, nowhere, round=round, inputs=inputs)
+            step_s = step_seconds(run)
+            generate_s = _generate_seconds(recipe, round, own, cohort, config, device, nowhere)
         measuring = time.monotonic() - began
-        share = _share_of_time(shares, method.registration_share, round, stage)
+        share = _share_of_time(shares, method.registration_share, (round, section))
         left = (seconds * (1 - MARGIN) - spent - generate_s) * share
         steps = int((left - measuring) / step_s)
         plan = {"steps": steps, "step_s": step_s, "spent_s": spent, "generate_s": generate_s, "left_s": left}
@@ -130,7 +123,7 @@ def with_steps(
         if steps < LEAST_STEPS:
             enough = (spent + generate_s + (LEAST_STEPS * step_s + measuring) / share) / (1 - MARGIN)
             raise LrlsError(
-                f"--budget: {max(left - measuring, 0):.0f} s are left for {stage.replace('_', '-')}, "
+                f"--budget: {max(left - measuring, 0):.0f} s are left for {stage}, "
                 f"whose steps take {step_s:.1f} s: room for {max(steps, 0)}, expected at least {LEAST_STEPS}; "
                 f"give it {-(-enough // 60):.0f}m or more."
             )
@@ -140,93 +133,60 @@ def with_steps(
         target,
         write,
         made_by="budget",
-        settings=settings | {"stage": stage, "budget_s": seconds, "device": str(device)},
+        settings=settings | {"stage": section, "budget_s": seconds, "device": str(device)},
         seed=config.seed,
         round=round,
-        inputs=inputs,
+        inputs=given,
         force=force,
     )
     verify(plan.folder)
-    return _set_steps(config, method_name, stage, plan.steps)
+    return _set_steps(config, method_name, section, plan.steps)
 
 
-def _generate_seconds(recipe: Recipe, cohort: Cohort, device: Device) -> float:
-    """What `generate` will take: every couple is registered, for style maps twice; a network for them counts, too.
-
-    Where scans are drawn, every one of them.
-    """
-    if isinstance(recipe.generate, SampledScans):
-        data, synthesis = cohort.scans(device.torch), recipe.generate.synthesis
-        for network in recipe.registration_networks.values():
-            network.to(device.torch)
-        return recipe.generate.count * _seconds(
-            lambda: synthesis(data, data.atlases[0], torch.Generator()).image, device
-        )
-    if recipe.registration is None or not isinstance(recipe.generate, PathBankWriter | WarpedAtlases):
+def _generate_seconds(
+    recipe: Recipe, round: int, after: Train, cohort: Cohort, config: Config, device: Device, draft: Draft
+) -> float:
+    """What the round still generates after a step."""
+    steps = recipe.steps(round)
+    later = [step for step in steps[steps.index(after) + 1 :] if isinstance(step, Generate)]
+    if not later:
         return 0.0
-    atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
-    ways = 1
-    if isinstance(recipe.generate, PathBankWriter) and recipe.generate.style:
-        ways = 3 if recipe.generate.style_map else 2
-    pair = [as_image(cohort.image(case), device) for case in (atlases[0], scans[0])]
-    registration = recipe.registration.to(device.torch)
-    return ways * len(couples(cohort, recipe.generate)) * _seconds(lambda: registration(*pair), device)
+    job = job_of(recipe, cohort, config, device, draft)
+    return sum(writer.planned_seconds(job) for step in later for writer in step.writers)
 
 
-def _seconds(pass_through: Callable[[], torch.Tensor], device: Device) -> float:
-    """What a pass through networks takes without gradients; the first of two warms up."""
-    for _ in range(2):
-        began = time.monotonic()
-        with torch.inference_mode(), device.autocast():
-            float(pass_through().sum())
-        taken = time.monotonic() - began
-    return taken
-
-
-def shares_of(recipe: Recipe) -> dict[tuple[int, TrainStage], float]:
-    """What every stage of every round trains, in the order in which it does, in parts of the stage's steps."""
-    phases: list[tuple[int, TrainStage, Sequence[Phase]]] = []
-    for number in range(recipe.last_round + 1):
-        of_round = recipe.at_round(number)
-        phases.append((number, "train_reg", of_round.train_registration))
-        phases.append((number, "train_seg", of_round.train_segmentation))
-    return {(number, stage): sum(phase.share for phase in found) for number, stage, found in phases if found}
+def shares_of(recipe: Recipe) -> dict[tuple[int, TrainSection], float]:
+    """What every training step of every round takes, in the order of the rounds, in multiples of the stage's steps."""
+    return {(number, SECTION[step.makes]): step.share for number, step in recipe.training_steps()}
 
 
 def _share_of_time(
-    shares: dict[tuple[int, TrainStage], float], of_registration: float, round: int, stage: TrainStage
+    shares: dict[tuple[int, TrainSection], float], of_registration: float, now: tuple[int, TrainSection]
 ) -> float:
-    """What a stage of a round gets of the time that is left for it and all that come after it."""
+    """What a step of a round gets of the time that is left for it and all that come after it."""
     weights = {"train_reg": of_registration, "train_seg": 1 - of_registration}
-    if len({each for _, each in shares}) == 1:
+    if len({section for _, section in shares}) == 1:
         weights = {"train_reg": 1.0, "train_seg": 1.0}
-    left = [weights[each] * share for key, share in shares.items() for each in key[1:] if key >= (round, stage)]
-    return weights[stage] * shares[round, stage] / sum(left)
+    order = list(shares)
+    left = [weights[section] * shares[number, section] for number, section in order[order.index(now) :]]
+    return weights[now[1]] * shares[now] / sum(left)
 
 
-def _earlier_plans(target: Path, seconds: float, now: tuple[int, TrainStage], cohort: Cohort, seed: int) -> list[Plan]:
-    """The newest plan within the same budget of every stage that comes before this one: measuring took time.
-
-    Args:
-        now: round and stage.
-    """
-    found: dict[tuple[int, str], Plan] = {}
+def _earlier_plans(
+    target: Path, seconds: float, before: Sequence[tuple[int, TrainSection]], cohort: Cohort, seed: int
+) -> list[Plan]:
+    """The newest plan within the same budget of every step that comes before this one: measuring took time."""
+    newest: dict[tuple[int, str], Plan] = {}
     for plan in opened_versions(Plan, target):
         about = plan.manifest.identity
         key = (about.round, about.config["stage"])
         alike = about.inputs["cohort"] == cohort.manifest.digest and about.seed == seed
-        if key < now and alike and about.config["budget_s"] == seconds:
-            found[key] = plan
-    return list(found.values())
+        if key in before and alike and about.config["budget_s"] == seconds:
+            newest[key] = plan
+    return list(newest.values())
 
 
-def trained_stages(recipe: Recipe) -> list[TrainStage]:
-    """The stages of a method that train."""
-    phases: dict[TrainStage, Any] = {"train_reg": recipe.train_registration, "train_seg": recipe.train_segmentation}
-    return [stage for stage, trained in phases.items() if trained]
-
-
-def _set_steps(config: Config, method_name: str, stage: TrainStage, steps: int) -> Config:
+def _set_steps(config: Config, method_name: str, section: TrainSection, steps: int) -> Config:
     own = config.methods.get(method_name, {})
-    changed = own | {stage: {**own.get(stage, {}), "steps": steps}}
+    changed = own | {section: {**own.get(section, {}), "steps": steps}}
     return config.model_copy(update={"methods": config.methods | {method_name: changed}})

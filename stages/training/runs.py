@@ -7,13 +7,17 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.draft import Draft
 from stages.artifacts.generated import Generated
-from stages.artifacts.store import Artifact, Draft, make, save_weights
+from stages.artifacts.made import Role
+from stages.artifacts.manifest import Artifact
+from stages.artifacts.store import make
 from stages.artifacts.weights import Registration, Segmentation
+from stages.artifacts.weights_file import save_weights
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.methods import recipe_of, settings_read, training_of
-from stages.methods.recipe import Method, Recipe, Role, Train
+from stages.methods.recipe import Method, Recipe, Train
 from stages.parts.samplers import Scans
 from stages.seeds import derive
 from stages.training.loop import Run, train
@@ -24,17 +28,6 @@ Inputs = Mapping[Role, Artifact]
 Trained = TypeVar("Trained", Registration, Segmentation)
 TrainSection = Literal["train_reg", "train_seg"]
 SECTION: dict[str, TrainSection] = {"registration": "train_reg", "segmentation": "train_seg"}
-
-
-def load_weights_of(inputs: Inputs, recipe: Recipe) -> None:
-    """Fill the recipe's networks with what the artifacts hold; what was made later counts.
-
-    Raises:
-        LrlsError: a file is damaged, or does not fit.
-    """
-    for artifact in inputs.values():
-        if isinstance(artifact, Registration):  # a Segmentation is one
-            artifact.load(recipe.networks)
 
 
 def scans_to_learn_from(cohort: Cohort, generated: Generated | None, device: Device) -> Scans:
@@ -105,7 +98,7 @@ def make_trained(
         device = choose_device(config)
         draft.device = str(device)
         recipe = recipe_of(method, cohort, config)
-        load_weights_of(inputs, recipe)
+        recipe.load(inputs.values())
         own = recipe.step(kind.KIND, round)  # type: ignore[arg-type]
         assert isinstance(own, Train)
         if own.phases:

@@ -1,0 +1,25 @@
+"""Export: a trained method as a file of its own, calibrated first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from stages.answering.exported import export_model, refuse_existing
+from stages.answering.model import Model
+from stages.artifacts.made import Made
+from stages.calibrate import calibrate, calibrated_model
+from stages.config import Config
+
+
+def export_calibrated(
+    made: Made, config: Config, method_name: str, out: Path, *, network_only: bool = False, force: bool = False
+) -> Model:
+    """Write what a workspace holds of a method, calibrated first where it is not yet."""
+    refuse_existing(out, force)  # before minutes of calibration
+    model = calibrated_model(made, config, method_name, network_only=network_only)
+    if model.calibration is None:
+        found = calibrate(made, config, method_name, network_only=network_only)
+        model = replace(model, calibration=found.read())
+    export_model(model, out, force=force)
+    return model
