@@ -23,8 +23,8 @@ from stages.errors import LrlsError
 from stages.generate import draw_samples
 from stages.methods import find_method
 from stages.methods.recipe import PathBankWriter, Recipe, SampledScans, WarpedAtlases
+from stages.parts.batches.space_style import Always
 from stages.parts.metrics import dice_per_class
-from stages.parts.samplers import Always
 from stages.parts.warps import warp, warp_label
 from stages.progress import Progress
 from stages.train_reg import make_recipe, stage_config

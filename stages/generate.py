@@ -39,12 +39,12 @@ from stages.methods.recipe import (
     SampledScans,
     WarpedAtlases,
 )
+from stages.parts.batches.drawing import pick
+from stages.parts.batches.pseudo_labels import screen
 from stages.parts.losses import lncc
 from stages.parts.metrics import folding_fraction, jacobian_determinant
+from stages.parts.networks.style import MomentumContrast
 from stages.parts.panels import Panel
-from stages.parts.samplers import pick
-from stages.parts.self_training import screen
-from stages.parts.style import MomentumContrast
 from stages.parts.warps import warp, warp_label, warp_one_hot
 from stages.progress import Progress
 from stages.train_reg import make_recipe, next_stage, stage_config

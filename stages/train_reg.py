@@ -19,8 +19,9 @@ from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Recipe, Task
+from stages.parts.batches.pairs import LabelledPair
+from stages.parts.batches.scans import Scans
 from stages.parts.panels import Points
-from stages.parts.samplers import LabelledPair, Scans
 from stages.training.loop import Run, train
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stages.config import Config
-from stages.device import Device
+from stages.device import Device, keep_freed_memory
 from stages.methods.recipe import Recipe
 from stages.parts.classical import displacement_of
-from stages.parts.instance import on_arrays
+from stages.parts.instance import InstanceOptimisation
 from stages.parts.losses import lncc
 from stages.parts.warps import one_hot, warp, warp_probabilities
 from stages.processes import in_processes
@@ -64,6 +64,19 @@ def displacements(
             with torch.inference_mode(), device.autocast():
                 field = recipe.registration(moving, fixed)
         yield i, field[0].float().cpu().numpy()
+
+
+def on_arrays(
+    optimisation: InstanceOptimisation, place: int, moving: np.ndarray, fixed: np.ndarray
+) -> tuple[int, np.ndarray]:
+    """The place of an image pair (D, H, W) among others, and its displacement (3, D, H, W), on one CPU thread.
+
+    For processes that share the cores.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    pair = [torch.from_numpy(image.astype(np.float32))[None, None] for image in (moving, fixed)]
+    return place, optimisation(*pair)[0].numpy()
 
 
 def as_image(array: np.ndarray, device: Device) -> Tensor:

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from stages.artifacts.store import Manifest, read_manifest
 from stages.errors import LrlsError
-from stages.parts.samplers import PseudoLabel
+from stages.parts.batches.pseudo_labels import PseudoLabel
 
 
 @dataclass(frozen=True)

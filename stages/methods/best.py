@@ -29,9 +29,11 @@ from stages.methods.recipe import (
     segmentation_network,
     short_training,
 )
+from stages.parts.batches.drawing import Sampler
+from stages.parts.batches.labelled import labelled_scans
+from stages.parts.batches.space_style import Always, Beta, Degree, SpaceStyleSampling
 from stages.parts.instance import InstanceOptimisation
-from stages.parts.samplers import Always, Beta, Degree, Sampler, SpaceStyleSampling, labelled_scans
-from stages.parts.segmenting import Segment, overlap_and_cross_entropy
+from stages.parts.players.segmenting import Segment, overlap_and_cross_entropy
 
 
 class Settings(AnswerSettings):

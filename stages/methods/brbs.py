@@ -35,7 +35,9 @@ from stages.methods.recipe import (
     segmentation_network,
     short_training,
 )
-from stages.parts.consistency import (
+from stages.parts.batches.pairs import atlas_and_two_unlabeled
+from stages.parts.batches.space_style import Always, Beta, Degree, SpaceStyleSampling
+from stages.parts.players.registering import (
     RegisterTriplet,
     inverse_consistency,
     self_warped_inverse,
@@ -43,8 +45,7 @@ from stages.parts.consistency import (
     similarity,
     smoothness,
 )
-from stages.parts.samplers import Always, Beta, Degree, SpaceStyleSampling, atlas_and_two_unlabeled
-from stages.parts.segmenting import (
+from stages.parts.players.segmenting import (
     GenerateAndSegment,
     Segment,
     SegmentAtlas,

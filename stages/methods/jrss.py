@@ -54,18 +54,17 @@ from stages.methods.recipe import (
     registration_network,
     segmentation_network,
 )
-from stages.parts.consistency import mean_squares, smoothness
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.obelisk import HybridObelisk
-from stages.parts.samplers import labelled_scans
-from stages.parts.segmenting import Segment, hardest_cross_entropy, overlap_and_cross_entropy, precise_overlap
-from stages.parts.self_training import (
+from stages.parts.batches.labelled import labelled_scans
+from stages.parts.batches.partly_labelled import any_pair, atlases_and_scans
+from stages.parts.networks.obelisk import HybridObelisk
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.standardised import Standardised
+from stages.parts.players.registering import mean_squares, smoothness
+from stages.parts.players.segmenting import Segment, hardest_cross_entropy, overlap_and_cross_entropy, precise_overlap
+from stages.parts.players.self_training import (
     RegisterPartlyLabelled,
-    Standardised,
     Teach,
     accepted_overlap,
-    any_pair,
-    atlases_and_scans,
     carried_overlap,
     uncertainty,
     weighted_cross_entropy,

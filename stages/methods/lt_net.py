@@ -16,7 +16,7 @@ How the text is read, where it leaves a choice:
 - Eq. 9 is the mean of the structures' Dice, without the background; Eq. 10 is over all channels, with it.
 - The gradient of G_B's input, the warped atlas, goes on to G_F: the paper trains end to end.
 - One pair a step: the paper has one on each of two GPUs. It names no number of steps: here as many as `voxelmorph`.
-- The atlas is rebuilt by sampling it once, see `stages.parts.cycle`; `rebuild: twice` is Eq. 5 to the letter.
+- The atlas is rebuilt by sampling it once, see `stages.parts.players.cycle`; `rebuild: twice` is Eq. 5 to the letter.
 - Adam's first momentum is 0.9 for all three networks, none is named.
 - A label is warped "the same way as the atlas", by trilinear interpolation, as the other methods' labels are.
 - Several atlases (the paper has one): each step draws one, and all vote on a new scan.
@@ -53,23 +53,21 @@ from stages.methods.recipe import (
     registration_network,
     short_training,
 )
-from stages.parts.cycle import (
-    JudgeWarped,
+from stages.parts.batches.pairs import LabelledPair, atlas_and_scan
+from stages.parts.networks.discriminators import PatchDiscriminator
+from stages.parts.panels import Panel
+from stages.parts.players.cycle import (
     RegisterCycle,
     adversarial,
     anatomy_cycle,
     difference_cycle,
-    fake,
     image_cycle,
-    real,
     similarity,
     smoothness,
     transformation_cycle,
     transformation_cycle_in_voxels,
 )
-from stages.parts.networks import PatchDiscriminator
-from stages.parts.panels import Panel
-from stages.parts.samplers import LabelledPair, atlas_and_scan
+from stages.parts.players.judging import JudgeWarped, fake, real
 
 
 class Settings(MethodSettings):

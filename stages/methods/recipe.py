@@ -11,10 +11,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stages.config import MethodSettings, TrainSettings
+from stages.parts.batches.drawing import Sampler
+from stages.parts.batches.pairs import LabelledPair
+from stages.parts.batches.scans import Scans
+from stages.parts.batches.space_style import Degree
 from stages.parts.instance import InstanceOptimisation
-from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
+from stages.parts.networks.blocks import small_head
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.unet import LightUNet, UNet
+from stages.parts.networks.voxelmorph import VoxelMorphUNet
 from stages.parts.panels import Panel, Points
-from stages.parts.samplers import Degree, LabelledPair, Sampler, Scans
 from stages.parts.synthesis import Synthesis
 
 
@@ -174,7 +180,7 @@ class PseudoLabels:
     """`generate` stores what the segmentation network of the round before says of every unlabelled scan, screened.
 
     Args:
-        threshold: tau, see `stages.parts.self_training.screen`.
+        threshold: tau, see `stages.parts.batches.pseudo_labels.screen`.
     """
 
     threshold: float

@@ -24,8 +24,8 @@ from stages.methods.recipe import (
     segmentation_network,
     short_training,
 )
-from stages.parts.samplers import labelled_scans
-from stages.parts.segmenting import Segment, overlap, overlap_and_cross_entropy
+from stages.parts.batches.labelled import labelled_scans
+from stages.parts.players.segmenting import Segment, overlap, overlap_and_cross_entropy
 
 
 class Settings(AnswerSettings):

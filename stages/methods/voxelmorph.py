@@ -25,8 +25,8 @@ from stages.methods.recipe import (
     registration_network,
     short_training,
 )
-from stages.parts.consistency import RegisterLabelledPairs, RegisterPair, label_overlap, similarity, smoothness
-from stages.parts.samplers import atlas_and_scan, scans_and_labelled_pairs
+from stages.parts.batches.pairs import atlas_and_scan, scans_and_labelled_pairs
+from stages.parts.players.registering import RegisterLabelledPairs, RegisterPair, label_overlap, similarity, smoothness
 
 
 class Settings(MethodSettings):
