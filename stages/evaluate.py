@@ -15,10 +15,11 @@ import torch
 
 from stages.answering.answers import Answering, GridScan, atlases_of, registers
 from stages.answering.flat_borders import FlatBorder, find_flat_borders
+from stages.answering.registering import overlay_row
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.generated import Generated
-from stages.artifacts.manifest import Identity
+from stages.artifacts.manifest import Artifact, Identity
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import Draft, find_finished, new_artifact, verify
 from stages.config import Config
@@ -28,13 +29,7 @@ from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, recipe_of, settings_read
 from stages.methods.recipe import Recipe
-from stages.parts.metrics import (
-    folding_fraction,
-    jacobian_determinant,
-    jacobian_std,
-    score_structures,
-    sd_log_jacobian,
-)
+from stages.parts.metrics import folding_fraction, jacobian_determinant, jacobian_std, score_structures, sd_log_jacobian
 from stages.parts.statistics import summarize
 from stages.parts.warps import one_hot
 from stages.progress import Progress

@@ -36,7 +36,7 @@ KINDS: dict[Role, type[Artifact]] = {
 }
 
 
-def used_by(step: Step, made: Made) -> dict[Role, Artifact]:
+def used_by(step: Step, made: Made) -> dict[str, Artifact]:
     """What a step reads; a training step goes on from what it made in the round before."""
     roles = {*step.uses, *([step.makes] if isinstance(step, Train) else [])}
     return {role: artifact for role, artifact in made.artifacts.items() if role in roles}
@@ -234,7 +234,7 @@ def trained(config: Config, method_name: str, *, round: int | None = None) -> Ma
     """
     method = find_method(method_name)
     made, _ = newest(config, method, round, until="eval")
-    others: dict[Role, Artifact] = {role: each for role, each in made.artifacts.items() if role != "generated"}
+    others: dict[str, Artifact] = {role: each for role, each in made.artifacts.items() if role != "generated"}
     if made.segmentation and (digest := made.segmentation.manifest.identity.inputs.get("generated")):
         generated = with_digest(config.workspace / method.name / "generated", digest)
         others |= {"generated": Generated.open(generated)} if generated else {}

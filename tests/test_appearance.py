@@ -4,16 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from stages.parts.appearance import (
-    AppearanceChange,
-    Recolour,
-    appearance_smoothness,
-    contours,
-    masked_smoothness_loss,
-    reconstruction,
-)
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import LabelledPair
+from stages.parts.batches.pairs import LabelledPair
+from stages.parts.losses import masked_smoothness_loss
+from stages.parts.networks.appearance import AppearanceChange
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.players.appearance import Recolour, appearance_smoothness, contours, reconstruction
 from stages.parts.warps import warp
 
 SHAPE = (6, 7, 8)

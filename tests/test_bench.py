@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.parts.losses import box_sum
-from stages.parts.networks import normalise_and_rectify
+from stages.parts.networks.blocks import normalise_and_rectify
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from stages.parts.consistency import (
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.labelled import Labelled
+from stages.parts.batches.pairs import Pair, Triplet
+from stages.parts.batches.space_style import Always, Mixed, SpaceStyleSampling
+from stages.parts.losses import dice_loss, diffusion_loss, inverse_consistency_loss, lncc_loss
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.players.registering import (
     Registered,
     RegisterPair,
     RegisterTriplet,
@@ -15,10 +21,7 @@ from stages.parts.consistency import (
     similarity,
     smoothness,
 )
-from stages.parts.losses import dice_loss, diffusion_loss, inverse_consistency_loss, lncc_loss
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import Always, Draw, Labelled, Mixed, Pair, SpaceStyleSampling, Triplet
-from stages.parts.segmenting import (
+from stages.parts.players.segmenting import (
     GenerateAndSegment,
     Segment,
     Segmented,

@@ -5,25 +5,23 @@ import torch
 from torch import nn
 
 from stages.methods.recipe import Phase, Player, WeightedSum
-from stages.parts.cycle import (
+from stages.parts.batches.pairs import LabelledPair
+from stages.parts.losses import diffusion_loss, lncc_loss
+from stages.parts.networks.discriminators import PatchDiscriminator
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.players.cycle import (
     Cycle,
-    Judged,
-    JudgeWarped,
     RegisterCycle,
     adversarial,
     anatomy_cycle,
     difference_cycle,
-    fake,
     image_cycle,
-    real,
     similarity,
     smoothness,
     transformation_cycle,
     transformation_cycle_in_voxels,
 )
-from stages.parts.losses import diffusion_loss, lncc_loss
-from stages.parts.networks import PatchDiscriminator, RegistrationNetwork
-from stages.parts.samplers import LabelledPair
+from stages.parts.players.judging import Judged, JudgeWarped, fake, real
 from stages.parts.warps import one_hot, warp, warp_label
 from stages.training.loop import give_turn
 

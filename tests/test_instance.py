@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from stages.parts.instance import InstanceOptimisation, on_arrays
+from stages.answering.registering import on_arrays
+from stages.parts.instance import InstanceOptimisation
 from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.warps import halved, rescale, voxel_grid, warp
 

@@ -24,12 +24,13 @@ from stages.artifacts.store import latest
 from stages.errors import LrlsError
 from stages.methods import METHODS, deep_atlas, jrss, rsegnet, settings_of, training_of
 from stages.methods.recipe import Ramp
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.pseudo_labels import PseudoLabel
 from stages.parts.losses import dice_loss
-from stages.parts.networks import LightUNet
-from stages.parts.obelisk import HybridObelisk
-from stages.parts.samplers import Draw, PseudoLabel
-from stages.parts.segmenting import precise_overlap
-from stages.parts.self_training import Standardised
+from stages.parts.networks.obelisk import HybridObelisk
+from stages.parts.networks.standardised import Standardised
+from stages.parts.networks.unet import LightUNet
+from stages.parts.players.segmenting import precise_overlap
 from stages.training import budget as budgets
 from stages.training.budget import shares_of
 from stages.workflow import trained

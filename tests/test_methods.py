@@ -18,19 +18,14 @@ from stages.generate import couples
 from stages.methods import METHODS, best, brbs, data_aug, find_method, lt_net, settings_of, training_of
 from stages.methods.recipe import PathBankWriter, PropagatedLabels, Ramp, Task, WeightedSum
 from stages.parts.augmentation import AUGMENTATIONS
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.labelled import Labelled, labelled_scans
+from stages.parts.batches.pairs import LabelledPair, Triplet
+from stages.parts.batches.scans import Scans
+from stages.parts.batches.space_style import Always, Beta, SpaceStyleSampling
 from stages.parts.instance import InstanceOptimisation
-from stages.parts.networks import LightUNet, UNet, VoxelMorphUNet
-from stages.parts.samplers import (
-    Always,
-    Beta,
-    Draw,
-    Labelled,
-    LabelledPair,
-    Scans,
-    SpaceStyleSampling,
-    Triplet,
-    labelled_scans,
-)
+from stages.parts.networks.unet import LightUNet, UNet
+from stages.parts.networks.voxelmorph import VoxelMorphUNet
 from stages.parts.warps import compose, warp
 from stages.training.loop import give_turn
 

@@ -17,21 +17,13 @@ from stages.methods import data_aug
 from stages.methods.recipe import Task, registration_network
 from stages.parts.augmentation import gaussian_blur
 from stages.parts.metrics import folding_fraction, jacobian_determinant
-from stages.parts.networks import (
-    Block,
-    LightUNet,
-    PatchDiscriminator,
-    RegistrationNetwork,
-    ResidualUNet,
-    ResidualUnit,
-    UNet,
-    VoxelMorphUNet,
-    crop,
-    depth_to_space,
-    derived_depth,
-    pad_to_multiple,
-    space_to_depth,
-)
+from stages.parts.networks.blocks import Block
+from stages.parts.networks.discriminators import PatchDiscriminator
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.sizes import crop, depth_to_space, derived_depth, pad_to_multiple, space_to_depth
+from stages.parts.networks.teacher_student import ResidualUNet, ResidualUnit
+from stages.parts.networks.unet import LightUNet, UNet
+from stages.parts.networks.voxelmorph import VoxelMorphUNet
 from stages.parts.warps import compose, integrate, voxel_grid
 from stages.preprocess import coarsened, derive_grid, normalise
 
@@ -91,7 +83,8 @@ def test_the_examples_grid_is_the_one_that_the_tests_below_use(tmp_path):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_convolution_sees_at_least_three_voxels_an_axis(monkeypatch, network, grid):
     # Depth 2 in bfloat16 gives uninitialised weight gradients on the CPU. Shapes alone: nothing is computed.
-    monkeypatch.setattr("stages.parts.networks.in_float32", lambda head, x: head(x))  # autocast knows no meta tensors
+    for module in ("unet", "voxelmorph", "teacher_student"):  # autocast knows no meta tensors
+        monkeypatch.setattr(f"stages.parts.networks.{module}.in_float32", lambda head, x: head(x))
     seen = []
     with torch.device("meta"):
         net = network(2, 3, GRIDS[grid])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.obelisk import ConvolutionBlock, HybridObelisk, Obelisk
+from stages.parts.networks.obelisk import ConvolutionBlock, HybridObelisk, Obelisk
+from stages.parts.networks.registration import RegistrationNetwork
 
 
 def sampled_slowly(image: np.ndarray, offsets: np.ndarray, factor: int) -> np.ndarray:

@@ -20,19 +20,16 @@ from stages.errors import LrlsError
 from stages.methods import METHODS, clmorph, os_medseg, settings_of, training_of, voxelmorph
 from stages.methods.recipe import PropagatedLabels, Task, WarpedAtlases
 from stages.parts.augmentation import IntensityAugmentation, SpatialAugmentation
-from stages.parts.consistency import Registered, mean_squares, mutual_information
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.labelled import triples
+from stages.parts.batches.pairs import atlas_and_different_scans, atlas_and_scan, scans_and_labelled_pairs
+from stages.parts.batches.scans import Scans
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.losses import dice_loss
-from stages.parts.networks import LightUNet, ResidualUNet, UNet
-from stages.parts.samplers import (
-    Draw,
-    Scans,
-    atlas_and_different_scans,
-    atlas_and_scan,
-    scans_and_labelled_pairs,
-    triples,
-)
-from stages.parts.siamese import PooledSiameseUNet, SiameseUNet
+from stages.parts.networks.siamese import PooledSiameseUNet, SiameseUNet
+from stages.parts.networks.teacher_student import ResidualUNet
+from stages.parts.networks.unet import LightUNet, UNet
+from stages.parts.players.registering import Registered, mean_squares, mutual_information
 from stages.parts.warps import one_hot, warp, warp_label
 from stages.train_reg import make_recipe
 

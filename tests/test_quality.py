@@ -27,7 +27,7 @@ from stages.calibrate import made_couples
 from stages.config import Config
 from stages.device import Device
 from stages.methods.recipe import PathBankWriter, Recipe
-from stages.parts.samplers import Beta
+from stages.parts.batches.space_style import Beta
 from stages.parts.warps import one_hot
 
 SHAPE = (16, 18, 20)

@@ -6,21 +6,11 @@ import pytest
 import torch
 
 from stages.parts.augmentation import IntensityAugmentation, SpatialAugmentation
-from stages.parts.samplers import (
-    Always,
-    Beta,
-    Draw,
-    Labelled,
-    Mixed,
-    Scans,
-    SpaceStyleSampling,
-    Triplet,
-    atlas_and_scan,
-    atlas_and_two_unlabeled,
-    generated_samples,
-    labelled_scans,
-    pick,
-)
+from stages.parts.batches.drawing import Draw, pick
+from stages.parts.batches.labelled import Labelled, generated_samples, labelled_scans
+from stages.parts.batches.pairs import Triplet, atlas_and_scan, atlas_and_two_unlabeled
+from stages.parts.batches.scans import Scans
+from stages.parts.batches.space_style import Always, Beta, Mixed, SpaceStyleSampling
 from stages.parts.warps import compose, one_hot, warp, warp_one_hot, warp_probabilities
 
 SHAPE = (5, 6, 7)

@@ -15,28 +15,22 @@ from stages.errors import LrlsError
 from stages.methods.recipe import Phase, Player, Ramp, WeightedSum
 from stages.parts import losses
 from stages.parts.augmentation import AffineAugmentation
-from stages.parts.networks import LightUNet, RegistrationNetwork, UNet
-from stages.parts.obelisk import HybridObelisk
-from stages.parts.samplers import Draw, PseudoLabel, Scans
-from stages.parts.self_training import (
-    Anatomies,
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.partly_labelled import PartlyLabelledPair, any_pair, atlases_and_scans, known_labels
+from stages.parts.batches.pseudo_labels import PseudoLabel, screen
+from stages.parts.batches.scans import Scans
+from stages.parts.networks.dropout import channels_dropped
+from stages.parts.networks.obelisk import HybridObelisk
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.standardised import Standardised, standardise
+from stages.parts.networks.unet import LightUNet, UNet
+from stages.parts.players.joint import Anatomies, RegisterByAnswers, SegmentPair, carried_anatomy, supervised_overlap
+from stages.parts.players.self_training import (
     PartlyLabelled,
-    PartlyLabelledPair,
-    RegisterByAnswers,
     RegisterPartlyLabelled,
-    SegmentPair,
-    Standardised,
     Teach,
     accepted_overlap,
-    any_pair,
-    atlases_and_scans,
-    carried_anatomy,
     carried_overlap,
-    channels_dropped,
-    known_labels,
-    screen,
-    standardise,
-    supervised_overlap,
     uncertainty,
     weighted_cross_entropy,
 )

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from stages.parts.consistency import RegisterAndEmbed, contrast, contrast_all
+from stages.parts.batches.pairs import Pair
 from stages.parts.losses import contrastive_loss, nt_xent_loss
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import Pair
-from stages.parts.siamese import PooledSiameseUNet, SiameseUNet, apart, batch_block, instance_block, together
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.siamese import PooledSiameseUNet, SiameseUNet, apart, batch_block, instance_block, together
+from stages.parts.players.registering import RegisterAndEmbed, contrast, contrast_all
 
 NETWORKS = {
     "os-medseg": SiameseUNet,
@@ -64,7 +64,7 @@ def test_every_convolution_sees_at_least_three_voxels_an_axis(name, shape):
             module.register_forward_pre_hook(lambda _, inputs: seen.append(min(inputs[0].shape[2:])))
     net.head = nn.Identity()  # runs outside autocast, which knows no meta tensors
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.parts.siamese.in_float32", lambda head, x: head(x))
+        patch.setattr("stages.parts.networks.siamese.in_float32", lambda head, x: head(x))
         net(torch.zeros(1, 2, *shape, device="meta"))
     assert min(seen) >= 3
 

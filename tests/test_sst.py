@@ -22,11 +22,13 @@ from stages.errors import LrlsError
 from stages.generate import APPEARANCE, CODES, with_appearance
 from stages.methods import METHODS, settings_of, sst, training_of
 from stages.methods.recipe import Phase, Player, Task, WeightedSum
-from stages.parts.flow import FlowAutoencoder, StridedUNet
-from stages.parts.networks import LightUNet, UNet
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.scans import Scans
+from stages.parts.networks.flow_autoencoder import FlowAutoencoder
+from stages.parts.networks.styled_registration import StyledRegistration
+from stages.parts.networks.unet import LightUNet, UNet
+from stages.parts.networks.voxelmorph import StridedUNet
 from stages.parts.panels import Points
-from stages.parts.samplers import Draw, Scans
-from stages.parts.style import StyledRegistration
 from stages.train_reg import make_recipe, stage_config
 from stages.training import budget
 from stages.training.loop import Run, _optimizer, train

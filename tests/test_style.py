@@ -11,34 +11,24 @@ from monai.metrics.regression import MultiScaleSSIMMetric
 from torch import nn
 
 from stages.methods.recipe import Phase, Player, WeightedSum
-from stages.parts import flow as flows
-from stages.parts import style as styles
 from stages.parts.augmentation import SpatialAugmentation, brighten
-from stages.parts.consistency import Registered
-from stages.parts.cycle import fake, real
-from stages.parts.flow import Coded, EncodeFlows, FlowAutoencoder, FlowsOfAtlas, JudgeFlows, StridedUNet
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.pairs import OneAtlas, TwoScans, one_atlas_and_scans, two_scans
+from stages.parts.batches.scans import Scans
 from stages.parts.losses import absolute_gradient_loss, info_nce_loss, ms_ssim, structural_loss
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import Draw, OneAtlas, Scans, TwoScans, one_atlas_and_scans, two_scans
-from stages.parts.style import (
-    CODE,
-    AdaptiveBlock,
-    AppearanceModel,
-    Contrast,
-    Contrasted,
-    ContrastStyles,
-    Encoded,
-    JudgeStyles,
-    LatentDiscriminator,
-    MomentumContrast,
-    RegisterStyled,
-    StyledRegistration,
-    StyleEncoder,
-    Transfer,
-    drawn,
-    ranks,
-    style_prior,
-)
+from stages.parts.networks.appearance import AdaptiveBlock, AppearanceModel, drawn, ranks
+from stages.parts.networks.discriminators import LatentDiscriminator
+from stages.parts.networks.flow_autoencoder import FlowAutoencoder
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.style import CODE, Contrasted, MomentumContrast, StyleEncoder, style_prior
+from stages.parts.networks.styled_registration import StyledRegistration
+from stages.parts.networks.voxelmorph import StridedUNet
+from stages.parts.players import flow as flows
+from stages.parts.players import style as styles
+from stages.parts.players.flow import Coded, EncodeFlows, FlowsOfAtlas
+from stages.parts.players.judging import JudgeFlows, JudgeStyles, fake, real
+from stages.parts.players.registering import Registered
+from stages.parts.players.style import Contrast, ContrastStyles, Encoded, RegisterStyled, Transfer
 from stages.parts.synthesis import Synthesis
 from stages.parts.warps import rescale, warp
 from stages.training.loop import give_turn

@@ -45,8 +45,9 @@ from stages.device import choose_device  # noqa: E402
 from stages.methods import best  # noqa: E402
 from stages.methods.recipe import Task  # noqa: E402
 from stages.parts.augmentation import AUGMENTATIONS  # noqa: E402
+from stages.parts.batches.drawing import Draw  # noqa: E402
+from stages.parts.batches.scans import Scans  # noqa: E402
 from stages.parts.instance import InstanceOptimisation  # noqa: E402
-from stages.parts.samplers import Draw, Scans  # noqa: E402
 from stages.training import loop as training  # noqa: E402
 
 KINDS = {  # of operators in a profile: what their names begin with

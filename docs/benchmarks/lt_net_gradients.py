@@ -25,10 +25,10 @@ from stages.artifacts.weights_file import load_weights
 from stages.config import load_config
 from stages.methods import METHODS
 from stages.methods.lt_net import Settings
-from stages.parts import cycle
-from stages.parts.cycle import RegisterCycle
+from stages.parts.batches.pairs import LabelledPair
 from stages.parts.losses import dice_loss
-from stages.parts.samplers import LabelledPair
+from stages.parts.players import cycle
+from stages.parts.players.cycle import RegisterCycle
 from stages.parts.warps import one_hot
 from stages.train_reg import task_of
 from stages.workflow import opened_cohort

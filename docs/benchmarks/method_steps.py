@@ -36,7 +36,9 @@ from stages.device import choose_device  # noqa: E402
 from stages.methods import METHODS, settings_of, training_of  # noqa: E402
 from stages.methods.recipe import Method, Phase, Recipe, Task  # noqa: E402
 from stages.parts.augmentation import AUGMENTATIONS  # noqa: E402
-from stages.parts.samplers import Draw, PseudoLabel, Scans  # noqa: E402
+from stages.parts.batches.drawing import Draw  # noqa: E402
+from stages.parts.batches.pseudo_labels import PseudoLabel  # noqa: E402
+from stages.parts.batches.scans import Scans  # noqa: E402
 from stages.training import loop as training  # noqa: E402
 
 GRIDS = {"hippocampus": ((48, 64, 48), 3), "brain": ((80, 96, 80), 29)}  # shape, classes

@@ -36,6 +36,6 @@ def job_of(
         register=partial(
             displacements, recipe.answer.registers, spacing_mm=cohort.grid.spacing_mm, device=device, config=config
         ),
-        segment=partial(segment, network, device=device),
+        segment=partial(segment, network, device=device),  # type: ignore[arg-type]  # asked only where there is one
         tell=tell,
     )

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from stages.artifacts.cohort import Cohort
 from stages.config import Config
-from stages.device import Device
+from stages.device import Device, keep_freed_memory
 from stages.generating.writer import ImagePair, as_tensor
 from stages.methods.recipe import Classical
 from stages.parts.classical import displacement_of
-from stages.parts.instance import InstanceOptimisation, on_arrays
+from stages.parts.instance import InstanceOptimisation
 from stages.parts.voting import vote
 from stages.parts.warps import warp
 from stages.processes import in_processes
@@ -99,3 +99,16 @@ def overlay_row(
         "warped_label": votes.argmax(0).numpy(),
         "spacing_mm": cohort.grid.spacing_mm,
     }
+
+
+def on_arrays(
+    optimisation: InstanceOptimisation, place: int, moving: np.ndarray, fixed: np.ndarray
+) -> tuple[int, np.ndarray]:
+    """The place of an image pair (D, H, W) among others, and its displacement (3, D, H, W), on one CPU thread.
+
+    For processes that share the cores.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    pair = [torch.from_numpy(image.astype(np.float32))[None, None] for image in (moving, fixed)]
+    return place, optimisation(*pair)[0].numpy()

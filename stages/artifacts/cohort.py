@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
     import torch
 
-    from stages.parts.samplers import Scans
+    from stages.parts.batches.scans import Scans
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Cohort(Artifact):
         import numpy as np
         import torch
 
-        from stages.parts.samplers import Scans
+        from stages.parts.batches.scans import Scans
 
         names = [case for part in parts or self.parts for case in self.parts[part]]
         with h5py.File(self.folder / "cohort.h5") as file:

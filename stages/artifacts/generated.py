@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stages.parts.samplers import PseudoLabel
+    from stages.parts.batches.pseudo_labels import PseudoLabel
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Generated(Artifact):
         """The screened answers of `pseudo/`, by the scans' places in `names`; None: none stored."""
         import torch
 
-        from stages.parts.samplers import PseudoLabel
+        from stages.parts.batches.pseudo_labels import PseudoLabel
 
         with self.open_file() as file:
             if "pseudo" not in file:

@@ -25,7 +25,7 @@ class Made:
     """
 
     cohort: Cohort
-    artifacts: Mapping[Role, Artifact] = field(default_factory=dict)
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     round: int = 0
     scores: Scores | None = None
 

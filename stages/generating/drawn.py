@@ -27,9 +27,10 @@ from stages.generating.writer import (
     stored_piece,
     write_samples,
 )
+from stages.parts.batches.drawing import pick
+from stages.parts.batches.scans import Scans
 from stages.parts.losses import lncc
 from stages.parts.metrics import folding_fraction, jacobian_determinant
-from stages.parts.samplers import Scans, pick
 from stages.parts.synthesis import Synthesis
 from stages.parts.warps import warp_one_hot
 from stages.progress import Progress

@@ -34,7 +34,7 @@ from stages.generating.writer import (
     stored_piece,
     write_table,
 )
-from stages.parts.samplers import Always, Degree
+from stages.parts.batches.space_style import Always, Degree
 from stages.parts.warps import warp, warp_one_hot
 from stages.seeds import derive
 

@@ -17,8 +17,8 @@ from stages.artifacts.files import atomic_write_text
 from stages.artifacts.generated import Generated
 from stages.config import GenerateSettings
 from stages.generating.writer import Couple, Job, label_type
+from stages.parts.batches.pseudo_labels import screen
 from stages.parts.panels import Panel
-from stages.parts.self_training import screen
 from stages.progress import Progress
 
 

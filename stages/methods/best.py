@@ -21,9 +21,11 @@ from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, short_training
 from stages.methods.settings import AnswerSettings
+from stages.parts.batches.drawing import Sampler
+from stages.parts.batches.labelled import labelled_scans
+from stages.parts.batches.space_style import Always, Beta, Degree, SpaceStyleSampling
 from stages.parts.instance import InstanceOptimisation
-from stages.parts.samplers import Always, Beta, Degree, Sampler, SpaceStyleSampling, labelled_scans
-from stages.parts.segmenting import Segment, overlap_and_cross_entropy
+from stages.parts.players.segmenting import Segment, overlap_and_cross_entropy
 
 
 class Settings(AnswerSettings):

@@ -23,7 +23,9 @@ from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import AnswerSettings
-from stages.parts.consistency import (
+from stages.parts.batches.pairs import atlas_and_two_unlabeled
+from stages.parts.batches.space_style import Always, Beta, Degree, SpaceStyleSampling
+from stages.parts.players.registering import (
     RegisterTriplet,
     inverse_consistency,
     self_warped_inverse,
@@ -31,8 +33,7 @@ from stages.parts.consistency import (
     similarity,
     smoothness,
 )
-from stages.parts.samplers import Always, Beta, Degree, SpaceStyleSampling, atlas_and_two_unlabeled
-from stages.parts.segmenting import (
+from stages.parts.players.segmenting import (
     GenerateAndSegment,
     Segment,
     SegmentAtlas,

@@ -18,10 +18,10 @@ from stages.config import MethodSettings, TrainSettings
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Method, Recipe, Task, registration_alone
 from stages.methods.schedules import joint_training, short_training
-from stages.parts.consistency import RegisterAndEmbed, contrast_all, mean_squares, similarity, smoothness
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import atlas_and_different_scans
-from stages.parts.siamese import PooledSiameseUNet, batch_block, instance_block
+from stages.parts.batches.pairs import atlas_and_different_scans
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.siamese import PooledSiameseUNet, batch_block, instance_block
+from stages.parts.players.registering import RegisterAndEmbed, contrast_all, mean_squares, similarity, smoothness
 
 
 class Settings(MethodSettings):

@@ -26,11 +26,15 @@ from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, regist
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
-from stages.parts.appearance import AppearanceChange, Recolour, appearance_smoothness, reconstruction
-from stages.parts.consistency import RegisterPair, similarity, smoothness
-from stages.parts.networks import LightUNet, VoxelMorphUNet, small_head
-from stages.parts.samplers import Always, SpaceStyleSampling, atlas_and_scan
-from stages.parts.segmenting import Segment, overlap_and_cross_entropy
+from stages.parts.batches.pairs import atlas_and_scan
+from stages.parts.batches.space_style import Always, SpaceStyleSampling
+from stages.parts.networks.appearance import AppearanceChange
+from stages.parts.networks.blocks import small_head
+from stages.parts.networks.unet import LightUNet
+from stages.parts.networks.voxelmorph import VoxelMorphUNet
+from stages.parts.players.appearance import Recolour, appearance_smoothness, reconstruction
+from stages.parts.players.registering import RegisterPair, similarity, smoothness
+from stages.parts.players.segmenting import Segment, overlap_and_cross_entropy
 
 CHANNELS: dict[str, tuple[int, ...]] = {  # of the appearance network
     "encoder": (16, 32, 32, 32, 32, 32),

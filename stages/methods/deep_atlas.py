@@ -26,16 +26,11 @@ from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Method, Recipe, Task, Train
 from stages.methods.schedules import published_training, short_training
 from stages.methods.settings import AnswerSettings
-from stages.parts.consistency import RegisterPair, semantic_consistency, similarity, smoothness
-from stages.parts.samplers import labelled_scans
-from stages.parts.segmenting import Segment, overlap
-from stages.parts.self_training import (
-    RegisterByAnswers,
-    SegmentPair,
-    any_pair,
-    carried_anatomy,
-    supervised_overlap,
-)
+from stages.parts.batches.labelled import labelled_scans
+from stages.parts.batches.partly_labelled import any_pair
+from stages.parts.players.joint import RegisterByAnswers, SegmentPair, carried_anatomy, supervised_overlap
+from stages.parts.players.registering import RegisterPair, semantic_consistency, similarity, smoothness
+from stages.parts.players.segmenting import Segment, overlap
 
 
 class Settings(AnswerSettings):

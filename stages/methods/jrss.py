@@ -48,20 +48,19 @@ from stages.config import (
 from stages.generating.pseudo_labels import PseudoLabels
 from stages.methods.networks import registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Ramp, Term, WeightedSum
-from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Step, Task, Train
 from stages.methods.settings import AnswerSettings
-from stages.parts.consistency import mean_squares, smoothness
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.obelisk import HybridObelisk
-from stages.parts.samplers import labelled_scans
-from stages.parts.segmenting import Segment, hardest_cross_entropy, overlap_and_cross_entropy, precise_overlap
-from stages.parts.self_training import (
+from stages.parts.batches.labelled import labelled_scans
+from stages.parts.batches.partly_labelled import any_pair, atlases_and_scans
+from stages.parts.networks.obelisk import HybridObelisk
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.standardised import Standardised
+from stages.parts.players.registering import mean_squares, smoothness
+from stages.parts.players.segmenting import Segment, hardest_cross_entropy, overlap_and_cross_entropy, precise_overlap
+from stages.parts.players.self_training import (
     RegisterPartlyLabelled,
-    Standardised,
     Teach,
     accepted_overlap,
-    any_pair,
-    atlases_and_scans,
     carried_overlap,
     uncertainty,
     weighted_cross_entropy,
@@ -186,11 +185,11 @@ def build(task: Task, settings: Settings) -> Recipe:
     taught = partial(atlases_and_scans, moved=settings.input_noise, weigh_classes=settings.weigh_classes)
     again = register(settings.smoothness_weight, settings.round_pace)
     share = settings.round_share
-    first = [
+    first: list[Step] = [
         Train("registration", [Phase("registration", any_two, [register(warm_up if weight else 0.0)])]),
         Train("segmentation", [Phase("atlases", labelled_scans, [pretrain])], uses=["registration"]),
     ]
-    later = [
+    later: list[Step] = [
         Generate([PseudoLabels(settings.threshold)]),
         Train("registration", [Phase("registration", any_two, [again], share=share)], uses=["generated"]),
         Train(

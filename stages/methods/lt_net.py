@@ -45,23 +45,22 @@ from stages.methods.networks import registration_network
 from stages.methods.phases import Phase, Player, Ramp, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import published_training, short_training
-from stages.parts.cycle import (
-    JudgeWarped,
+from stages.parts.batches.pairs import LabelledPair, atlas_and_scan
+from stages.parts.batches.scans import Scans
+from stages.parts.networks.discriminators import PatchDiscriminator
+from stages.parts.panels import Panel
+from stages.parts.players.cycle import (
     RegisterCycle,
     adversarial,
     anatomy_cycle,
     difference_cycle,
-    fake,
     image_cycle,
-    real,
     similarity,
     smoothness,
     transformation_cycle,
     transformation_cycle_in_voxels,
 )
-from stages.parts.networks import PatchDiscriminator
-from stages.parts.panels import Panel
-from stages.parts.samplers import LabelledPair, Scans, atlas_and_scan
+from stages.parts.players.judging import JudgeWarped, fake, real
 
 
 class Settings(MethodSettings):

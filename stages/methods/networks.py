@@ -7,7 +7,10 @@ from typing import Literal
 from torch import nn
 
 from stages.methods.recipe import Task
-from stages.parts.networks import LightUNet, RegistrationNetwork, UNet, VoxelMorphUNet, small_head
+from stages.parts.networks.blocks import small_head
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.unet import LightUNet, UNet
+from stages.parts.networks.voxelmorph import VoxelMorphUNet
 
 SegmentationName = Literal["brbs", "full", "light"]
 SEGMENTATION_NAMES = "brbs (BRBS's U-Net), full (the same with InstanceNorm), or light (half resolution)."

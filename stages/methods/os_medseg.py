@@ -37,7 +37,15 @@ from stages.methods.networks import segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, joint_training, short_training
-from stages.parts.consistency import (
+from stages.parts.batches.labelled import triples
+from stages.parts.batches.pairs import atlas_and_different_scans, atlas_and_scan
+from stages.parts.instance import InstanceOptimisation
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.siamese import PooledSiameseUNet, SiameseUNet, instance_block
+from stages.parts.networks.teacher_student import OwnHead, ResidualUNet, TeacherAndStudent
+from stages.parts.networks.unet import LightUNet, UNet
+from stages.parts.players.distilling import Distil, Reconstruct, cosine_hint, l2_hint, look_inside, reconstruction
+from stages.parts.players.registering import (
     RegisterAndEmbed,
     RegisterPair,
     bending_energy,
@@ -47,21 +55,7 @@ from stages.parts.consistency import (
     similarity,
     smoothness,
 )
-from stages.parts.distilling import (
-    Distil,
-    OwnHead,
-    Reconstruct,
-    TeacherAndStudent,
-    cosine_hint,
-    l2_hint,
-    look_inside,
-    reconstruction,
-)
-from stages.parts.instance import InstanceOptimisation
-from stages.parts.networks import LightUNet, RegistrationNetwork, ResidualUNet, UNet
-from stages.parts.samplers import atlas_and_different_scans, atlas_and_scan, triples
-from stages.parts.segmenting import Segment, cross_entropy, overlap_and_cross_entropy
-from stages.parts.siamese import PooledSiameseUNet, SiameseUNet, instance_block
+from stages.parts.players.segmenting import Segment, cross_entropy, overlap_and_cross_entropy
 
 
 class Settings(MethodSettings):

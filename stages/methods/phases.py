@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stages.parts.samplers import Sampler
+from stages.parts.batches.drawing import Sampler
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from stages.config import MethodSettings, StageName, TrainSettings
 from stages.generating.propagated import PropagatedLabels
 from stages.generating.writer import Writer
 from stages.methods.phases import Phase
+from stages.parts.batches.scans import Scans
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.panels import Panel, Points
-from stages.parts.samplers import Scans
 from stages.seeds import derive
 
 STAGE_OF: dict[Role, StageName] = {"registration": "train-reg", "generated": "generate", "segmentation": "train-seg"}

@@ -62,27 +62,23 @@ from stages.methods.recipe import Answer, Borrowed, Generate, Method, Page, Reci
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import AnswerSettings
 from stages.methods.sst_pages import show_codes, show_shapes, show_styles
-from stages.parts import flow as flows
-from stages.parts import style as styles
-from stages.parts.consistency import RegisterPair, similarity
-from stages.parts.cycle import fake, real
-from stages.parts.flow import EncodeFlows, FlowAutoencoder, FlowsOfAtlas, JudgeFlows, StridedUNet
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import Sampler, generated_samples, one_atlas_and_scans, two_scans
-from stages.parts.segmenting import Segment, overlap_and_cross_entropy
-from stages.parts.style import (
-    CODE,
-    AppearanceModel,
-    Contrast,
-    ContrastStyles,
-    JudgeStyles,
-    LatentDiscriminator,
-    MomentumContrast,
-    RegisterStyled,
-    StyledRegistration,
-    StyleEncoder,
-    Transfer,
-)
+from stages.parts.batches.drawing import Sampler
+from stages.parts.batches.labelled import generated_samples
+from stages.parts.batches.pairs import one_atlas_and_scans, two_scans
+from stages.parts.networks.appearance import AppearanceModel
+from stages.parts.networks.discriminators import LatentDiscriminator
+from stages.parts.networks.flow_autoencoder import FlowAutoencoder
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.style import CODE, MomentumContrast, StyleEncoder
+from stages.parts.networks.styled_registration import StyledRegistration
+from stages.parts.networks.voxelmorph import StridedUNet
+from stages.parts.players import flow as flows
+from stages.parts.players import style as styles
+from stages.parts.players.flow import EncodeFlows, FlowsOfAtlas
+from stages.parts.players.judging import JudgeFlows, JudgeStyles, fake, real
+from stages.parts.players.registering import RegisterPair, similarity
+from stages.parts.players.segmenting import Segment, overlap_and_cross_entropy
+from stages.parts.players.style import Contrast, ContrastStyles, RegisterStyled, Transfer
 from stages.parts.synthesis import Synthesis
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.parts.flow import FlowAutoencoder
+from stages.parts.batches.scans import Scans
+from stages.parts.networks.flow_autoencoder import FlowAutoencoder
+from stages.parts.networks.styled_registration import StyledRegistration
 from stages.parts.panels import Panel, Points
-from stages.parts.samplers import Scans
-from stages.parts.style import StyledRegistration
 from stages.parts.warps import warp, warp_label
 
 

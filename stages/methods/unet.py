@@ -15,8 +15,8 @@ from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import AnswerSettings
-from stages.parts.samplers import labelled_scans
-from stages.parts.segmenting import Segment, overlap, overlap_and_cross_entropy
+from stages.parts.batches.labelled import labelled_scans
+from stages.parts.players.segmenting import Segment, overlap, overlap_and_cross_entropy
 
 
 class Settings(AnswerSettings):

@@ -17,8 +17,8 @@ from stages.methods.networks import registration_network
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Method, Recipe, Task, registration_alone
 from stages.methods.schedules import published_training, short_training
-from stages.parts.consistency import RegisterLabelledPairs, RegisterPair, label_overlap, similarity, smoothness
-from stages.parts.samplers import atlas_and_scan, scans_and_labelled_pairs
+from stages.parts.batches.pairs import atlas_and_scan, scans_and_labelled_pairs
+from stages.parts.players.registering import RegisterLabelledPairs, RegisterPair, label_overlap, similarity, smoothness
 
 
 class Settings(MethodSettings):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from stages.device import keep_freed_memory
 from stages.parts.augmentation import gaussian_blur
 from stages.parts.losses import diffusion_loss, lncc_loss
 from stages.parts.warps import halved, integrate, rescale, resize, warp
@@ -64,16 +62,3 @@ class InstanceOptimisation:
                 loss.backward()
                 optimizer.step()
         return velocity.detach()
-
-
-def on_arrays(
-    optimisation: InstanceOptimisation, place: int, moving: np.ndarray, fixed: np.ndarray
-) -> tuple[int, np.ndarray]:
-    """The place of an image pair (D, H, W) among others, and its displacement (3, D, H, W), on one CPU thread.
-
-    For processes that share the cores.
-    """
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    pair = [torch.from_numpy(image.astype(np.float32))[None, None] for image in (moving, fixed)]
-    return place, optimisation(*pair)[0].numpy()

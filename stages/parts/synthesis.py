@@ -11,9 +11,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stages.errors import LrlsError
-from stages.parts.flow import FlowAutoencoder
-from stages.parts.samplers import Scans, pick
-from stages.parts.style import AppearanceModel, MomentumContrast, style_prior
+from stages.parts.batches.drawing import pick
+from stages.parts.batches.scans import Scans
+from stages.parts.networks.appearance import AppearanceModel
+from stages.parts.networks.flow_autoencoder import FlowAutoencoder
+from stages.parts.networks.style import MomentumContrast, style_prior
 from stages.parts.warps import warp
 
 

@@ -20,7 +20,8 @@ from stages.device import Device
 from stages.errors import LrlsError
 from stages.methods.phases import Phase, Player
 from stages.parts.augmentation import AUGMENTATIONS
-from stages.parts.samplers import Draw, Scans
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.scans import Scans
 from stages.progress import Progress
 from stages.training.schedules import learning_rate
 

@@ -9,7 +9,6 @@ from typing import Literal, TypeVar
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
 from stages.artifacts.generated import Generated
-from stages.artifacts.made import Role
 from stages.artifacts.manifest import Artifact
 from stages.artifacts.store import make
 from stages.artifacts.weights import Registration, Segmentation
@@ -18,11 +17,11 @@ from stages.config import Config
 from stages.device import Device, choose_device
 from stages.methods import recipe_of, settings_read, training_of
 from stages.methods.recipe import Method, Recipe, Train
-from stages.parts.samplers import Scans
+from stages.parts.batches.scans import Scans
 from stages.seeds import derive
 from stages.training.loop import Run, train
 
-Inputs = Mapping[Role, Artifact]
+Inputs = Mapping[str, Artifact]
 """What a stage reads besides the cohort, in the order in which it was made."""
 
 Trained = TypeVar("Trained", Registration, Segmentation)

@@ -11,46 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.parts import losses
-from stages.parts.networks import Block, FeatureNetwork, LightUNet, UNet
+from stages.parts.batches.labelled import Triple
+from stages.parts.batches.scans import Scans
+from stages.parts.networks.teacher_student import TeacherAndStudent
+from stages.parts.networks.unet import FeatureNetwork
 from stages.parts.panels import Panel
-from stages.parts.samplers import Scans, Triple
-from stages.parts.segmenting import Segmented
+from stages.parts.players.segmenting import Segmented
 
 Detach = Literal["teacher", "none", "both"]
-
-
-class OwnHead(nn.Module):
-    """A U-Net with a block between decoder and head, as OS-MedSeg's student has a convolution there.
-
-    Hints ask the decoder for features that reconstruct; classes need not be linear in these.
-
-    Args:
-        body: a `FeatureNetwork` whose head reads the last of its features.
-    """
-
-    def __init__(self, body: UNet | LightUNet) -> None:
-        super().__init__()
-        width = body.head.in_channels
-        self.body, self.block = body, Block(width, width, width)
-        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 1, D, H, W) -> (N, classes, D, H, W), float32."""
-        return self.answer(self.features(x)[-1], x.shape[2:])
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        return self.body.features(x)
-
-    def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
-        return self.body.answer(self.block(feature), shape)
-
-
-class TeacherAndStudent(nn.Module):
-    """The two networks as one, for the optimiser that moves them together; each is a `FeatureNetwork`."""
-
-    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
-        super().__init__()
-        self.teacher, self.student = teacher, student
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.parts import losses
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import LabelledPairs, Pair, Triplet
+from stages.parts.batches.pairs import LabelledPairs, Pair, Triplet
+from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.warps import one_hot, warp, warp_probabilities
 
 

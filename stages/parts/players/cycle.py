@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.parts import losses
-from stages.parts.networks import PatchDiscriminator, RegistrationNetwork
-from stages.parts.samplers import LabelledPair, Pair
+from stages.parts.batches.pairs import LabelledPair
+from stages.parts.networks.discriminators import PatchDiscriminator
+from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.warps import compose, one_hot, warp, warp_one_hot, warp_probabilities
 
 
@@ -78,40 +78,6 @@ class RegisterCycle:
         if self.labels:
             cycle.rebuilt_label = warp_one_hot(batch.label, there_and_back, batch.num_classes)
         return cycle
-
-
-@dataclass
-class Judged:
-    """What the discriminator says, patch by patch, (N, 1, d, h, w)."""
-
-    real: Tensor  # of scans
-    fake: Tensor  # of warped atlases
-
-
-@dataclass
-class JudgeWarped:
-    """Forward pass of the discriminator: real scans, and atlases that the current G_F warps to them.
-
-    G_F stands still: no gradient goes back to it.
-    """
-
-    there: RegistrationNetwork
-    discriminator: nn.Module
-
-    def __call__(self, batch: Pair) -> Judged:
-        with torch.no_grad():
-            warped = warp(batch.moving, self.there(batch.moving, batch.fixed))
-        return Judged(*self.discriminator(torch.cat([batch.fixed, warped])).chunk(2))
-
-
-def real(judged: Judged) -> Tensor:
-    """The discriminator's share of L_GAN on scans: 0 where it says 1."""
-    return losses.least_squares_gan_loss(judged.real, 1.0)
-
-
-def fake(judged: Judged) -> Tensor:
-    """The discriminator's share of L_GAN on warped atlases: 0 where it says 0."""
-    return losses.least_squares_gan_loss(judged.fake, 0.0)
 
 
 def adversarial(cycle: Cycle) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from stages.parts import losses
-from stages.parts.networks import RegistrationNetwork
-from stages.parts.samplers import Labelled, Mixed, SpaceStyleSampling, Triplet
+from stages.parts.batches.labelled import Labelled
+from stages.parts.batches.pairs import Triplet
+from stages.parts.batches.space_style import Mixed, SpaceStyleSampling
+from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.warps import one_hot, warp, warp_one_hot
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.parts.networks import in_float32, small_head
+from stages.parts.networks.blocks import in_float32, small_head
 from stages.parts.warps import sample, voxel_grid
 
 

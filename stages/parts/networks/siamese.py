@@ -12,17 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.parts.networks import (
-    Block,
-    LightUNet,
-    crop,
-    derived_depth,
-    doubled,
-    in_float32,
-    pad_to_multiple,
-    small_head,
-    space_to_depth,
-)
+from stages.parts.networks.blocks import Block, in_float32, small_head
+from stages.parts.networks.sizes import crop, derived_depth, doubled, pad_to_multiple, space_to_depth
+from stages.parts.networks.unet import LightUNet
 
 
 def apart(pair: Tensor) -> Tensor:

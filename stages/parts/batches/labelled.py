@@ -1,0 +1,77 @@
+"""Images with labels, as segmentation networks see them: scans, or couples that `lrls generate` wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.parts.batches.drawing import Draw, pick
+from stages.parts.batches.scans import Scans
+from stages.parts.warps import one_hot, warp, warp_one_hot
+
+
+@dataclass
+class Labelled:
+    """Images with soft labels, as a segmentation network sees them."""
+
+    scans: list[str]
+    image: Tensor  # (N, 1, D, H, W)
+    target: Tensor  # (N, C, D, H, W), sums to 1
+
+
+def labelled_scans(data: Scans, draw: Draw) -> Labelled:
+    """Labelled scans under augmentation."""
+    places = pick(sorted(data.labels), draw.batch_size, draw.generator)
+    return _augmented([data.names[place] for place in places], data.image(places), data.label(places), data, draw)
+
+
+def _augmented(scans: list[str], image: Tensor, label: Tensor, data: Scans, draw: Draw) -> Labelled:
+    displacement = draw.displacement(data)
+    if displacement is None:
+        return Labelled(scans, draw.recolour(image), one_hot(label, data.num_classes))
+    image = warp(image, displacement, padding="zeros")
+    return Labelled(scans, draw.recolour(image), warp_one_hot(label, displacement, data.num_classes))
+
+
+def generated_samples(data: Scans, draw: Draw) -> Labelled:
+    """Finished couples (image, label) that `lrls generate` wrote, under augmentation."""
+    assert data.samples is not None
+    couples = [data.samples[c] for c in pick(range(len(data.samples)), draw.batch_size, draw.generator)]
+    device = data.images.device
+    image = torch.stack([couple.image for couple in couples]).to(device).float()
+    label = torch.stack([couple.label for couple in couples]).to(device)
+    return _augmented([couple.scan for couple in couples], image, label, data, draw)
+
+
+@dataclass
+class Triple(Labelled):
+    """A generated image with its soft label, and the real scan whose anatomy it imitates."""
+
+    scan: Tensor  # (N, 1, D, H, W)
+
+
+def triples(data: Scans, draw: Draw, *, real: bool = False) -> Triple:
+    """Finished couples with the scans that they imitate; both images move alike, the couple's alone is recoloured.
+
+    What a teacher is to reconstruct, and what its features say, should be the scan's, not a random change's.
+
+    Args:
+        real: the scan itself in place of the generated image, under the generated label.
+    """
+    assert data.samples is not None
+    couples = [data.samples[c] for c in pick(range(len(data.samples)), draw.batch_size, draw.generator)]
+    device = data.images.device
+    scan = data.image([data.names.index(couple.scan) for couple in couples])
+    image = scan if real else torch.stack([couple.image for couple in couples]).to(device).float()
+    label = torch.stack([couple.label for couple in couples]).to(device)
+    displacement = draw.displacement(data)
+    images = torch.cat([image, scan])
+    if displacement is None:
+        target = one_hot(label, data.num_classes)
+    else:
+        images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+        target = warp_one_hot(label, displacement, data.num_classes)
+    image, scan = images.chunk(2)
+    return Triple([couple.scan for couple in couples], draw.recolour(image), target, scan)

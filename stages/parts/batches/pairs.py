@@ -1,0 +1,192 @@
+"""Images to register: pairs, with or without labels, and an atlas with two scans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stages.errors import LrlsError
+from stages.parts.augmentation import brighten, uniform
+from stages.parts.batches.drawing import Draw, pick
+from stages.parts.batches.scans import Scans
+from stages.parts.warps import warp, warp_label
+
+
+@dataclass
+class Pair:
+    """Two images to register."""
+
+    scans: list[str]
+    moving: Tensor  # (N, 1, D, H, W)
+    fixed: Tensor
+
+
+@dataclass
+class LabelledPair(Pair):
+    """Two images to register, of which the moving one has a label."""
+
+    label: Tensor  # (N, D, H, W), class indices
+    num_classes: int
+
+
+def atlas_and_scan(data: Scans, draw: Draw) -> LabelledPair:
+    """An atlas, which moves, and an unlabelled scan, under the same random displacement."""
+    atlases = pick(data.atlases, draw.batch_size, draw.generator)
+    return _pair(atlases, pick(data.unlabeled, draw.batch_size, draw.generator), data, draw)
+
+
+def atlas_and_different_scans(data: Scans, draw: Draw) -> LabelledPair:
+    """As `atlas_and_scan`, but no scan comes twice: for losses that tell the scans of a batch apart."""
+    n = draw.batch_size
+    if n < 2:
+        raise LrlsError(
+            f"train_reg.batch_size: found {n}, expected at least 2, because the contrastive loss compares each scan "
+            "with others; set it to 2 or more, or the method's contrastive_weight to 0."
+        )
+    if len(data.unlabeled) < n:
+        raise LrlsError(
+            f"data.unlabeled: found {len(data.unlabeled)} scans, expected at least {n}, because the scans of a batch "
+            "must differ for the contrastive loss; list more, or set the method's contrastive_weight to 0."
+        )
+    order = torch.randperm(len(data.unlabeled), generator=draw.generator, device=draw.generator.device)
+    scans = [data.unlabeled[int(i)] for i in order[:n]]
+    return _pair(pick(data.atlases, n, draw.generator), scans, data, draw)
+
+
+def _pair(atlases: Sequence[int], scans: Sequence[int], data: Scans, draw: Draw) -> LabelledPair:
+    images, label = data.image([*atlases, *scans]), data.label(atlases)
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+        label = warp_label(label, displacement)
+    moving, fixed = images.chunk(2)
+    return LabelledPair([data.names[place] for place in (*atlases, *scans)], moving, fixed, label, data.num_classes)
+
+
+@dataclass
+class LabelledPairs(Pair):
+    """Pairs to register; the last ones have labels."""
+
+    moving_label: Tensor  # (M, D, H, W), class indices
+    fixed_label: Tensor
+    num_classes: int
+
+
+def scans_and_labelled_pairs(data: Scans, draw: Draw) -> LabelledPairs:
+    """N pairs of an atlas and an unlabelled scan, then N of two different atlases; pairs i of both kinds move alike."""
+    n = draw.batch_size
+    scans = pick(data.unlabeled, n, draw.generator)
+    moving = pick(data.atlases, n, draw.generator)
+    first = pick(data.atlases, n, draw.generator)
+    second = [pick([a for a in data.atlases if a != other], 1, draw.generator)[0] for other in first]
+    images = data.image([*moving, *first, *scans, *second])
+    labels = data.label([*first, *second])
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        images = warp(images, displacement.repeat(4, 1, 1, 1, 1), padding="zeros")
+        labels = warp_label(labels, displacement.repeat(2, 1, 1, 1, 1))
+    names = [data.names[place] for place in (*moving, *first, *scans, *second)]
+    all_moving, all_fixed = images.chunk(2)
+    moving_label, fixed_label = labels.chunk(2)
+    return LabelledPairs(names, all_moving, all_fixed, moving_label, fixed_label, data.num_classes)
+
+
+@dataclass
+class TwoScans(Pair):
+    """Two training scans, of any kind, that differ."""
+
+    owner: Tensor  # place of the moving one in the cohort, (N,)
+    draw: Draw  # the players draw from the prior with it
+    plain: Tensor  # the moving one before jitter
+
+
+def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"] = "none") -> TwoScans:
+    """Any two atlases or unlabelled scans, never one twice, under the same random displacement.
+
+    Args:
+        jitter: brightness and contrast times U(0.7, 1.3), drawn for a pair or for each scan (SST's published code);
+            0 stays 0, which is ours.
+    """
+    places = [*data.atlases, *data.unlabeled]
+    moving = pick(range(len(places)), draw.batch_size, draw.generator)
+    ahead = pick(range(1, len(places)), draw.batch_size, draw.generator)
+    fixed = [places[(i + step) % len(places)] for i, step in zip(moving, ahead, strict=True)]
+    moving = [places[i] for i in moving]
+    images = data.image([*moving, *fixed])
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
+    plain = images[: len(moving)]
+    if jitter != "none":
+        alike = 2 if jitter == "pair" else 1
+        size = (len(images) // alike, 2, 1, 1, 1, 1)
+        brightness, contrast = uniform(size, 0.7, 1.3, draw.generator).repeat(alike, 1, 1, 1, 1, 1).unbind(1)
+        # What lies outside a scan, 0, stays 0, and nothing else becomes 0: `ranks` tells the two apart by that.
+        images = torch.where(images > 0, brighten(images, brightness, contrast).clamp(min=1e-3), 0.0)
+    names = [data.names[place] for place in (*moving, *fixed)]
+    first, second = images.chunk(2)
+    return TwoScans(names, first, second, torch.tensor(moving, device=images.device), draw, plain)
+
+
+@dataclass
+class OneAtlas(Pair):
+    """An atlas, the same in all pairs, and unlabelled scans, none of them augmented."""
+
+    mixture: Tensor  # what each sample takes of every pair's displacement, (N, N); rows add up to 1
+    draw: Draw
+    displacement: Tensor | None = None  # mixed; the player that comes first fills it in
+
+
+def one_atlas_and_scans(data: Scans, draw: Draw, *, mix: bool = False) -> OneAtlas:
+    """An atlas and N unlabelled scans.
+
+    Args:
+        mix: a sample takes, of its own pair and two that are drawn, shares of 1, U(0, 0.3) and U(0, 0.3) over their sum
+            (SST's published code); otherwise its own pair's displacement alone.
+    """
+    n, generator = draw.batch_size, draw.generator
+    atlases, scans = pick(data.atlases, 1, generator) * n, pick(data.unlabeled, n, generator)
+    mixture = torch.eye(n, device=generator.device)
+    if mix:
+        others = torch.randint(n, (n, 2), generator=generator, device=generator.device)
+        mixture.scatter_add_(1, others, 0.3 * torch.rand((n, 2), generator=generator, device=generator.device))
+        mixture /= mixture.sum(1, keepdim=True)
+    names = [data.names[place] for place in (*atlases, *scans)]
+    return OneAtlas(names, data.image(atlases), data.image(scans), mixture, draw)
+
+
+@dataclass
+class Triplet:
+    """An atlas with its label and two unlabelled scans, BRBS's batch."""
+
+    scans: list[str]
+    atlas: Tensor  # (N, 1, D, H, W)
+    label: Tensor  # (N, D, H, W), class indices
+    first: Tensor  # U1, (N, 1, D, H, W)
+    second: Tensor  # U2
+    num_classes: int
+    draw: Draw  # the players draw pairs, alpha, beta and gamma from it
+    around: Tensor | None = None  # an augmentation that the images have not undergone: for what S sees
+
+
+def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True) -> Triplet:
+    """(A, y), U1 and U2 under one random displacement that they share (BRBS, section IV).
+
+    Without `move` they stay as they are, and the displacement comes along for the couples that are made of them.
+    """
+    n = draw.batch_size
+    atlases = pick(data.atlases, n, draw.generator)
+    scans = pick(data.unlabeled, 2 * n, draw.generator)
+    images, label = data.image([*atlases, *scans]), data.label(atlases)
+    displacement = draw.displacement(data)
+    if displacement is not None and move:
+        images = warp(images, displacement.repeat(3, 1, 1, 1, 1), padding="zeros")
+        label = warp_label(label, displacement)
+    atlas, first, second = images.chunk(3)
+    names = [data.names[p] for p in (*atlases, *scans)]
+    around = None if move else displacement
+    return Triplet(names, atlas, label, first, second, data.num_classes, draw, around)

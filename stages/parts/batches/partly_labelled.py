@@ -1,0 +1,127 @@
+"""Batches that mix atlases, scans with pseudo-labels and scans without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.errors import LrlsError
+from stages.parts import losses
+from stages.parts.batches.drawing import Draw, pick
+from stages.parts.batches.pairs import Pair
+from stages.parts.batches.scans import Scans
+from stages.parts.warps import warp, warp_label
+
+
+@dataclass
+class PartlyLabelledPair(Pair):
+    """Two images to register, with what is known of their labels; every class counts or not, image by image."""
+
+    moving_label: Tensor  # (N, D, H, W), class indices
+    fixed_label: Tensor
+    moving_counts: Tensor  # (N, C), bool
+    fixed_counts: Tensor
+    num_classes: int
+    draw: Draw  # S sees the images recoloured by it; R sees them as they are
+
+
+def known_labels(data: Scans, places: list[int]) -> tuple[Tensor, Tensor]:
+    """Label maps (N, D, H, W) and the classes that count in them (N, C): all, what the screening left, or none."""
+    device = data.images.device
+    labels, counts = [], []
+    for place in places:
+        pseudo = data.pseudo.get(place) if data.pseudo else None
+        if place in data.labels:
+            label, count = data.labels[place], torch.ones(data.num_classes, dtype=torch.bool, device=device)
+        elif pseudo is not None and pseudo.counts:
+            label, count = pseudo.label, pseudo.accepted
+        else:
+            label = torch.zeros(data.shape, dtype=torch.int16, device=device)
+            count = torch.zeros(data.num_classes, dtype=torch.bool, device=device)
+        labels.append(label.short())
+        counts.append(count)
+    return torch.stack(labels), torch.stack(counts)
+
+
+def any_pair(data: Scans, draw: Draw, *, with_atlas: float = 0.0) -> PartlyLabelledPair:
+    """Two different scans, atlases among them, under the same random displacement.
+
+    Args:
+        with_atlas: share of the pairs of which one, either of the two, is an atlas; the others are any two scans.
+    """
+    n, generator = draw.batch_size, draw.generator
+    everyone = [*data.atlases, *data.unlabeled]
+    moving, fixed = [], []
+    for _ in range(n):
+        first, second = pick(everyone, 1, generator)[0], None
+        if with_atlas and float(torch.rand((), generator=generator, device=generator.device)) < with_atlas:
+            first = pick(data.atlases, 1, generator)[0]
+        second = pick([scan for scan in everyone if scan != first], 1, generator)[0]
+        ways = int(torch.randint(2, (1,), generator=generator, device=generator.device))
+        moving.append((first, second)[ways])
+        fixed.append((second, first)[ways])
+    images, (labels, counts) = data.image([*moving, *fixed]), known_labels(data, [*moving, *fixed])
+    displacement = draw.displacement(data)
+    if displacement is not None:
+        both = displacement.repeat(2, 1, 1, 1, 1)
+        images, labels = warp(images, both, padding="zeros"), warp_label(labels, both)
+    names = [data.names[place] for place in (*moving, *fixed)]
+    pairs = (each.chunk(2) for each in (images, labels, counts))
+    (a, b), (label_a, label_b), (counts_a, counts_b) = pairs
+    return PartlyLabelledPair(names, a, b, label_a, label_b, counts_a, counts_b, data.num_classes, draw)
+
+
+@dataclass
+class AtlasesAndScans:
+    """What a student learns from: as many atlases as unlabelled scans with pseudo-labels."""
+
+    scans: list[str]
+    atlas: Tensor  # (N, 1, D, H, W)
+    label: Tensor  # (N, D, H, W), class indices
+    scan: Tensor  # (N, 1, D, H, W)
+    pseudo_label: Tensor  # (N, D, H, W)
+    trusted: Tensor  # (N, D, H, W), bool
+    other: Tensor  # further scans, that the scan may be moved towards, (N, 1, D, H, W)
+    moved: Tensor  # which of the scans are, (N,), bool
+    around: tuple[Tensor, Tensor] | None  # displacement of the augmentation, (N, 3, D, H, W), of atlases and of scans
+    weights: Tensor  # of the classes, (C,)
+    num_classes: int
+    draw: Draw  # of the colours and of the dropout
+
+
+def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0, weigh_classes: bool = True) -> AtlasesAndScans:
+    """Half of the batch (rounded up) atlases, as many unlabelled scans; the augmentation is still to be done.
+
+    Args:
+        moved: probability that a scan is seen moved towards another one.
+        weigh_classes: by their frequency in the atlases; off: all alike.
+    """
+    n, generator = -(-draw.batch_size // 2), draw.generator
+    atlases, scans = pick(data.atlases, n, generator), pick(data.unlabeled, n, generator)
+    others = pick(data.unlabeled, n, generator)
+    labels, counts, trusted = [], [], []
+    for place in scans:
+        pseudo = (data.pseudo or {}).get(place)
+        if pseudo is None:
+            raise LrlsError(f"case {data.names[place]} has no pseudo-label; make them again with `lrls generate`.")
+        labels.append(pseudo.label.short())
+        trusted.append(pseudo.trusted)
+        counts.append(pseudo.counts)
+    around = draw.displacement(data, 2 * n)
+    weights = losses.class_weights(data.class_voxels)
+    return AtlasesAndScans(
+        scans=[data.names[place] for place in (*atlases, *scans, *others)],
+        atlas=data.image(atlases),
+        label=data.label(atlases),
+        scan=data.image(scans),
+        pseudo_label=torch.stack(labels),
+        trusted=torch.stack(trusted) & torch.tensor(counts, device=data.images.device).view(-1, 1, 1, 1),
+        other=data.image(others),
+        moved=torch.rand(n, generator=generator, device=generator.device) < moved,
+        around=None if around is None else around.chunk(2),  # type: ignore[arg-type]
+        weights=weights if weigh_classes else torch.ones_like(weights),
+        num_classes=data.num_classes,
+        draw=draw,
+    )

@@ -1,0 +1,56 @@
+"""A network's answer for a scan, and which of its voxels and classes count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """A network's answer for a scan, screened."""
+
+    label: Tensor  # class indices, (D, H, W)
+    trusted: Tensor  # whether a voxel counts, (D, H, W), bool
+    accepted: Tensor  # whether a class counts, (C,), bool
+
+    @property
+    def counts(self) -> bool:
+        """Whether a structure was accepted; the background alone makes no label."""
+        return bool(self.accepted[1:].any())
+
+
+@dataclass
+class Screened:
+    """What a network says of a scan, and how sure it is.
+
+    `voxels` and `confidence` are of the classes: voxels that are predicted so, and the class's mean probability there
+    (nan: none).
+    """
+
+    label: Tensor  # most probable class, (D, H, W)
+    certainty: Tensor  # its probability, (D, H, W)
+    trusted: Tensor  # whether that exceeds the threshold, (D, H, W), bool
+    voxels: Tensor  # (C,)
+    confidence: Tensor  # (C,)
+    accepted: Tensor  # whether that exceeds the threshold, (C,), bool
+
+
+def screen(probabilities: Tensor, threshold: float) -> Screened:
+    """Keep the voxels, and the classes, that a network is sure of.
+
+    Args:
+        probabilities: of a scan, (C, D, H, W).
+        threshold: tau.
+
+    Source: JRSS section 3.3 says max(P_c) > tau "class-level"; read as: a voxel counts in cross-entropy where its
+    largest probability exceeds tau, a class counts in Dice where its mean probability over its voxels does.
+    """
+    certainty, label = probabilities.float().max(0)
+    flat = label.flatten()
+    voxels = torch.bincount(flat, minlength=len(probabilities))
+    sums = torch.zeros(len(probabilities), device=label.device, dtype=torch.float64)
+    confidence = (sums.index_add(0, flat, certainty.flatten().double()) / voxels).float()  # 0 / 0: nan
+    return Screened(label, certainty, certainty > threshold, voxels, confidence, confidence > threshold)

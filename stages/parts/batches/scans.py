@@ -1,0 +1,79 @@
+"""The scans of a training, in memory, and what `lrls generate` made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stages.parts.batches.pseudo_labels import PseudoLabel
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Aligned scans on one grid, in memory on the training device.
+
+    Args:
+        names: case ids.
+        images: (n, 1, D, H, W), float16 in [0, 1].
+        labels: place in `names` -> class indices (D, H, W), for scans whose labels may be used.
+        atlases: places of the atlases.
+        unlabeled: places of the unlabelled scans.
+        num_classes: background included.
+        spacing_mm: voxel size (D, H, W).
+        bank, samples: what `lrls generate` wrote, for the methods that learn from it.
+        pseudo: place in `names` -> pseudo-label, where it wrote these.
+    """
+
+    names: Sequence[str]
+    images: Tensor
+    labels: dict[int, Tensor]
+    atlases: Sequence[int]
+    unlabeled: Sequence[int]
+    num_classes: int
+    spacing_mm: tuple[float, float, float]
+    bank: PathBank | None = None
+    samples: Sequence[Sample] | None = None
+    pseudo: Mapping[int, PseudoLabel] | None = None
+
+    @cached_property
+    def class_voxels(self) -> Tensor:
+        """Voxels of each class in the labels that may be used, (C,)."""
+        labels = torch.stack([self.labels[place] for place in sorted(self.labels)])
+        return torch.bincount(labels.flatten().long(), minlength=self.num_classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        d, h, w = self.images.shape[2:]
+        return d, h, w
+
+    def image(self, places: Sequence[int]) -> Tensor:
+        return self.images[list(places)].float()
+
+    def label(self, places: Sequence[int]) -> Tensor:
+        return torch.stack([self.labels[place] for place in places])
+
+
+class PathBank(Protocol):
+    """Stored transformation paths of couples (atlas, scan): what `lrls generate` wrote, read couple by couple."""
+
+    @property
+    def couples(self) -> Sequence[tuple[int, int]]: ...  # places of (atlas, scan) in the cohort
+
+    def displacement(self, couple: int) -> Tensor: ...  # (3, D, H, W) voxels: atlas to scan
+    def style(self, couple: int) -> Tensor: ...  # (1, D, H, W): what the atlas gains to look like the scan
+
+
+class Sample(Protocol):
+    """A finished couple that `lrls generate` wrote."""
+
+    @property
+    def image(self) -> Tensor: ...  # (1, D, H, W)
+    @property
+    def label(self) -> Tensor: ...  # (D, H, W)
+    @property
+    def scan(self) -> str: ...

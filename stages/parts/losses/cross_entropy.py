@@ -1,0 +1,81 @@
+"""Cross-entropy of logits against labels: plain, weighted, over the hardest voxels, with Dice."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy against soft labels, mean over voxels.
+
+    Args:
+        logits: (N, C, D, H, W).
+        target: probabilities or one-hot labels, (N, C, D, H, W).
+    """
+    return -(target * logits.float().log_softmax(1)).sum(1).mean()
+
+
+def weighted_cross_entropy_loss(logits: Tensor, label: Tensor, weights: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Cross-entropy, mean over the voxels that count, each weighted by its class.
+
+    Args:
+        logits: (N, C, D, H, W).
+        label: class indices, (N, D, H, W).
+        weights: of the classes, (C,).
+        counts: voxels that count, (N, D, H, W), bool; None: all.
+
+    Returns:
+        Scalar >= 0; 0 where no voxel counts.
+
+    Source: JRSS Eq. 4.
+    """
+    label = label.long()
+    each = weights[label] if counts is None else weights[label] * counts
+    entropy = F.cross_entropy(logits.float(), label, reduction="none")
+    return (each * entropy).sum() / each.sum().clamp(min=1e-6)
+
+
+def class_weights(voxels: Tensor) -> Tensor:
+    """Weights of the classes, inverse to the square root of their frequency, mean 1; the background's is then 0.5.
+
+    Args:
+        voxels: of each class in the labels, (C,); a class without any has weight 0, and no part in the mean.
+
+    Source: the published training of OBELISK-Net, which JRSS starts from.
+    """
+    there = voxels > 0
+    weights = torch.where(there, voxels.clamp(min=1).float().rsqrt(), 0.0)
+    weights = weights * there.sum() / weights.sum()
+    weights[0] = 0.5
+    return weights
+
+
+def hardest_cross_entropy_loss(logits: Tensor, target: Tensor, *, share: float = 0.25) -> Tensor:
+    """Cross-entropy, mean over the share of voxels where it is largest; arguments as of `cross_entropy_loss`.
+
+    Source: the published training of OBELISK-Net, which JRSS starts from.
+    """
+    each = -(target * logits.float().log_softmax(1)).sum(1).flatten()
+    return each.topk(max(1, round(share * each.numel()))).values.mean()
+
+
+def dice_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice of the structures plus cross-entropy against soft labels, as nnU-Net combines them.
+
+    Args:
+        logits: (N, C, D, H, W).
+        target: probabilities or one-hot labels, (N, C, D, H, W).
+
+    Returns:
+        Scalar >= 0. Dice here has plain denominators, pools the batch and leaves out the background.
+
+    Source: Isensee et al., "nnU-Net", Nature Methods 2021.
+    """
+    log_probabilities = logits.float().log_softmax(1)
+    cross_entropy = -(target * log_probabilities).sum(1).mean()
+    probabilities = log_probabilities[:, 1:].exp()
+    overlap = (probabilities * target[:, 1:]).sum((0, 2, 3, 4))
+    size = (probabilities + target[:, 1:]).sum((0, 2, 3, 4))
+    return cross_entropy + 1 - ((2 * overlap + 1) / (size + 1)).mean()

@@ -1,0 +1,153 @@
+"""How alike two images are: local cross-correlation, mutual information, structural similarity."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def lncc(warped: Tensor, fixed: Tensor, *, window: int = 9, eps: float = 1e-5) -> Tensor:
+    """Squared local normalised cross-correlation at each voxel.
+
+        LNCC(I, J) = cross(I, J)^2 / (var(I) var(J) + eps)
+
+    with centred sums over a window (divisor window^3 everywhere, zeros outside the image).
+
+    Args:
+        warped: moving image resampled on the fixed grid, (N, 1, D, H, W), in [0, 1], background 0.
+        fixed: (N, 1, D, H, W), in [0, 1].
+        window: edge of the cubic window in voxels; odd.
+
+    Returns:
+        (N, 1, D, H, W) in [0, 1]; 1: equal up to a local gain and offset; 0 on flat regions.
+
+    Source: Balakrishnan et al., "VoxelMorph", TMI 2019, Eq. 7.
+    """
+    with torch.autocast(warped.device.type, enabled=False):
+        warped, fixed = warped.float(), fixed.float()
+        moments = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], 1)
+        sum_i, sum_j, sum_ii, sum_jj, sum_ij = box_sum(moments, window).split(1, dim=1)
+        count = window**3
+        cross = sum_ij - sum_i * sum_j / count
+        var_i = sum_ii - sum_i * sum_i / count
+        var_j = sum_jj - sum_j * sum_j / count
+        return cross * cross / (var_i * var_j + eps)
+
+
+def box_sum(image: Tensor, window: int) -> Tensor:
+    """Sums over a cubic window (odd edge, voxels) around each voxel, zeros outside; (N, C, D, H, W), float32.
+
+    A box filter is separable, and along an axis it is a product with a band matrix of ones: a fifth of the time of
+    average pooling on the CPU, and no running sums, which drift in float32.
+    """
+    d, h, w = (_band(n, window, image) for n in image.shape[2:])
+    image = d @ (h @ (image @ w)).flatten(3)
+    return image.unflatten(3, (len(h), len(w)))
+
+
+def _band(size: int, window: int, like: Tensor) -> Tensor:
+    places = torch.arange(size, device=like.device)
+    return ((places[:, None] - places).abs() <= window // 2).to(like.dtype)
+
+
+def lncc_loss(warped: Tensor, fixed: Tensor, *, window: int = 9) -> Tensor:
+    """One minus the mean `lncc`: 0 for images that agree up to a local gain and offset, 1 without any relation."""
+    return 1 - lncc(warped, fixed, window=window).mean()
+
+
+def mutual_information(first: Tensor, second: Tensor, *, bins: int = 32) -> Tensor:
+    """Mutual information of two images in nats, by Parzen windows, mean over the batch.
+
+        sum_ij p(i, j) log(p(i, j) / (p(i) p(j)))
+
+    A voxel counts in all bins by a Gaussian round its intensity, as wide as a bin, shares adding up to 1.
+
+    Args:
+        first, second: (N, 1, D, H, W), in [0, 1]; what lies outside counts as 0 or 1.
+        bins: their centres go from 0 to 1.
+
+    Returns:
+        Scalar >= 0 (but for rounding); 0: the intensities are independent, or an image is flat.
+
+    Source: Pluim et al., TMI 2003; OS-MedSeg Eq. 7, bins and windows as in its published code.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        of_first, of_second = (_shares(image, bins) for image in (first, second))
+        joint = of_first @ of_second.transpose(1, 2) / of_first.shape[2]
+        alone = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
+        tiny = 1e-12  # an empty bin adds 0, and has a gradient
+        return (joint * (joint.clamp(min=tiny) / alone.clamp(min=tiny)).log()).sum((1, 2)).mean()
+
+
+def _shares(image: Tensor, bins: int) -> Tensor:
+    """Share of every voxel in every bin, (N, bins, voxels)."""
+    centres = torch.linspace(0, 1, bins, device=image.device)
+    distance = (image.float().clamp(0, 1).flatten(1)[:, None] - centres[:, None]) * (bins - 1)
+    return (-0.5 * distance.square()).softmax(1)
+
+
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the finest scale down
+
+
+def ms_ssim(first: Tensor, second: Tensor, *, window: int = 7, most_scales: int = 5) -> Tensor:
+    """Multi-scale structural similarity, mean over the batch.
+
+        product over scales k of s_k^w_k,  s_k: contrast and structure; at the coarsest scale luminance, too
+
+    Each is a mean over the places where a Gaussian window (standard deviation 1.5 voxels) lies within the image. Scales
+    are halved as long as the shortest axis holds the window, so 48 voxels have 3 of them, 128 all 5; the weights of
+    those that there are add up to 1. An axis shorter than the window shortens it.
+
+    Args:
+        first, second: (N, 1, D, H, W), in [0, 1].
+        window: voxels an axis; odd.
+        most_scales: 1: plain SSIM.
+
+    Returns:
+        Scalar in about [0, 1]; 1: equal images. Negative means count as 1e-4, with no gradient.
+
+    Source: Wang, Simoncelli, Bovik, Asilomar 2003; a window of 7 as SST's published code.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = first.float(), second.float()
+        shortest = min(first.shape[2:])
+        window = min(window, shortest - 1 + shortest % 2)
+        scales = sum(shortest >> k >= window for k in range(most_scales))
+        weights = [weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales]]
+        result = torch.ones(len(first), device=first.device)
+        for k, weight in enumerate(weights):
+            if k:
+                first, second = F.avg_pool3d(first, 2), F.avg_pool3d(second, 2)
+            structure, whole = _ssim(first, second, window)
+            value = whole if k == scales - 1 else structure
+            result = result * value.mean((1, 2, 3, 4)).clamp(min=1e-4) ** weight
+        return result.mean()
+
+
+def _ssim(first: Tensor, second: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Contrast and structure, and SSIM, at every place of the window; values from 0 to 1."""
+    moments = torch.cat([first, second, first * first, second * second, first * second], 1)
+    d, h, w = (_gaussian_band(n, window, first) for n in first.shape[2:])
+    blurred = (d @ (h @ (moments @ w.T)).flatten(3)).unflatten(3, (len(h), len(w)))
+    m1, m2, m11, m22, m12 = blurred.split(1, dim=1)
+    structure = (2 * (m12 - m1 * m2) + 0.03**2) / (m11 - m1 * m1 + m22 - m2 * m2 + 0.03**2)
+    return structure, structure * (2 * m1 * m2 + 0.01**2) / (m1 * m1 + m2 * m2 + 0.01**2)
+
+
+def _gaussian_band(size: int, window: int, like: Tensor) -> Tensor:
+    """The filter along an axis as a matrix, (size - window + 1, size), see `box_sum`."""
+    offset = torch.arange(size, device=like.device) - torch.arange(size - window + 1, device=like.device)[:, None]
+    weight = (-0.5 * ((offset - window // 2) / 1.5) ** 2).exp() * ((offset >= 0) & (offset < window))
+    return weight / weight.sum(1, keepdim=True)
+
+
+def structural_loss(first: Tensor, second: Tensor) -> Tensor:
+    """L_SSIM-L1: mean absolute difference plus 1 - `ms_ssim`; 0 for equal images.
+
+    Args:
+        first, second: (N, 1, D, H, W), in [0, 1]. SST's images go from -1 to 1, where they are twice as far apart.
+
+    Source: SST Eq. 4.
+    """
+    return 2 * (first.float() - second.float()).abs().mean() + 1 - ms_ssim(first, second)

@@ -1,0 +1,75 @@
+"""How smooth a displacement field, or a change of intensities, is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def diffusion_loss(displacement: Tensor) -> Tensor:
+    """Mean squared forward difference of a field, averaged over the axes; 0 for a translation.
+
+    Args:
+        displacement: (N, 3, D, H, W), voxels.
+
+    Source: VoxelMorph (TMI 2019, Eq. 8), BRBS Eq. 4.
+    """
+    displacement = displacement.float()
+    return sum((displacement.diff(dim=axis) ** 2).mean() for axis in (2, 3, 4)) / 3  # type: ignore[return-value]
+
+
+def absolute_gradient_loss(displacement: Tensor) -> Tensor:
+    """Mean absolute forward difference of a field, averaged over the axes; 0 for a translation.
+
+    Args:
+        displacement: (N, 3, D, H, W), voxels.
+
+    Source: SST Eq. 9.
+    """
+    displacement = displacement.float()
+    return sum(displacement.diff(dim=axis).abs().mean() for axis in (2, 3, 4)) / 3  # type: ignore[return-value]
+
+
+def bending_energy_loss(displacement: Tensor) -> Tensor:
+    """Sum of a field's squared second derivatives, mixed ones twice, mean over voxels and components; 0: it is linear.
+
+    Differences of neighbours, away from the border, as MONAI's; the published code of OS-MedSeg differences twice over
+    two voxels, which a field that jumps from voxel to voxel escapes.
+
+    Args:
+        displacement: (N, 3, D, H, W), voxels; at least 3 voxels an axis.
+
+    Source: Rueckert et al., TMI 1999, Eq. 4; OS-MedSeg Eq. 9.
+    """
+    field = displacement.float()
+
+    def moved(*steps: int) -> Tensor:
+        """The inner voxels' neighbours at so many voxels along D, H, W."""
+        inner = (slice(1 + step, size - 1 + step) for step, size in zip(steps, field.shape[2:], strict=True))
+        return field[(slice(None), slice(None), *inner)]
+
+    axes = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    energy = torch.zeros((), device=field.device)
+    for i, (d, h, w) in enumerate(axes):
+        energy = energy + (moved(d, h, w) - 2 * moved(0, 0, 0) + moved(-d, -h, -w)).square().mean()
+        for e, f, g in axes[i + 1 :]:
+            alike = moved(d + e, h + f, w + g) + moved(-d - e, -h - f, -w - g)
+            opposed = moved(d - e, h - f, w - g) + moved(e - d, f - h, g - w)
+            energy = energy + 2 * ((alike - opposed) / 4).square().mean()
+    return energy
+
+
+def masked_smoothness_loss(change: Tensor, contours: Tensor) -> Tensor:
+    """Sum over the axes of the mean of |(1 - c) grad psi|; 0 for a change that is constant within each structure.
+
+    A forward difference is let off where its far voxel lies on a contour.
+
+    Args:
+        change: psi, (N, 1, D, H, W).
+        contours: c, (N, 1, D, H, W), 1 or 0.
+
+    Source: Zhao et al., CVPR 2019; absolute differences, their sum over axes and the far voxel as in the published
+    code, whose weights assume them.
+    """
+    change, free = change.float(), 1 - contours
+    return sum((change.diff(dim=axis).abs() * free.narrow(axis, 1, free.shape[axis] - 1)).mean() for axis in (2, 3, 4))  # type: ignore[return-value]

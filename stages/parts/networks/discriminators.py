@@ -1,0 +1,66 @@
+"""Discriminators: of images, patch by patch, and of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.parts.networks.blocks import in_float32, normalise_and_rectify
+from stages.parts.networks.sizes import derived_depth, pad_to_multiple
+
+
+class PatchDiscriminator(nn.Module):
+    """A 3D PatchGAN: says of each patch of an image whether it is real.
+
+    Convolutions 4^3 of stride 2 to 32-64-128-256 channels with LeakyReLU 0.2 and, but for the first, InstanceNorm;
+    then one 4^3 of stride 1 to one channel. Four levels see patches of 94^3 voxels, three 46^3, two 22^3: there are
+    as many, up to four, as leave a patch smaller than three quarters of the grid's shortest axis (the paper's grid is
+    160 x 160 x 128). Where a patch is the whole crop, what tells is where the crop ends. A grid is padded with zeros
+    to a multiple of 2^levels.
+
+    Source: Isola et al., "pix2pix", CVPR 2017, in 3D as LT-Net (CVPR 2020) uses it; widths as common implementations.
+    """
+
+    WIDTHS = (32, 64, 128, 256)
+
+    def __init__(self, inputs: int, shape: Sequence[int]) -> None:
+        super().__init__()
+        within = [n for n in range(1, len(self.WIDTHS) + 1) if 6 * 2**n - 2 <= 0.75 * min(shape)]
+        widths = self.WIDTHS[: derived_depth(shape, most=max(within, default=1))]
+        pairs = zip((inputs, *widths[:-1]), widths, strict=True)
+        self.down = nn.ModuleList(nn.Conv3d(a, b, 4, stride=2, padding=1) for a, b in pairs)
+        self.norms = nn.ModuleList(nn.GroupNorm(width, width) for width in widths[1:])
+        self.head = nn.Conv3d(widths[-1], 1, 4)
+        for convolution in self.down:
+            nn.init.kaiming_normal_(convolution.weight, a=0.2)  # type: ignore[arg-type]
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, D, H, W) -> (N, 1, D / 2^levels, ...), rounded up, float32; trained towards 1: real, 0: not."""
+        x = pad_to_multiple(x, 2 ** len(self.down)).contiguous(memory_format=torch.channels_last_3d)
+        x = F.leaky_relu(self.down[0](x), 0.2)
+        for convolution, norm in zip(self.down[1:], self.norms, strict=True):
+            x = normalise_and_rectify(convolution(x), norm, 0.2)  # type: ignore[arg-type]
+        return in_float32(self.head, F.pad(x, (1, 2, 1, 2, 1, 2)))
+
+
+class LatentDiscriminator(nn.Module):
+    """Says of a code whether it was drawn from the prior: linear layers with LeakyReLU 0.2, float32.
+
+    Args:
+        inputs: numbers in a code.
+        layers, width: of the hidden layers; 5 of 128 for styles, 2 of 256 for flows in SST's published code.
+    """
+
+    def __init__(self, inputs: int, *, layers: int, width: int) -> None:
+        super().__init__()
+        hidden = [nn.Sequential(nn.Linear(a, width), nn.LeakyReLU(0.2)) for a in (inputs, *[width] * (layers - 1))]
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, 1))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(N, ...) -> (N, 1); trained towards 1: prior, 0: encoded."""
+        with torch.autocast(code.device.type, enabled=False):
+            return self.layers(code.float().flatten(1))

@@ -1,0 +1,48 @@
+"""Temporary changes of a network for one pass: dropped channels, and running statistics that stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from stages.parts.networks.standardised import Standardised
+
+
+@contextmanager
+def channels_dropped(network: nn.Module, rate: float, generator: Generator) -> Iterator[None]:
+    """Within, the last layers of a U-Net on its way down and on its way up lose each channel with this probability.
+
+    Args:
+        network: has `down` and `up` (finest first), or is wrapped round one that has.
+    """
+    body = network.body if isinstance(network, Standardised) else network
+
+    def drop(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        kept = torch.rand((*output.shape[:2], 1, 1, 1), generator=generator, device=output.device) >= rate
+        return output * (kept / (1 - rate)).to(output.dtype)
+
+    layers = [cast(nn.ModuleList, body.down)[-1], cast(nn.ModuleList, body.up)[0]] if rate else []
+    handles = [layer.register_forward_hook(drop) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def statistics_kept(network: nn.Module, kept: bool = True) -> Iterator[None]:
+    """Within, the running statistics of BatchNorm stay as they are, though every batch is normalised by its own."""
+    norms = [layer for layer in network.modules() if kept and isinstance(layer, nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

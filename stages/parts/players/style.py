@@ -1,0 +1,145 @@
+"""What the style encoder, the appearance model and registration in another's style are trained on.
+
+Source: Tomar et al., "SST", WACV 2022, section 3; equations are numbered as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.parts import losses
+from stages.parts.batches.pairs import TwoScans
+from stages.parts.networks.discriminators import LatentDiscriminator
+from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.style import Contrasted, MomentumContrast
+from stages.parts.networks.styled_registration import StyledRegistration
+from stages.parts.players.registering import Registered
+from stages.parts.warps import warp
+
+
+@dataclass
+class Encoded:
+    """Codes of scans, and what the discriminator says of them."""
+
+    contrasted: Contrasted
+    judged: Tensor | None = None  # (N, 1)
+
+
+@dataclass
+class ContrastStyles:
+    """Forward pass of style pre-training: scans and the same scans warped to others, by a registration that is fixed.
+
+    Args:
+        style: learns.
+        transformer: T, the pre-trained registration.
+        discriminator: D_style; None: nobody judges.
+    """
+
+    style: MomentumContrast
+    transformer: RegistrationNetwork
+    discriminator: LatentDiscriminator | None
+
+    def __call__(self, batch: TwoScans) -> Encoded:
+        with torch.no_grad():
+            moved = warp(batch.moving, self.transformer(batch.moving, batch.fixed))
+        contrasted = self.style(batch.moving, moved, batch.owner)  # no looks: A will see those of a later encoder
+        return Encoded(contrasted, self.discriminator(contrasted.query) if self.discriminator else None)
+
+
+@dataclass(kw_only=True)
+class Transferred(Registered):
+    """A scan in another one's style (`moving`), registered to it (`fixed`), and on its way back to its own style."""
+
+    source: Tensor  # s, (N, 1, D, H, W)
+    rebuilt: Tensor  # A(A(s, E(t)), E(s))
+    same: Tensor  # A(s, E(s))
+    encoded: Encoded
+
+
+@dataclass
+class Transfer:
+    """Forward pass of the joint phase.
+
+    The positive keys are the scans in the shape of the others, by the displacements that were just found.
+
+    Args:
+        registration: all three networks.
+        discriminator: D_style; None: nobody judges.
+        registers: the gradient of the registration reaches all networks; off: F registers scans in their own style,
+            for the keys alone, and gets no gradient.
+    """
+
+    registration: StyledRegistration
+    discriminator: LatentDiscriminator | None
+    registers: bool = True
+
+    def __call__(self, batch: TwoScans) -> Transferred:
+        R, source, target = self.registration, batch.moving, batch.fixed
+        of_source = R.code(source)
+        styled = R.restyled(source, target)
+        with torch.set_grad_enabled(self.registers and torch.is_grad_enabled()):
+            displacement = R.flow(styled if self.registers else source, target)
+        contrasted = R.style(source, warp(source, displacement.detach()), batch.owner, batch.plain)
+        rebuilt, same = R.appearance(torch.cat([styled, source]), of_source.repeat(2, 1)).chunk(2)
+        judged = self.discriminator(contrasted.query) if self.discriminator else None
+        return Transferred(
+            styled, target, displacement, 1, source=source, rebuilt=rebuilt, same=same,
+            encoded=Encoded(contrasted, judged),
+        )  # fmt: skip
+
+
+@dataclass
+class RegisterStyled:
+    """Forward pass of F alone: scans in the style of others, which get no gradient, registered to them."""
+
+    registration: StyledRegistration
+
+    def __call__(self, batch: TwoScans) -> Registered:
+        with torch.no_grad():
+            styled = self.registration.restyled(batch.moving, batch.fixed)
+        return Registered(styled, batch.fixed, self.registration.flow(styled, batch.fixed), 1)
+
+
+@dataclass
+class Contrast:
+    """L_vol.cl (Eq. 1)."""
+
+    temperature: float
+
+    def __call__(self, state: Encoded | Transferred) -> Tensor:
+        found = _encoded(state).contrasted
+        return losses.info_nce_loss(found.query, found.key, found.negatives, found.own, temperature=self.temperature)
+
+
+def adversarial(state: Encoded | Transferred) -> Tensor:
+    """The encoder's share of L_adv: 0 where the discriminator takes its codes for the prior's."""
+    judged = _encoded(state).judged
+    assert judged is not None
+    return losses.least_squares_gan_loss(judged, 1.0)
+
+
+def _encoded(state: Encoded | Transferred) -> Encoded:
+    return state.encoded if isinstance(state, Transferred) else state
+
+
+def style_cycle(state: Transferred) -> Tensor:
+    """L_cycle: the scan that went to another style and back is the scan (Eq. 3)."""
+    return losses.structural_loss(state.source, state.rebuilt)
+
+
+def style_identity(state: Transferred) -> Tensor:
+    """L_id: in its own style the scan is itself (Eq. 5)."""
+    return losses.structural_loss(state.source, state.same)
+
+
+def reconstruction(pair: Registered) -> Tensor:
+    """L_recon: the warped moving image is the fixed one (Eq. 8)."""
+    return losses.structural_loss(pair.fixed, warp(pair.moving, pair.displacement))
+
+
+def gradient(pair: Registered) -> Tensor:
+    """L_reg: mean absolute difference of neighbouring displacements (Eq. 9)."""
+    return losses.absolute_gradient_loss(pair.displacement)
