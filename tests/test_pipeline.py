@@ -18,8 +18,7 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import verify
 from stages.artifacts.weights import Registration
 from stages.data.phantoms import STRUCTURES
-from stages.methods import METHODS
-from stages.train_reg import make_recipe
+from stages.methods import METHODS, recipe_of
 
 KINDS = {
     "unet": ["segmentation", "scores"],
@@ -263,13 +262,13 @@ def test_style_of_data_aug_is_what_its_networks_add_to_the_atlas(shared):
     newest = shared.versions("data-aug/generated")[-1]
     registration = Registration.open(shared.workspace / "data-aug" / "registration" / "v0001")
     cohort = Cohort.open(shared.workspace / "cohort" / "v0001")
-    recipe = make_recipe(METHODS["data-aug"], cohort, shared.config)
-    registration.load(recipe.registration_networks)
+    recipe = recipe_of(METHODS["data-aug"], cohort, shared.config)
+    registration.load(recipe.networks)
     atlas, scan = (
         torch.from_numpy(cohort.image(case).astype(np.float32))[None, None] for case in ("atlas_1", "free_2")
     )
     with torch.no_grad():
-        expected = recipe.generate.style_map.float()(atlas, scan)[0].numpy()
+        expected = recipe.step("generated", 0).writers[0].style_map.float()(atlas, scan)[0].numpy()
     with h5py.File(shared.workspace / "data-aug" / "generated" / newest / "generated.h5") as file:
         paths = file["paths"]
         row = list(paths["scan"].asstr()[()]).index("free_2")

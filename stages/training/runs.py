@@ -131,10 +131,9 @@ def draw_pages(step: Train, cohort: Cohort, run: Run) -> None:
         return
     for network in run.networks.values():
         network.eval()
-    data = cohort.scans(run.device.torch)
     for name, page in step.pages.items():
         with torch.inference_mode(), run.device.autocast():
-            shown = page(data)
+            shown = page(run.data)
         path = run.draft.folder / f"{name}.png"
         if isinstance(shown, Points):
             points_plot(shown, path)
