@@ -47,7 +47,7 @@ def newest_scores(config: Config, row: str, seed: int, made: dict[str, Manifest]
     said = _settings_in(config, method, wanted)
     truths = {f"truth/{case}" for case in config.part(config.eval.part)}
     found, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
-    for scores in opened_versions(Scores, config.workspace / method.name / "scores"):
+    for scores in reversed(opened_versions(Scores, config.workspace / method.name / "scores")):
         identity = scores.manifest.identity
         if identity.config["part"] == config.eval.part and identity.seed == seed:
             had = _settings_of(scores.manifest, made)

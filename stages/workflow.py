@@ -231,7 +231,7 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
         raise LrlsError(f"{folder.name} holds no finished cohort; make it with `lrls preprocess --part {part}`.")
     latest(folder, kind=Cohort.KIND)
     wanted = cohort_settings(config, part)
-    for cohort in opened_versions(Cohort, folder):
+    for cohort in reversed(opened_versions(Cohort, folder)):
         if cohort.manifest.identity.config == wanted and cohort.manifest.identity.seed == config.seed:
             return cohort
     raise LrlsError(

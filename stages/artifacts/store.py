@@ -13,7 +13,7 @@ digest* says what came out, without times, hosts and logs, and is what later sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,11 +93,9 @@ def versions(target: Path) -> list[Path]:
     return sorted(found, key=version_number)
 
 
-def opened_versions(kind: type[A], target: Path) -> Iterator[A]:
-    """Finished versions, opened when it is their turn, newest first; those of an older format are left out."""
-    for folder in reversed(versions(target)):
-        if not peek_manifest(folder, kind=kind).identity.outdated:
-            yield kind.open(folder)
+def opened_versions(kind: type[A], target: Path) -> list[A]:
+    """Finished versions, opened, oldest first; those of an older format are left out."""
+    return [kind.open(folder) for folder in versions(target) if not peek_manifest(folder, kind=kind).identity.outdated]
 
 
 def latest(

@@ -216,7 +216,7 @@ def _earlier_plans(target: Path, seconds: float, now: tuple[int, TrainStage], co
         key = (about.round, about.config["stage"])
         alike = about.inputs["cohort"] == cohort.manifest.digest and about.seed == seed
         if key < now and alike and about.config["budget_s"] == seconds:
-            found.setdefault(key, plan)
+            found[key] = plan
     return list(found.values())
 
 
