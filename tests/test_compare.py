@@ -306,6 +306,15 @@ def test_a_method_without_scores_names_the_command(scored):
     assert done.err == ("lrls: syn has no scores on test with seed 0; run `lrls run --method syn` first.\n")
 
 
+def test_scores_of_an_older_format_are_passed_over(scored):
+    write_scores(scored, "unet", 0.3)
+    file = scored.workspace / "unet" / "scores" / "v0002" / "artifact.json"
+    values = json.loads(file.read_text())
+    values["identity"]["format_version"] -= 1
+    file.write_text(json.dumps(values))
+    assert newest_scores(scored.config, "unet", 0, {}).folder.name == "v0001"
+
+
 def test_one_scan_has_no_interval_and_no_test(scored):
     for method, gain in (("unet", 0.0), ("brbs", 0.1)):
         write_scores(scored, method, gain, cases=CASES[:1])

@@ -401,6 +401,21 @@ def test_artifacts_of_an_older_cohort_are_passed_over(copied):
     )
 
 
+def test_artifacts_of_an_older_format_are_listed_and_made_again(copied):
+    for kind in ("registration", "generated", "segmentation"):
+        file = copied.workspace / "brbs" / kind / "v0001" / "artifact.json"
+        values = json.loads(file.read_text())
+        values["identity"]["format_version"] -= 1
+        file.write_text(json.dumps(values))
+    assert copied.made("history").out.count("(older format: not read)") == 3
+    assert fault(copied.lrls("generate", "--method", "brbs")).endswith(
+        "brbs/registration holds only versions of an older format: registration format 2, this lrls reads 3; "
+        "make it again with `lrls train-reg`."
+    )
+    copied.made("train-reg", "--method", "brbs")
+    assert copied.manifest("brbs/registration", "v0002").identity.format_version == 3
+
+
 def test_weights_of_another_network_with_the_same_shapes_are_not_taken(copied):
     line = fault(copied.lrls("eval", "--method", "brbs", "--set", "methods.brbs.diffeomorphic=true"))
     assert line.endswith(

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,29 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 
+from stages.artifacts.calibration import Calibrated
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.digests import file_digest
 from stages.artifacts.files import atomic_write_bytes
-from stages.artifacts.manifest import MANIFEST, Identity, read_manifest
-from stages.artifacts.store import find_finished, history, latest, new_artifact, verify, versions
+from stages.artifacts.generated import Generated
+from stages.artifacts.kinds import KINDS
+from stages.artifacts.manifest import MANIFEST, Artifact, Identity, peek_manifest, read_manifest
+from stages.artifacts.plan import Plan
+from stages.artifacts.store import (
+    Draft,
+    find_finished,
+    history,
+    latest,
+    make,
+    new_artifact,
+    opened_versions,
+    verify,
+    versions,
+    with_digest,
+)
 from stages.artifacts.weights import Registration
-from stages.artifacts.weights_file import load_state, load_weights, save_state, save_weights
+from stages.artifacts.weights_file import load_state, save_state
 from stages.errors import LrlsError
 
 IDENTITY = Identity("registration", Registration.FORMAT, "train-reg", {"steps": 5}, seed=0, inputs={"cohort": "c0ffee"})
@@ -35,16 +49,6 @@ def written(target: Path, identity: Identity = IDENTITY, **files: str) -> Path:
 
 def drafts(target: Path) -> list[Path]:
     return list(target.glob(".draft-*"))
-
-
-def weights_and_networks(folder: Path) -> tuple[Path, dict[str, Any]]:
-    torch.manual_seed(0)
-    networks: dict[str, Any] = {
-        "R": torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2)),
-        "S": torch.nn.Linear(3, 2),
-    }
-    save_weights(networks, folder / "weights.safetensors", {"method": "brbs", "step": 5})
-    return folder / "weights.safetensors", networks
 
 
 # Whole or absent
@@ -322,6 +326,69 @@ def test_newer_format_is_refused_even_if_it_has_unknown_fields(tmp_path):
         read_manifest(folder)
 
 
+def aged(folder: Path, **unknown: int) -> Path:
+    """The artifact as if the format before its own had been written."""
+    values = json.loads((folder / MANIFEST).read_text())
+    values["identity"]["format_version"] -= 1
+    (folder / MANIFEST).write_text(json.dumps(values | unknown))
+    return folder
+
+
+@pytest.mark.parametrize("unknown", [{}, {"unknown": 1}])
+def test_older_format_is_refused_with_the_command_that_makes_it_again(tmp_path, monkeypatch, unknown):
+    monkeypatch.chdir(tmp_path)
+    folder = aged(written(tmp_path / "runs" / "registration"), **unknown)
+    for read in (read_manifest, verify, Registration.open):
+        with pytest.raises(LrlsError) as caught:
+            read(folder)
+        assert str(caught.value) == (
+            "runs/registration/v0001: registration format 2 is older than this lrls reads (3); "
+            "make it again with `lrls train-reg`."
+        )
+
+
+def test_older_formats_are_listed_but_not_found(tmp_path):
+    old = aged(written(tmp_path, curve="0"))
+    assert find_finished(tmp_path, IDENTITY) is None
+    assert find_finished(tmp_path, read_manifest(written(tmp_path)).identity) == tmp_path / "v0002"
+    assert versions(tmp_path) == [old, tmp_path / "v0002"]
+    assert [artifact.folder.name for artifact in opened_versions(Registration, tmp_path)] == ["v0002"]
+    assert latest(tmp_path, kind="registration") == tmp_path / "v0002"
+    assert [manifest.identity.outdated for _, manifest in history(tmp_path)] == [True, False]
+    digest = peek_manifest(old).digest
+    assert [with_digest(tmp_path, each) for each in (digest, read_manifest(tmp_path / "v0002").digest)] == [
+        None, tmp_path / "v0002",
+    ]  # fmt: skip
+
+
+def test_a_newer_version_of_an_older_format_does_not_hide_the_newest_readable_one(tmp_path):
+    good = written(tmp_path)
+    aged(written(tmp_path, curve="1"))
+    assert latest(tmp_path, kind="registration") == good
+    assert find_finished(tmp_path, IDENTITY) == good
+
+
+def test_latest_of_older_formats_only_says_so_and_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        aged(written(tmp_path / "runs" / "registration", replace(IDENTITY, seed=seed)))
+    for round, option in ((0, ""), (2, " --round 2")):
+        with pytest.raises(LrlsError) as caught:
+            latest(tmp_path / "runs" / "registration", kind="registration", round=round)
+        assert str(caught.value) == (
+            "runs/registration holds only versions of an older format: registration format 2, this lrls reads 3; "
+            f"make it again with `lrls train-reg{option}`."
+        )
+
+
+def test_every_kind_is_listed_once_and_names_its_format_and_command():
+    assert set(KINDS.values()) == {*Artifact.__subclasses__(), *Registration.__subclasses__()}
+    for name, kind in KINDS.items():
+        assert name == kind.KIND
+        assert kind.FORMAT >= 1
+        assert kind.MADE_WITH.startswith("lrls ")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"identity": 3}', b"\xff\xfe", b'{"identity": {}}'])
 def test_unreadable_manifest_is_named(tmp_path, content):
     folder = written(tmp_path)
@@ -337,6 +404,108 @@ def test_manifest_without_its_files_is_unreadable(tmp_path):
     (folder / MANIFEST).write_text(json.dumps(values))
     with pytest.raises(LrlsError, match="not readable"):
         read_manifest(folder)
+
+
+# The preamble of a stage
+
+
+def write_curve(draft: Draft) -> None:
+    (draft.folder / "curve.csv").write_text("0.5")
+
+
+def never(*_: object) -> None:
+    raise AssertionError("called")
+
+
+def stage(target: Path, write: Callable[[Draft], None] = write_curve, **changes: Any) -> Registration:
+    """What a stage "train-reg" makes."""
+    told: dict[str, Any] = {"made_by": "train-reg", "settings": {"steps": 5}, "seed": 0, "inputs": {"scan/a": "c0ffee"}}
+    return make(Registration, target, write, **told | changes)
+
+
+@pytest.fixture
+def inputs(tmp_path) -> dict[str, Artifact]:
+    """Two opened artifacts by role."""
+    targets = {"registration": tmp_path / "before", "teacher": tmp_path / "teacher"}
+    return {role: Registration.open(written(target)) for role, target in targets.items()}
+
+
+def test_make_writes_an_artifact_that_says_what_it_was_made_from(tmp_path, inputs):
+    def write(draft: Draft) -> None:
+        draft.device = "cuda"
+        write_curve(draft)
+
+    made = stage(tmp_path / "t", write, round=2, inputs=inputs | {"scan/a": "c0ffee", "generated": None})
+
+    assert isinstance(made, Registration)
+    assert made.folder == tmp_path / "t" / "v0001"
+    digests = {role: artifact.manifest.digest for role, artifact in inputs.items()}
+    assert made.manifest.identity == Identity(
+        "registration", Registration.FORMAT, "train-reg", {"steps": 5}, seed=0, round=2,
+        inputs=digests | {"scan/a": "c0ffee"},
+    )  # fmt: skip
+    assert made.manifest.device == "cuda"
+    assert read_manifest(stage(tmp_path / "t", seed=1).folder).device == "cpu"
+
+
+def test_make_opens_what_is_up_to_date_without_writing_or_checking_anything(tmp_path, inputs, monkeypatch):
+    first = stage(tmp_path / "t", inputs=inputs)
+    monkeypatch.setattr("stages.artifacts.store.verify", never)
+    assert stage(tmp_path / "t", never, inputs=inputs, ready=never) == first
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"round": 1}, {"settings": {}}, {"made_by": "x"}, {"inputs": {}}])
+def test_make_makes_a_new_version_of_anything_else(tmp_path, change):
+    first = stage(tmp_path)
+    assert stage(tmp_path, **change).folder.name == "v0002"
+    assert stage(tmp_path, never) == first
+
+
+def test_make_by_force_makes_a_new_version_and_asks_whether_it_can(tmp_path):
+    asked: list[str] = []
+    made = [stage(tmp_path, force=True, ready=lambda: asked.append("ready")) for _ in range(2)]
+    assert [each.folder.name for each in made] == ["v0001", "v0002"]
+    assert asked == ["ready", "ready"]
+    assert made[0].manifest.digest == made[1].manifest.digest
+
+
+def test_make_that_is_not_ready_leaves_no_draft(tmp_path):
+    def refuse() -> None:
+        raise LrlsError("no room")
+
+    with pytest.raises(LrlsError, match="no room"):
+        stage(tmp_path / "t", never, ready=refuse)
+    assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("role", ["registration", "teacher"])
+@pytest.mark.parametrize("tamper", [lambda file: file.write_text("0.6"), lambda file: file.unlink()])
+def test_make_refuses_an_input_that_changed_before_anything_is_written(tmp_path, inputs, role, tamper):
+    tamper(inputs[role].folder / "curve.csv")
+    with pytest.raises(LrlsError, match=rf"{inputs[role].folder.parent.name}/v0001: curve\.csv (changed|is missing)"):
+        stage(tmp_path / "t", never, inputs=inputs)
+    assert not (tmp_path / "t").exists()
+
+
+def test_make_goes_on_with_the_draft_of_a_write_that_failed(tmp_path):
+    def fail(draft: Draft) -> None:
+        save_state({"step": 3}, draft.resume / "state.pt")
+        raise KeyboardInterrupt
+
+    def go_on(draft: Draft) -> None:
+        assert load_state(draft.resume / "state.pt") == {"step": 3}
+        write_curve(draft)
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path, fail)
+    assert versions(tmp_path) == []
+    assert len(drafts(tmp_path)) == 1
+    assert list(stage(tmp_path, go_on).manifest.files) == ["curve.csv"]
+
+
+def test_make_does_not_take_an_older_format_for_up_to_date(tmp_path):
+    aged(stage(tmp_path).folder)
+    assert stage(tmp_path).folder.name == "v0002"
 
 
 # Verification
@@ -379,168 +548,25 @@ def test_verify_finds_a_damaged_hdf5_file(tmp_path):
         verify(draft.result)
 
 
-# HDF5
-
-
-def write_h5(path: Path, *, reverse: bool = False, **changes) -> str:
-    values = {
-        "paths/u": np.arange(24, dtype=np.float16).reshape(4, 3, 2),
-        "paths/names": ["ct_01", "ct_02"],
-        "table": np.array([(1, 0.5)], dtype=np.dtype([("seed", "u1"), ("alpha", "f8")], align=True)),
-        "scalar": 3.0,
-        "empty": np.zeros((0, 3)),
-    } | changes
-    attribute = values.pop("attribute", "voxels")
-    with h5py.File(path, "w", libver="latest" if reverse else None, track_order=reverse) as file:
-        for name in sorted(values, reverse=reverse):
-            chunked = {"chunks": (1, 3, 1), "compression": "gzip"} if reverse and name == "paths/u" else {}
-            file.create_dataset(name, data=values[name], **chunked)
-        file["paths"].attrs["unit"] = attribute
-    return file_digest(path)
-
-
-def test_h5_digest_does_not_depend_on_order_chunks_or_compression(tmp_path, monkeypatch):
-    plain = write_h5(tmp_path / "a.h5")
-    assert write_h5(tmp_path / "b.h5", reverse=True) == plain
-    assert (tmp_path / "a.h5").read_bytes() != (tmp_path / "b.h5").read_bytes()
-    monkeypatch.setattr("stages.artifacts.digests._SLAB_BYTES", 1)  # row by row
-    assert file_digest(tmp_path / "a.h5") == file_digest(tmp_path / "b.h5") == plain
-
-
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "name", "read"),
     [
-        {"paths/u": np.arange(1, 25, dtype=np.float16).reshape(4, 3, 2)},
-        {"paths/u": np.arange(24, dtype=np.float16).reshape(4, 2, 3)},
-        {"paths/u": np.arange(24, dtype=np.float32).reshape(4, 3, 2)},
-        {"paths/names": ["ct_01", "ct_03"]},
-        {"paths/names": ["ct_01c", "t_02"]},
-        {"table": np.array([(1, 0.25)], dtype=np.dtype([("seed", "u1"), ("alpha", "f8")], align=True))},
-        {"scalar": 4.0},
-        {"scalar": np.float64(3.0).view(np.int64)},  # the same bytes
-        {"empty": np.zeros((0, 4))},
-        {"attribute": "mm"},
-        {"more": 1},
+        (Generated, "generated.h5", lambda artifact: artifact.open_file()),
+        (Plan, "plan.json", lambda artifact: artifact.steps),
+        (Calibrated, "calibration.json", lambda artifact: artifact.read()),
     ],
 )
-def test_h5_digest_changes_with_the_content(tmp_path, change):
-    assert write_h5(tmp_path / "a.h5", **change) != write_h5(tmp_path / "b.h5")
+def test_a_file_that_cannot_be_read_is_named_with_the_command(tmp_path, kind, name, read):
+    artifact = make(kind, tmp_path, write_curve, made_by="x", settings={}, seed=0, inputs={})
+    (artifact.folder / name).write_text("{")
+    with pytest.raises(LrlsError) as caught:
+        read(artifact)
+    assert str(caught.value).endswith(
+        f"v0001: {name} is damaged or truncated; make it again with `{kind.MADE_WITH} --force`."
+    )
 
 
-def test_h5_digest_leaves_out_the_padding_of_tables(tmp_path):
-    padded = np.dtype([("seed", "u1"), ("alpha", "f8")], align=True)
-    digests = set()
-    for padding in (b"\0", b"\1"):
-        row = np.frombuffer(b"\7" + 7 * padding + np.float64(0.5).tobytes(), dtype=padded)
-        digests.add(write_h5(tmp_path / "a.h5", table=row))
-    assert len(digests) == 1
-
-
-# Weights and training state
-
-
-def test_weights_come_back_with_buffers_and_metadata(tmp_path):
-    path, networks = weights_and_networks(tmp_path)
-    _, others = weights_and_networks(tmp_path)
-    for tensor in (tensor for network in others.values() for tensor in network.state_dict().values()):
-        tensor.fill_(9)
-
-    assert load_weights(others, path) == {"method": "brbs", "step": 5}
-
-    for name, network in networks.items():
-        for key, tensor in network.state_dict().items():
-            assert torch.equal(others[name].state_dict()[key], tensor), key
-
-
-def test_one_network_can_be_loaded_alone(tmp_path):
-    path, networks = weights_and_networks(tmp_path)
-    alone = torch.nn.Linear(3, 2)
-    load_weights({"S": alone}, path)
-    assert torch.equal(alone.weight, networks["S"].weight)
-
-
-def test_a_part_of_a_network_can_be_loaded_alone_and_must_fit(tmp_path):
-    path, networks = weights_and_networks(tmp_path)
-    part = torch.nn.Conv3d(1, 2, 3)
-    load_weights({"R/0": part}, path)
-    assert torch.equal(part.weight, networks["R"][0].weight)
-    with pytest.raises(LrlsError, match=r"tensor R/0\.bias: found \(2,\), the network expects \(3,\); use"):
-        load_weights({"R/0": torch.nn.Conv3d(1, 3, 3)}, path)
-
-
-def test_weights_are_stored_in_float32_and_same_weights_give_the_same_bytes(tmp_path):
-    from safetensors.torch import load_file
-
-    path, networks = weights_and_networks(tmp_path)
-    first = path.read_bytes()
-    save_weights(dict(reversed(networks.items())), path, {"step": 5, "method": "brbs"})
-    assert path.read_bytes() == first
-    save_weights({"S": networks["S"].double()}, path, {})
-    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_truncated_weights_are_refused(tmp_path, keep):
-    path, networks = weights_and_networks(tmp_path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(LrlsError, match=r"weights\.safetensors is truncated or damaged; make it again"):
-        load_weights(networks, path)
-
-
-def test_changed_byte_in_the_weights_is_refused_and_the_networks_stay(tmp_path):
-    path, networks = weights_and_networks(tmp_path)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
-    before = networks["S"].weight.detach().clone()
-    with pytest.raises(LrlsError, match=r"weights\.safetensors changed"):
-        load_weights(networks, path)
-    assert torch.equal(networks["S"].weight, before)
-
-
-def test_every_changed_byte_of_the_header_is_refused(tmp_path):
-    save_weights({"S": torch.nn.Linear(1, 1)}, tmp_path / "w.safetensors", {"step": 5})
-    whole = (tmp_path / "w.safetensors").read_bytes()
-    length = 8 + int.from_bytes(whole[:8], "little")
-    for position in range(len(whole[:length].rstrip())):
-        data = bytearray(whole)
-        data[position] ^= 2
-        (tmp_path / "w.safetensors").write_bytes(bytes(data))
-        with pytest.raises(LrlsError):
-            load_weights({"S": torch.nn.Linear(1, 1)}, tmp_path / "w.safetensors")
-
-
-def test_mismatched_weights_name_the_tensor_and_both_shapes(tmp_path):
-    path, networks = weights_and_networks(tmp_path)
-    with pytest.raises(LrlsError, match=r"tensor S/weight: found \(2, 3\), the network expects \(2, 4\)"):
-        load_weights({**networks, "S": torch.nn.Linear(4, 2)}, path)
-    with pytest.raises(LrlsError, match=r"tensor S/bias: found \(2,\), the network expects nothing"):
-        load_weights({"S": torch.nn.Linear(3, 2, bias=False)}, path)
-    with pytest.raises(LrlsError, match=r"tensor T/bias: found nothing, the network expects \(2,\)"):
-        load_weights({"T": torch.nn.Linear(3, 2)}, path)
-    with pytest.raises(LrlsError, match="is missing"):
-        load_weights(networks, tmp_path / "absent.safetensors")
-
-
-def test_training_state_comes_back(tmp_path):
-    state: dict[str, Any] = {"step": 3, "rng": torch.get_rng_state(), "queue": [torch.ones(2)], "name": "adam"}
-    save_state(state, tmp_path / "state.pt")
-    loaded = load_state(tmp_path / "state.pt")
-    assert loaded["step"] == 3
-    assert torch.equal(loaded["rng"], state["rng"])
-
-
-def test_training_state_with_objects_is_refused(tmp_path):
-    torch.save({"path": Path("a")}, tmp_path / "state.pt")
-    with pytest.raises(LrlsError, match="missing or damaged"):
-        load_state(tmp_path / "state.pt")
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\3\4 cut", b"text"])
-def test_damaged_training_state_is_refused(tmp_path, content):
-    (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(LrlsError, match=r"state\.pt: training state is missing or damaged; delete"):
-        load_state(tmp_path / "state.pt")
+# Files
 
 
 def test_failed_atomic_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ def latest(
         settings: only versions whose configuration has these values count: weights do not say of which network.
 
     Raises:
-        LrlsError: there is none, there are only such of an older format, or it is not of that kind.
+        LrlsError: there is none, all are of an older format, or it is not of that kind.
     """
     expected = KINDS[kind]
     finished = versions(target)
