@@ -22,11 +22,11 @@ from stages.artifacts.store import (
     versions,
 )
 from stages.config import Config
+from stages.data.subsets import cohort_settings
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method
 from stages.parts.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
-from stages.preprocess import cohort_settings
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
 STEPS = ("train_reg.steps", "train_seg.steps")

@@ -13,9 +13,8 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
-from stages.answering.answers import Answering, GridScan, atlases_of
-from stages.answering.flat_borders import FlatBorder, find_flat_borders
-from stages.artifacts.cohort import Cohort
+from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan, atlases_of
+from stages.artifacts.cohort import Cohort, FlatBorder
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import (
@@ -30,6 +29,10 @@ from stages.artifacts.store import (
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
 from stages.data import intake
+from stages.data.checks import examine_all, has_label
+from stages.data.facts import Known, ScanFacts, decode_label, faults_of
+from stages.data.faults import refuse
+from stages.data.labels import class_indices, label_values
 from stages.data.own_space import as_label_image, classes_in_own_space
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
@@ -82,7 +85,7 @@ def evaluate(
         raise LrlsError(f"data.{part} lists no case; list labelled scans there, or set eval.part.")
     there = {"segmentation": segmentation is not None, "registration": registers(recipe, cohort)}
     outputs = [name for name, is_there in there.items() if is_there]
-    borders = flat_borders(cohort, config) if recipe.flat_borders else []
+    borders = cohort.flat_borders if recipe.flat_borders else ()
     for border in borders:
         names = " and ".join(cohort.structures[c - 1] for c in border.classes)
         print(f"{names} meet in one plane of voxels in the atlases, so they do in the answers.", flush=True)
@@ -90,11 +93,11 @@ def evaluate(
         outputs.append("network")  # what S says alone
     if not outputs:
         raise LrlsError(f"{method.name} has nothing to score yet; run `lrls train-seg` first.")
-    scans = {case: intake.read_scan(config, case, label=True) for case in cases}
-    truths = {case: intake.scan_digest(scan) for case, scan in scans.items()}
+    truths = _facts(config, dict.fromkeys(cases, True))
     inputs = {"cohort": cohort, "held-out": held_out, "registration": registration, "segmentation": segmentation}
     asked = bool(pseudo_labels) and recipe.scores_pseudo_labels
-    checked = _unlabeled_with_labels(cohort, config) if asked else {}
+    with_labels = [case for case in cohort.parts["unlabeled"] if has_label(config, case)] if asked else []
+    checked = _facts(config, dict.fromkeys(with_labels, True))
     if asked and not checked:
         print("no unlabelled scan has a label map in data.labels: pseudo-labels are not scored", flush=True)
     identity = Identity(
@@ -105,14 +108,14 @@ def evaluate(
         seed=config.seed,
         round=round,
         inputs={role: each.manifest.digest for role, each in inputs.items() if each}
-        | {f"truth/{case}": digest for case, digest in truths.items()}
+        | {f"truth/{case}": facts.digest for case, facts in truths.items()}
         | {f"pseudo-labels/{each.manifest.identity.round}": each.manifest.digest for each in pseudo_labels}
-        | {f"scan/{case}": intake.scan_digest(scan) for case, scan in checked.items()},
+        | {f"scan/{case}": facts.digest for case, facts in checked.items()},
     )
     target = config.workspace / method.name / "scores"
     if not force and (done := find_finished(target, identity)):
         return Scores.open(done)
-    if not any(_classes(config, scan).any() for scan in scans.values()):
+    if not any(any(facts.label.classes) for facts in truths.values() if facts.label):
         raise LrlsError(f"no label map of data.{part} holds any of the structures; correct their values in structures.")
     for artifact in inputs.values():
         if artifact:
@@ -128,11 +131,11 @@ def evaluate(
         missing = [case for case in cases if case not in done_cases]
         with Progress(f"score {part}", len(cases), start=len(done_cases)) as progress:
             for case, found in _predict(missing, outputs, recipe, borders, cohort, held_out, config, device):
-                rows = []
+                rows, truth = [], decode_label(config, case, truths[case])
                 for output in outputs:
                     classes = found["classes"][output]
                     _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
-                    rows += _score(output, case, scans[case], classes, config)
+                    rows += _score(output, case, truth, classes, _spacing_mm(truths[case]), config)
                 if found["field"] is not None:  # for the pictures of the best, median and worst scan
                     np.save(draft.resume / f"{case}.npy", found["field"].astype(np.float16))
                 result = {"scores": rows, "registration": found["registration"]}
@@ -151,56 +154,61 @@ def evaluate(
         if pseudo_labels:
             summary["rounds"] = _rounds(draft, pseudo_labels, checked, cohort, config)
             atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
-        _pictures(draft, table, outputs, recipe, cohort, held_out, config, scans)
+        _pictures(draft, table, outputs, recipe, cohort, held_out, config)
     return Scores.open(draft.result)
 
 
-def flat_borders(cohort: Cohort, config: Config) -> list[FlatBorder]:
-    """Borders that all labelled scans of the cohort draw as one plane of voxels."""
-    scans = (
-        intake.read_scan(config, case, label=True)
-        for part in ("atlases", "supervised")
-        for case in cohort.parts.get(part, [])
-    )
-    return find_flat_borders((_classes(config, scan), scan.image.GetDirection()) for scan in scans)
+def _facts(config: Config, labelled: dict[str, bool]) -> dict[str, ScanFacts]:
+    """What is known of scans with label maps; what is not yet is decoded, a scan at a time.
+
+    Raises:
+        LrlsError: the first fault, with the number of further ones.
+    """
+    facts = dict(examine_all(config, Known(config).look(labelled)))
+    refuse([fault for case in labelled for fault in faults_of(config, facts[case])])
+    return facts
 
 
-def _unlabeled_with_labels(cohort: Cohort, config: Config) -> dict[str, intake.Scan]:
-    """The scans learned from without labels, of those that do have a label map; to score pseudo-labels with."""
-    folders, found = intake.sub_folders(config, config.data.labels), {}
-    for case in cohort.parts["unlabeled"]:
-        try:
-            intake.find_file(folders, case, "label map")
-        except intake.IntakeError:
-            continue
-        found[case] = intake.read_scan(config, case, label=True)
-    return found
+def _spacing_mm(facts: ScanFacts) -> tuple[float, ...]:
+    """Of the scan's own voxels, (D, H, W)."""
+    assert facts.image.geometry is not None
+    return facts.image.geometry.spacing[::-1]
 
 
 def _rounds(
-    draft: Draft, pseudo_labels: Sequence[Generated], scans: dict[str, intake.Scan], cohort: Cohort, config: Config
+    draft: Draft, pseudo_labels: Sequence[Generated], scans: dict[str, ScanFacts], cohort: Cohort, config: Config
 ) -> list[dict[str, float]]:
     """How pseudo-labels changed by round, as table and picture: what was accepted, and the DSC where asked for."""
     from stages.pictures import rounds_page
 
     rows: list[dict[str, float]] = []
     of_atlas = float(np.mean([(cohort.label(atlas) > 0).sum() for atlas in cohort.parts["atlases"]]))
-    for before, generated in zip((None, *pseudo_labels), pseudo_labels, strict=False):
+    dice = _pseudo_dice(pseudo_labels, scans, cohort, config)
+    for place, generated in enumerate(pseudo_labels):
         row = {"round": generated.manifest.identity.round} | generated.screening()
         row["volume_of_atlas"] = row.pop("structure_voxels") / of_atlas
-        if before:
-            row["changed_voxels"] = generated.changed(before)
-        dice = []
-        for case, scan in scans.items():
-            label = torch.from_numpy(generated.pseudo_label(case).astype(np.int16))
-            whole = one_hot(label[None], cohort.num_classes)[0]
-            classes = classes_in_own_space(whole, cohort.transform(case), cohort.grid)
-            found = [each["dsc"] for each in _score("pseudo-labels", case, scan, classes, config)]
-            dice += [float(np.mean(found))] if found else []  # nothing to find in that scan, and nothing found
-        rows.append(row | ({"dsc": float(np.mean(dice))} if dice else {}))
+        if place:
+            row["changed_voxels"] = generated.changed(pseudo_labels[place - 1])
+        rows.append(row | ({"dsc": float(np.mean(dice[place]))} if dice[place] else {}))
     pd.DataFrame(rows).to_csv(draft.folder / "rounds.csv", index=False, float_format="%.6f")
     rounds_page(rows, draft.folder / "rounds.png")
     return rows
+
+
+def _pseudo_dice(
+    pseudo_labels: Sequence[Generated], scans: dict[str, ScanFacts], cohort: Cohort, config: Config
+) -> list[list[float]]:
+    """DSC of every round's pseudo-labels by scan; scans in which nothing is to be found, nor was, are left out."""
+    dice: list[list[float]] = [[] for _ in pseudo_labels]
+    for case, facts in scans.items():
+        truth = decode_label(config, case, facts)
+        for place, generated in enumerate(pseudo_labels):
+            label = torch.from_numpy(generated.pseudo_label(case).astype(np.int16))
+            whole = one_hot(label[None], cohort.num_classes)[0]
+            classes = classes_in_own_space(whole, cohort.transform(case), cohort.grid)
+            rows = _score("pseudo-labels", case, truth, classes, _spacing_mm(facts), config)
+            dice[place] += [float(np.mean([row["dsc"] for row in rows]))] if rows else []
+    return dice
 
 
 def registers(recipe: Recipe, cohort: Cohort) -> bool:
@@ -217,7 +225,7 @@ def _predict(
     cases: list[str],
     outputs: list[str],
     recipe: Recipe,
-    borders: list[FlatBorder],
+    borders: Sequence[FlatBorder],
     cohort: Cohort,
     held_out: Cohort,
     config: Config,
@@ -229,8 +237,7 @@ def _predict(
     )
     if "segmentation" not in outputs:
         answering = replace(answering, recipe=replace(recipe, segmentation=None))
-    scans = [GridScan(case, held_out.image(case), held_out.transform(case)) for case in cases]
-    for scan, answer in zip(scans, answering.answers(scans), strict=True):
+    for scan, answer in _answers(cases, answering, held_out):
         classes = {}
         if "segmentation" in outputs:
             classes["segmentation"] = answering.in_own_space(answer, scan.record)
@@ -249,21 +256,25 @@ def _predict(
         yield scan.case, {"classes": classes, "registration": measures, "field": first}
 
 
+def _answers(cases: Sequence[str], answering: Answering, held_out: Cohort) -> Iterator[tuple[GridScan, Answer]]:
+    """Scans and answers in order, some at a time, so that memory does not grow with their number."""
+    for start in range(0, len(cases), AT_ONCE):
+        some = cases[start : start + AT_ONCE]
+        scans = [GridScan(case, held_out.image(case), held_out.transform(case)) for case in some]
+        yield from zip(scans, answering.answers(scans), strict=True)
+
+
 def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort, config: Config) -> None:
     folder.mkdir(exist_ok=True)
-    image = as_label_image(intake.label_values(classes, config), held_out.transform(case))
+    image = as_label_image(label_values(classes, config), held_out.transform(case))
     sitk.WriteImage(image, str(folder / f"{case}.nii.gz"), useCompression=True)
 
 
-def _classes(config: Config, scan: intake.Scan) -> np.ndarray:
-    assert scan.label is not None
-    return intake.class_indices(sitk.GetArrayViewFromImage(scan.label), config, scan.case)
-
-
-def _score(output: str, case: str, scan: intake.Scan, classes: np.ndarray, config: Config) -> list[dict[str, Any]]:
-    truth = _classes(config, scan)
+def _score(
+    output: str, case: str, truth: np.ndarray, classes: np.ndarray, spacing_mm: Sequence[float], config: Config
+) -> list[dict[str, Any]]:
     names = list(config.structures)
-    found = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=scan.image.GetSpacing()[::-1])
+    found = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=spacing_mm)
     return [
         {"output": output, "case": case, "structure": names[s.class_index - 1], "dsc": s.dice, "hd95_mm": s.hd95_mm,
          "assd_mm": s.assd_mm, "missed": int(s.missed)}
@@ -299,7 +310,7 @@ def summarize_scores(
 
 def _pictures(
     draft: Draft, table: pd.DataFrame, outputs: list[str], recipe: Recipe, cohort: Cohort, held_out: Cohort,
-    config: Config, scans: dict[str, intake.Scan],
+    config: Config,
 ) -> None:  # fmt: skip
     from stages.pictures import best_median_worst, predictions_page, registration_overlay, score_boxes
 
@@ -312,7 +323,7 @@ def _pictures(
     chosen = best_median_worst(dice)
     rows = []
     for rank, case in chosen.items():
-        scan = scans[case]
+        scan = intake.read_scan(config, case, label=True)
         stored = sitk.ReadImage(str(folder / "labels" / f"{case}.nii.gz"))
         oriented = [sitk.DICOMOrient(each, "LPS") for each in (scan.image, scan.label, stored)]
         image, truth, prediction = (sitk.GetArrayFromImage(each) for each in oriented)
@@ -321,8 +332,8 @@ def _pictures(
                 "case": case,
                 "dice": dice[case],
                 "image": image,
-                "truth": intake.class_indices(truth, config, case),
-                "prediction": intake.class_indices(prediction, config, case),
+                "truth": class_indices(truth, config, case),
+                "prediction": class_indices(prediction, config, case),
                 "spacing_mm": oriented[0].GetSpacing()[::-1],
                 "rank": rank,
             }

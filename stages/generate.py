@@ -27,7 +27,7 @@ from stages.artifacts.store import (
 )
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
-from stages.data import intake
+from stages.data.faults import disk_fault
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method
@@ -111,7 +111,7 @@ def generate(
     device = choose_device(config)
     num_bytes = planned_bytes(cohort, recipe, config)
     print(f"generated.h5 will hold {num_bytes / 1e6:.0f} MB.", flush=True)
-    if fault := intake.disk_fault(config.workspace, 2 * num_bytes):
+    if fault := disk_fault(config.workspace, 2 * num_bytes):
         raise LrlsError(str(fault))
     with new_artifact(target, identity, device=str(device)) as draft:
         writer = {

@@ -10,17 +10,19 @@ from typing import Any, Literal, TypeVar
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import MANIFEST, latest, versions, with_digest
+from stages.artifacts.store import FORMAT_VERSIONS, MANIFEST, latest, read_manifest, versions, with_digest
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config
-from stages.data import intake
+from stages.data.checks import scored_faults
+from stages.data.faults import refuse
+from stages.data.subsets import Part, cohort_folder, cohort_settings
 from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
 from stages.generate import check_appearance, generate
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method, Recipe, Task
-from stages.preprocess import Part, cohort_folder, cohort_settings, preprocess
+from stages.preprocess import preprocess
 from stages.train_reg import make_recipe, stage_config, train_registration
 from stages.train_seg import train_segmentation
 from stages.training.budget import Budget, TrainStage, trained_stages, with_steps
@@ -129,7 +131,7 @@ def run(
     if until == "eval" and not config.part(config.eval.part):
         tell(f"nothing to score: data.{config.eval.part} lists no scan")
     elif until == "eval":
-        held_out = told(preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None))
+        held_out = told(preprocess(config, config.eval.part, base=base_of(cohort, config)))
         scores = told(_evaluated(made, held_out, config, method_name, force))
         made = replace(made, scores=scores)
     return made
@@ -211,12 +213,10 @@ def pseudo_labels_behind(segmentation: Segmentation | None) -> list[Generated]:
 
 
 def _check_labels(config: Config) -> None:
-    """A label map that cannot be found is told before hours of training, not after."""
+    """A label map that is not there, or does not lie on its image, is told before hours of training, not after."""
     if not config.data.folder.is_dir():
         return  # `preprocess` says so
-    folders = intake.sub_folders(config, config.data.labels)
-    for case in config.part(config.eval.part):
-        intake.find_file(folders, case, "label map")
+    refuse(scored_faults(config, config.part(config.eval.part)))
 
 
 def opened_cohort(config: Config, part: Part) -> Cohort:
@@ -231,13 +231,22 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
     latest(folder, kind=Cohort.KIND)
     wanted = cohort_settings(config, part)
     for version in reversed(versions(folder)):
-        cohort = Cohort.open(version)
-        if cohort.manifest.identity.config == wanted and cohort.manifest.identity.seed == config.seed:
-            return cohort
+        identity = read_manifest(version).identity
+        if identity.config == wanted and identity.format_version == FORMAT_VERSIONS[Cohort.KIND]:
+            return Cohort.open(version)
     raise LrlsError(
-        f"no version of {folder.name} was made with these preprocess, structures, data and seed settings; "
+        f"no version of {folder.name} was made with these preprocess, structures and data settings; "
         f"make one with `lrls preprocess{'' if part == 'train' else f' --part {part}'}`."
     )
+
+
+def base_of(cohort: Cohort, config: Config) -> Cohort | None:
+    """The cohort on whose grid a cohort lies: itself, or the one that it was brought to; None: that one is gone."""
+    digest = cohort.manifest.identity.inputs.get("cohort")
+    if digest is None:
+        return cohort
+    folder = with_digest(cohort_folder(config, "train"), digest)
+    return Cohort.open(folder) if folder else None
 
 
 def other_registration(place: Path, method: Method) -> Registration:
@@ -275,8 +284,8 @@ def run_stage(
     method = find_method(method_name)
     before, made, appearance = newest(config, method, round, appearance_from, until=stage)
     if stage == "eval":
-        base = made.cohort if method.cohort == "train" else None
-        return _evaluated(made, preprocess(config, config.eval.part, base=base), config, method_name, force)
+        held_out = preprocess(config, config.eval.part, base=base_of(made.cohort, config))
+        return _evaluated(made, held_out, config, method_name, force)
     looks = {} if stage == "train-reg" else {"appearance": appearance}
     read = reads(stage, made, before)
     return MAKE[stage](made.cohort, config, method_name, round=made.round, force=force, **read, **looks)

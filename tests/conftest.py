@@ -168,7 +168,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def serial(function: Callable[..., Any], arguments: list[tuple], **_: object) -> Iterator[Any]:
         yield from (function(*each) for each in arguments)
 
-    monkeypatch.setattr("stages.preprocess.in_processes", serial)
+    monkeypatch.setattr("stages.processes.Processes.each", lambda _, function, arguments: serial(function, arguments))
     monkeypatch.setattr("stages.answering.registering.in_processes", serial)
     monkeypatch.setattr("stages.predict.in_processes", serial)
 

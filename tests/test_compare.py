@@ -13,9 +13,9 @@ from conftest import Project
 from stages.artifacts.store import FORMAT_VERSIONS, Identity, Manifest, new_artifact, read_manifest
 from stages.compare import cost, newest_scores
 from stages.data.phantoms import STRUCTURES
+from stages.data.subsets import cohort_settings
 from stages.errors import LrlsError
 from stages.methods import find_method
-from stages.preprocess import cohort_settings
 
 CASES = [f"test_{i}" for i in range(1, 9)]
 FIRST, SECOND = list(STRUCTURES)[:2]

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stages.answering.flat_borders import FlatBorder, flatten
+from stages.answering.flat_borders import flatten
 from stages.answering.registering import displacements, segment, vote
-from stages.artifacts.cohort import Cohort, Grid
+from stages.artifacts.cohort import Cohort, FlatBorder, Grid
 from stages.config import Config
 from stages.data.own_space import classes_in_own_space
 from stages.device import Device
 from stages.methods.recipe import Recipe
 
+AT_ONCE = 32  # scans that callers hand to `Answering.answers`; bounds memory
+
 
 @dataclass(frozen=True)
 class GridScan:
-    """A scan on the grid: image (D, H, W), float16 in [0, 1], and what `preprocess.prepare` did to it."""
+    """A scan on the grid: image (D, H, W), float16 in [0, 1], and what `stages.data.prepare.prepare` did to it."""
 
     case: str
     image: np.ndarray

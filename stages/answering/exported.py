@@ -30,17 +30,16 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 
 from stages.answering.answers import Atlas
-from stages.answering.flat_borders import FlatBorder
 from stages.answering.model import Model
 from stages.answering.quality import Calibration
-from stages.artifacts.cohort import Grid
+from stages.artifacts.cohort import FlatBorder, Grid
 from stages.artifacts.store import digest_of, fill, packed_weights
 from stages.calibrate import calibrate, calibrated_model
 from stages.config import Config, PreprocessSettings, Section, first_fault
+from stages.data.grid import unpacked
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of
 from stages.methods.recipe import Task
-from stages.preprocess import unpacked
 from stages.workflow import Made
 
 MODEL, WEIGHTS, IMAGES = "model.json", "weights.safetensors", "images.safetensors"

@@ -11,16 +11,15 @@ import SimpleITK as sitk
 import yaml
 
 from stages.answering.answers import Answering, Atlas, atlases_of
-from stages.answering.flat_borders import FlatBorder
 from stages.answering.quality import Calibration
-from stages.artifacts.cohort import Grid
+from stages.artifacts.cohort import FlatBorder, Grid
 from stages.config import Config
+from stages.data.grid import to_grid
 from stages.device import choose_device
 from stages.errors import LrlsError
-from stages.evaluate import flat_borders, registers
+from stages.evaluate import registers
 from stages.methods import find_method
 from stages.methods.recipe import Recipe
-from stages.preprocess import to_grid
 from stages.train_reg import make_recipe
 from stages.workflow import Made
 
@@ -85,7 +84,7 @@ def model_of(made: Made, config: Config, method_name: str, *, network_only: bool
         made.registration.load(recipe.registration_networks)
     if made.segmentation:
         made.segmentation.load(recipe.segmentation_networks)
-    borders = tuple(flat_borders(cohort, config)) if recipe.flat_borders else ()
+    borders = cohort.flat_borders if recipe.flat_borders else ()
     propagates = recipe.segmentation is None or recipe.fuse or bool(borders)
     uses_atlases = propagates and registers(recipe, cohort) and not network_only
     return Model(

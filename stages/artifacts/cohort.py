@@ -10,7 +10,8 @@ transforms/<case>.json        geometry of the scan, map to it, intensity range, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import h5py
 import numpy as np
 
-from stages.artifacts.store import Manifest, read_manifest
+from stages.artifacts.store import FORMAT_VERSIONS, Manifest, read_manifest
+from stages.errors import LrlsError
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -47,6 +49,22 @@ class Grid:
         return image
 
 
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class FlatBorder:
+    """Two structures that meet in a plane of voxels.
+
+    Args:
+        classes: their class indices.
+        normal: of the plane, along a voxel axis of the first atlas; unit vector in its mm space (x, y, z).
+    """
+
+    classes: tuple[int, int]
+    normal: Vector
+
+
 @dataclass(frozen=True)
 class Cohort:
     """Opened cohort; images and labels are read when asked for."""
@@ -57,14 +75,19 @@ class Cohort:
     grid: Grid
     structures: tuple[str, ...]
     parts: dict[str, list[str]]
+    flat_borders: tuple[FlatBorder, ...]  # that all its labelled scans draw
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Raises LrlsError if the folder holds no finished cohort."""
         manifest = read_manifest(folder, kind=cls.KIND)
+        if manifest.identity.format_version < FORMAT_VERSIONS[cls.KIND]:
+            older = f"{folder.parent.name}/{folder.name} was made by an older lrls"
+            raise LrlsError(f"{older}; make it again with `lrls preprocess`.")
         about = json.loads((folder / "cohort.json").read_text())
         grid = Grid(**{key: tuple(value) for key, value in about["grid"].items()})
-        return cls(folder, manifest, grid, tuple(about["structures"]), about["parts"])
+        borders = tuple(FlatBorder(tuple(b["classes"]), tuple(b["normal"])) for b in about["flat_borders"])
+        return cls(folder, manifest, grid, tuple(about["structures"]), about["parts"], borders)
 
     @property
     def cases(self) -> list[str]:
@@ -97,7 +120,7 @@ class Cohort:
         return image
 
     def transform(self, case: str) -> dict[str, Any]:
-        """What `preprocess` did to a scan: see `stages.preprocess.prepare`."""
+        """What `preprocess` did to a scan: see `stages.data.prepare.prepare`."""
         return json.loads((self.folder / "transforms" / f"{case}.json").read_text())
 
     def fallen_back(self) -> list[str]:
@@ -127,3 +150,23 @@ class Cohort:
             num_classes=self.num_classes,
             spacing_mm=self.grid.spacing_mm,
         )
+
+
+@contextmanager
+def write_images(folder: Path, reference: sitk.Image) -> Iterator[Callable[[str, np.ndarray, np.ndarray | None], None]]:
+    """Write `cohort.h5`: call what this yields with case, image (D, H, W) float16, and class indices or None."""
+    import SimpleITK as sitk
+
+    with h5py.File(folder / "cohort.h5", "w") as file:
+        data = file.create_dataset("reference", data=sitk.GetArrayFromImage(reference))
+        data.attrs["spacing"] = reference.GetSpacing()
+        data.attrs["origin"] = reference.GetOrigin()
+        data.attrs["direction"] = reference.GetDirection()
+        images, labels = file.create_group("images"), file.create_group("labels")
+
+        def add(case: str, image: np.ndarray, label: np.ndarray | None) -> None:
+            images[case] = image
+            if label is not None:
+                labels[case] = label
+
+        yield add

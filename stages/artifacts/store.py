@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # The newest format of each kind that this code reads and the only one that it writes.
 FORMAT_VERSIONS = {
-    "cohort": 1,
+    "cohort": 2,
     "registration": 2,
     "generated": 1,
     "segmentation": 1,
@@ -145,18 +145,29 @@ def new_artifact(target: Path, identity: Identity, *, device: str, volatile: tup
         LrlsError: another process writes in `target`, it is not writable, or the disk is full.
     """
     assert identity.format_version == FORMAT_VERSIONS[identity.kind], "FORMAT_VERSIONS lists what is written"
+    with working_in(target):
+        _publish_complete_drafts(target)
+        draft = Draft(target / f".draft-{identity.digest[:16]}")
+        try:
+            yield draft
+        except BaseException:
+            with suppress(OSError):
+                draft.save_elapsed()
+            raise
+        _complete(draft, identity, device, VOLATILE + volatile)
+        draft.result = _publish(draft.folder)
+
+
+@contextmanager
+def working_in(target: Path) -> Iterator[None]:
+    """Be the one process that writes in `target`.
+
+    Raises:
+        LrlsError: another process writes in `target`, it is not writable, or the disk is full.
+    """
     try:
         with _locked(target):
-            _publish_complete_drafts(target)
-            draft = Draft(target / f".draft-{identity.digest[:16]}")
-            try:
-                yield draft
-            except BaseException:
-                with suppress(OSError):
-                    draft.save_elapsed()
-                raise
-            _complete(draft, identity, device, VOLATILE + volatile)
-            draft.result = _publish(draft.folder)
+            yield
     except LrlsError:
         raise
     except Exception as error:
