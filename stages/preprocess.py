@@ -23,7 +23,9 @@ from stages.artifacts.store import (
     digest_of,
     find_finished,
     new_artifact,
+    read_manifest,
     verify,
+    versions,
     working_in,
 )
 from stages.config import Config
@@ -73,20 +75,21 @@ def preprocess(
     known = Known(config)
     looked = known.look(cases_of(config, roles, beside, labels=part in ("train", "supervised")))
     facts = known.facts(looked)
+    target, settings = cohort_folder(config, part), cohort_settings(config, part)
     if len(facts) < len(looked) and (
-        faults_among(config, facts, roles, beside) or cheap_faults(config, looked, roles, beside)
+        faults_among(config, facts, roles, beside)
+        or cheap_faults(config, looked, roles, beside)
+        or (not force and is_made_with(settings, target))  # perhaps these are its scans
     ):
         facts = dict(examine_all(config, looked))
     refuse(faults_among(config, facts, roles, beside))
 
-    target = cohort_folder(config, part)
     jobs = [(role, case) for role, cases in members.items() for case in cases]
     work = target / (WORK + _work_key(config, part, base, [looked[case] for _, case in jobs])[:16])
-    settings = cohort_settings(config, part)
-
     way = Pass(config, looked, [case for _, case in jobs], members.get("atlases", []), roles, beside, base, work)
 
     def write(draft: Draft) -> None:
+        draft.add_elapsed(way.took_s())
         reference, grid = way.run(f"preprocess {part}")
         for case, each in way.facts.items():
             if each.digest != facts[case].digest:
@@ -116,6 +119,11 @@ def preprocess(
         for each in target.glob(f"{WORK}*"):
             shutil.rmtree(each, ignore_errors=True)
     return Cohort.open(draft.result)
+
+
+def is_made_with(settings: dict[str, Any], target: Path) -> bool:
+    """Whether there is a version of these settings, of whatever scans."""
+    return any(read_manifest(folder).identity.config == settings for folder in versions(target))
 
 
 def _identity(

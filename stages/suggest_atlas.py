@@ -23,7 +23,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from stages.artifacts.cohort import Grid
-from stages.artifacts.store import FORMAT_VERSIONS, Identity, atomic_write_text, find_finished, new_artifact
+from stages.artifacts.store import FORMAT_VERSIONS, Identity, atomic_write_text, find_finished, new_artifact, versions
 from stages.artifacts.suggestion import Suggestion
 from stages.config import Config
 from stages.data.alignment import affine_transform, align, centre_of_mass
@@ -75,7 +75,8 @@ def suggest_atlas(config: Config, *, force: bool = False) -> Suggestion:
     facts = known.facts(looked)
     scans: dict[str, sitk.Image] = {}
     if len(facts) < len(looked):  # which scans these are shows when they are read, and they are read once
-        if faults_among(config, facts, ["unlabeled"]) or cheap_faults(config, looked, ["unlabeled"]):
+        faults = faults_among(config, facts, ["unlabeled"]) or cheap_faults(config, looked, ["unlabeled"])
+        if faults or (versions(config.workspace / Suggestion.KIND) and not force):
             facts = dict(examine_all(config, looked))
         else:
             facts, scans = _read_all(config, looked)

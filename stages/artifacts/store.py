@@ -126,6 +126,10 @@ class Draft:
         """Wall time of this session and the earlier ones."""
         return self._earlier_s + time.monotonic() - self._started
 
+    def add_elapsed(self, seconds: float) -> None:
+        """Count work that was done before there was a draft; a resumed draft may have counted it already."""
+        self._earlier_s = max(self._earlier_s, seconds)
+
     def save_elapsed(self) -> None:
         """Keep the wall time so far; call it with every checkpoint, since a killed process cannot."""
         atomic_write_text(self.resume / "wall_time_s", f"{self.elapsed_s():.3f}")

@@ -6,7 +6,10 @@ fault the pass only checks, so that the line of the fault says how many more the
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +68,23 @@ class Pass:
             LrlsError: the first fault, with the number of further ones.
         """
         if self.found is None or not all(self.file(case).exists() for case in self.members):
-            self.found = self._run(name)
+            began = time.monotonic()
+            try:
+                self.found = self._run(name)
+            finally:
+                self._keep_time(time.monotonic() - began)
         return self.found
+
+    def took_s(self) -> float:
+        """Wall time of passes over these scans, of stopped ones, too."""
+        try:
+            return float((self.folder / "wall_time_s").read_text())
+        except (OSError, ValueError):
+            return 0.0
+
+    def _keep_time(self, seconds: float) -> None:
+        with suppress(OSError):
+            (self.folder / "wall_time_s").write_text(f"{self.took_s() + seconds:.3f}")
 
     def _run(self, name: str) -> tuple[sitk.Image, Grid]:
         for place in (self.file(""), self.spilled("")):
@@ -91,6 +109,7 @@ class Pass:
                     rest = [each for case, each in self.looked.items() if case not in self.facts]
                     for outcome in processes.each(check_scan, [(self.config, each) for each in rest]):
                         self._take(outcome)
+                    shutil.rmtree(self.folder, ignore_errors=True)  # other scans, another folder; alignments are kept
                     refuse(self.faults())
 
             check = [(check_scan, self.config, self.looked[case]) for case in checks]

@@ -209,7 +209,7 @@ def _known(config: Config, looked: Looked, place: Content | Fault, *, is_label: 
     stored = read_kept(_file(config, looked.kept, place, is_label=is_label))
     try:
         return _facts(stored) if stored else None
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

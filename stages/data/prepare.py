@@ -14,8 +14,8 @@ An atlas is decoded before the grid is known, which lies round the labels of all
 
 from __future__ import annotations
 
-import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.artifacts.cohort import Grid
-from stages.artifacts.store import atomic_write_bytes
 from stages.config import Config, PreprocessSettings
 from stages.data import intake
 from stages.data.alignments import aligned
@@ -138,9 +137,12 @@ def _bring(
 
 
 def _save(to: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
-    atomic_write_bytes(to, buffer.getvalue())
+    temporary = to.with_name(f".{to.name}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, to)
 
 
 def prepare(
