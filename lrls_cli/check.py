@@ -21,7 +21,7 @@ def check(
 
     from lrls_cli.tables import print_faults
     from stages.config import PARTS, load_config
-    from stages.data.intake import cohort_faults
+    from stages.data.checks import cohort_faults
     from stages.methods import find_method, settings_of
 
     settled = load_config(config, settings)

@@ -14,11 +14,11 @@ from stages.artifacts.manifest import Manifest
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import Draft, history, make, opened_versions, verify
 from stages.config import Config
+from stages.data.subsets import cohort_settings
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method
 from stages.parts.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
-from stages.preprocess import cohort_settings
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
 STEPS = ("train_reg.steps", "train_seg.steps")

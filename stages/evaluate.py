@@ -13,23 +13,33 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
-from stages.answering.answers import Answering, GridScan, atlases_of, registers
-from stages.answering.flat_borders import FlatBorder, find_flat_borders
+from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan, atlases_of, registers
 from stages.answering.registering import overlay_row
-from stages.artifacts.cohort import Cohort
+from stages.artifacts.cohort import Cohort, FlatBorder
+from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.generated import Generated
-from stages.artifacts.manifest import Artifact, Identity
+from stages.artifacts.manifest import Artifact
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import Draft, find_finished, new_artifact, verify
+from stages.artifacts.store import make
 from stages.config import Config
 from stages.data import intake
+from stages.data.checks import examine_all, has_label
+from stages.data.facts import Known, ScanFacts, decode_label, faults_of
+from stages.data.faults import refuse
+from stages.data.labels import class_indices, label_values
 from stages.data.own_space import as_label_image, classes_in_own_space
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, recipe_of, settings_read
-from stages.methods.recipe import Recipe
-from stages.parts.metrics import folding_fraction, jacobian_determinant, jacobian_std, score_structures, sd_log_jacobian
+from stages.methods.recipe import Answer as AnswerBy
+from stages.parts.metrics import (
+    folding_fraction,
+    jacobian_determinant,
+    jacobian_std,
+    score_structures,
+    sd_log_jacobian,
+)
 from stages.parts.statistics import summarize
 from stages.parts.warps import one_hot
 from stages.progress import Progress
@@ -63,67 +73,40 @@ def evaluate(
         LrlsError: the part is empty, a label map is faulty, or nothing was trained.
     """
     method = find_method(method_name)
-    recipe = plan_of(method, config)
+    answer_by = plan_of(method, config).answer
     trained = {role: artifact for role, artifact in (inputs or {}).items() if role != "generated"}
     part = config.eval.part
     cases = held_out.parts[part]
     if not cases:
         raise LrlsError(f"data.{part} lists no case; list labelled scans there, or set eval.part.")
-    outputs = ["segmentation"] * ("segmentation" in trained) + ["registration"] * registers(recipe, cohort)
-    borders = flat_borders(cohort, config) if recipe.answer.flat_borders else []
+    outputs = ["segmentation"] * ("segmentation" in trained) + ["registration"] * registers(answer_by, cohort)
+    borders = cohort.flat_borders if answer_by.flat_borders else ()
     for border in borders:
         names = " and ".join(cohort.structures[c - 1] for c in border.classes)
         tell(f"{names} meet in one plane of voxels in the atlases, so they do in the answers.")
-    if "segmentation" in outputs and (borders or (recipe.answer.fuse and "registration" in outputs)):
+    if "segmentation" in outputs and (borders or (answer_by.fuse and "registration" in outputs)):
         outputs.append("network")  # what S says alone
     if not outputs:
         raise LrlsError(f"{method.name} has nothing to score yet; run `lrls train-seg` first.")
-    scans = {case: intake.read_scan(config, case, label=True) for case in cases}
-    truths = {case: intake.scan_digest(scan) for case, scan in scans.items()}
-    made = {"cohort": cohort, "held-out": held_out, **trained}
+    truths = _facts(config, dict.fromkeys(cases, True))
     asked = bool(pseudo_labels) and config.eval.pseudo_labels
-    checked = _unlabeled_with_labels(cohort, config) if asked else {}
+    with_labels = [case for case in cohort.parts["unlabeled"] if has_label(config, case)] if asked else []
+    checked = _facts(config, dict.fromkeys(with_labels, True))
     if asked and not checked:
         tell("no unlabelled scan has a label map in data.labels: pseudo-labels are not scored")
-    identity = Identity(
-        kind=Scores.KIND,
-        format_version=Scores.FORMAT,
-        made_by="eval",
-        config=settings_read(method, config, "eval", round=round) | {"part": part},
-        seed=config.seed,
-        round=round,
-        inputs={role: each.manifest.digest for role, each in made.items()}
-        | {f"truth/{case}": digest for case, digest in truths.items()}
-        | {f"pseudo-labels/{each.manifest.identity.round}": each.manifest.digest for each in pseudo_labels}
-        | {f"scan/{case}": intake.scan_digest(scan) for case, scan in checked.items()},
-    )
-    target = config.workspace / method.name / "scores"
-    if not force and (done := find_finished(target, identity)):
-        return Scores.open(done)
-    if not any(_classes(config, scan).any() for scan in scans.values()):
-        raise LrlsError(f"no label map of data.{part} holds any of the structures; correct their values in structures.")
-    for artifact in made.values():
-        verify(artifact.folder)
-    recipe = recipe_of(method, cohort, config)
-    recipe.load(trained.values())
-    device = choose_device(config)
-    with new_artifact(target, identity) as draft:
+
+    def ready() -> None:
+        if not any(any(facts.label.classes) for facts in truths.values() if facts.label):
+            raise LrlsError(
+                f"no label map of data.{part} holds any of the structures; correct their values in structures."
+            )
+
+    def write(draft: Draft) -> None:
+        device = choose_device(config)
         draft.device = str(device)
-        files = [".json", ".npy"] if "registration" in outputs else [".json"]
-        done_cases = {case for case in cases if all((draft.resume / f"{case}{end}").exists() for end in files)}
-        missing = [case for case in cases if case not in done_cases]
-        with Progress(f"score {part}", len(cases), start=len(done_cases)) as progress:
-            for case, found in _predict(missing, outputs, recipe, borders, cohort, held_out, config, device):
-                rows = []
-                for output in outputs:
-                    classes = found["classes"][output]
-                    _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
-                    rows += _score(output, case, scans[case], classes, config)
-                if found["field"] is not None:  # for the pictures of the best, median and worst scan
-                    np.save(draft.resume / f"{case}.npy", found["field"].astype(np.float16))
-                result = {"scores": rows, "registration": found["registration"]}
-                atomic_write_text(draft.resume / f"{case}.json", json.dumps(result))
-                progress.advance()
+        recipe = recipe_of(method, cohort, config)
+        recipe.load(trained.values())
+        _score_all(draft, cases, truths, outputs, recipe.answer, borders, cohort, held_out, config, device)
         results = [json.loads((draft.resume / f"{case}.json").read_text()) for case in cases]
         table = pd.DataFrame([row for result in results for row in result["scores"]])
         fields = pd.DataFrame([row for result in results for row in result["registration"]])
@@ -133,60 +116,105 @@ def evaluate(
         summary = summarize_scores(table, fields, outputs, config, len(cases))
         summary["flat_borders"] = [[cohort.structures[c - 1] for c in border.classes] for border in borders]
         summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
-        atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
         if pseudo_labels:
             summary["rounds"] = _rounds(draft, pseudo_labels, checked, cohort, config)
-            atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
-        _pictures(draft, table, outputs, cohort, held_out, config, scans)
-    return Scores.open(draft.result)
+        atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
+        _pictures(draft, table, outputs, cohort, held_out, config)
 
-
-def flat_borders(cohort: Cohort, config: Config) -> list[FlatBorder]:
-    """Borders that all labelled scans of the cohort draw as one plane of voxels."""
-    scans = (
-        intake.read_scan(config, case, label=True)
-        for part in ("atlases", "supervised")
-        for case in cohort.parts.get(part, [])
+    return make(
+        Scores,
+        config.workspace / method.name / Scores.KIND,
+        write,
+        made_by="eval",
+        settings=settings_read(method, config, "eval", round=round) | {"part": part},
+        seed=config.seed,
+        round=round,
+        inputs={
+            "cohort": cohort,
+            "held-out": held_out,
+            **trained,
+            **{f"truth/{case}": facts.digest for case, facts in truths.items()},
+            **{f"pseudo-labels/{each.manifest.identity.round}": each for each in pseudo_labels},
+            **{f"scan/{case}": facts.digest for case, facts in checked.items()},
+        },
+        force=force,
+        ready=ready,
     )
-    return find_flat_borders((_classes(config, scan), scan.image.GetDirection()) for scan in scans)
 
 
-def _unlabeled_with_labels(cohort: Cohort, config: Config) -> dict[str, intake.Scan]:
-    """The scans learned from without labels, of those that do have a label map; to score pseudo-labels with."""
-    folders, found = intake.sub_folders(config, config.data.labels), {}
-    for case in cohort.parts["unlabeled"]:
-        try:
-            intake.find_file(folders, case, "label map")
-        except intake.IntakeError:
-            continue
-        found[case] = intake.read_scan(config, case, label=True)
-    return found
+def _score_all(
+    draft: Draft, cases: Sequence[str], truths: Mapping[str, ScanFacts], outputs: list[str], answer_by: AnswerBy,
+    borders: Sequence[FlatBorder], cohort: Cohort, held_out: Cohort, config: Config, device: Device,
+) -> None:  # fmt: skip
+    """Label maps of every scan, and one JSON file each with its scores, which a resumed run does not make again."""
+    files = [".json", ".npy"] if "registration" in outputs else [".json"]
+    done_cases = {case for case in cases if all((draft.resume / f"{case}{end}").exists() for end in files)}
+    missing = [case for case in cases if case not in done_cases]
+    with Progress(f"score {config.eval.part}", len(cases), start=len(done_cases)) as progress:
+        for case, answered in _predict(missing, outputs, answer_by, borders, cohort, held_out, config, device):
+            rows, truth = [], decode_label(config, case, truths[case])
+            for output in outputs:
+                classes = answered["classes"][output]
+                _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
+                rows += _score(output, case, truth, classes, _spacing_mm(truths[case]), config)
+            if answered["field"] is not None:  # for the pictures of the best, median and worst scan
+                np.save(draft.resume / f"{case}.npy", answered["field"].astype(np.float16))
+            result = {"scores": rows, "registration": answered["registration"]}
+            atomic_write_text(draft.resume / f"{case}.json", json.dumps(result))
+            progress.advance()
+
+
+def _facts(config: Config, labelled: dict[str, bool]) -> dict[str, ScanFacts]:
+    """What is known of scans with label maps; what is not yet is decoded, a scan at a time.
+
+    Raises:
+        LrlsError: the first fault, with the number of further ones.
+    """
+    facts = dict(examine_all(config, Known(config).look(labelled)))
+    refuse([fault for case in labelled for fault in faults_of(config, facts[case])])
+    return facts
+
+
+def _spacing_mm(facts: ScanFacts) -> tuple[float, ...]:
+    """Of the scan's own voxels, (D, H, W)."""
+    assert facts.image.geometry is not None
+    return facts.image.geometry.spacing[::-1]
 
 
 def _rounds(
-    draft: Draft, pseudo_labels: Sequence[Generated], scans: dict[str, intake.Scan], cohort: Cohort, config: Config
+    draft: Draft, pseudo_labels: Sequence[Generated], scans: dict[str, ScanFacts], cohort: Cohort, config: Config
 ) -> list[dict[str, float]]:
     """How pseudo-labels changed by round, as table and picture: what was accepted, and the DSC where asked for."""
     from stages.pictures import rounds_page
 
     rows: list[dict[str, float]] = []
     of_atlas = float(np.mean([(cohort.label(atlas) > 0).sum() for atlas in cohort.parts["atlases"]]))
-    for before, generated in zip((None, *pseudo_labels), pseudo_labels, strict=False):
+    dice = _pseudo_dice(pseudo_labels, scans, cohort, config)
+    for place, generated in enumerate(pseudo_labels):
         row = {"round": generated.manifest.identity.round} | generated.screening()
         row["volume_of_atlas"] = row.pop("structure_voxels") / of_atlas
-        if before:
-            row["changed_voxels"] = generated.changed(before)
-        dice = []
-        for case, scan in scans.items():
-            label = torch.from_numpy(generated.pseudo_label(case).astype(np.int16))
-            whole = one_hot(label[None], cohort.num_classes)[0]
-            classes = classes_in_own_space(whole, cohort.transform(case), cohort.grid)
-            found = [each["dsc"] for each in _score("pseudo-labels", case, scan, classes, config)]
-            dice += [float(np.mean(found))] if found else []  # nothing to find in that scan, and nothing found
-        rows.append(row | ({"dsc": float(np.mean(dice))} if dice else {}))
+        if place:
+            row["changed_voxels"] = generated.changed(pseudo_labels[place - 1])
+        rows.append(row | ({"dsc": float(np.mean(dice[place]))} if dice[place] else {}))
     pd.DataFrame(rows).to_csv(draft.folder / "rounds.csv", index=False, float_format="%.6f")
     rounds_page(rows, draft.folder / "rounds.png")
     return rows
+
+
+def _pseudo_dice(
+    pseudo_labels: Sequence[Generated], scans: dict[str, ScanFacts], cohort: Cohort, config: Config
+) -> list[list[float]]:
+    """DSC of every round's pseudo-labels by scan; scans in which nothing is to be found, nor was, are left out."""
+    dice: list[list[float]] = [[] for _ in pseudo_labels]
+    for case, facts in scans.items():
+        truth = decode_label(config, case, facts)
+        for place, generated in enumerate(pseudo_labels):
+            label = torch.from_numpy(generated.pseudo_label(case).astype(np.int16))
+            whole = one_hot(label[None], cohort.num_classes)[0]
+            classes = classes_in_own_space(whole, cohort.transform(case), cohort.grid)
+            rows = _score("pseudo-labels", case, truth, classes, _spacing_mm(facts), config)
+            dice[place] += [float(np.mean([row["dsc"] for row in rows]))] if rows else []
+    return dice
 
 
 def folder_of(output: str, outputs: list[str]) -> str:
@@ -197,27 +225,21 @@ def folder_of(output: str, outputs: list[str]) -> str:
 def _predict(
     cases: list[str],
     outputs: list[str],
-    recipe: Recipe,
-    borders: list[FlatBorder],
+    answer_by: AnswerBy,
+    borders: Sequence[FlatBorder],
     cohort: Cohort,
     held_out: Cohort,
     config: Config,
     device: Device,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(case, {"classes": {output: label map in own space}, "registration": measures, "field": of the first atlas})."""
-    answer_by = recipe.answer if "segmentation" in outputs else replace(recipe.answer, network=None)
+    if "segmentation" not in outputs:
+        answer_by = replace(answer_by, network=None)
     answering = Answering(
-        answer_by,
-        cohort.grid,
-        cohort.num_classes,
-        atlases_of(cohort),
-        borders,
-        "registration" in outputs,
-        config,
+        answer_by, cohort.grid, cohort.num_classes, atlases_of(cohort), borders, "registration" in outputs, config,
         device,
-    )
-    scans = [GridScan(case, held_out.image(case), held_out.transform(case)) for case in cases]
-    for scan, answer in zip(scans, answering.answers(scans), strict=True):
+    )  # fmt: skip
+    for scan, answer in _answers(cases, answering, held_out):
         classes = {}
         if "segmentation" in outputs:
             classes["segmentation"] = answering.in_own_space(answer, scan.record)
@@ -236,21 +258,25 @@ def _predict(
         yield scan.case, {"classes": classes, "registration": measures, "field": first}
 
 
+def _answers(cases: Sequence[str], answering: Answering, held_out: Cohort) -> Iterator[tuple[GridScan, Answer]]:
+    """Scans and answers in order, some at a time, so that memory does not grow with their number."""
+    for start in range(0, len(cases), AT_ONCE):
+        some = cases[start : start + AT_ONCE]
+        scans = [GridScan(case, held_out.image(case), held_out.transform(case)) for case in some]
+        yield from zip(scans, answering.answers(scans), strict=True)
+
+
 def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort, config: Config) -> None:
     folder.mkdir(exist_ok=True)
-    image = as_label_image(intake.label_values(classes, config), held_out.transform(case))
+    image = as_label_image(label_values(classes, config), held_out.transform(case))
     sitk.WriteImage(image, str(folder / f"{case}.nii.gz"), useCompression=True)
 
 
-def _classes(config: Config, scan: intake.Scan) -> np.ndarray:
-    assert scan.label is not None
-    return intake.class_indices(sitk.GetArrayViewFromImage(scan.label), config, scan.case)
-
-
-def _score(output: str, case: str, scan: intake.Scan, classes: np.ndarray, config: Config) -> list[dict[str, Any]]:
-    truth = _classes(config, scan)
+def _score(
+    output: str, case: str, truth: np.ndarray, classes: np.ndarray, spacing_mm: Sequence[float], config: Config
+) -> list[dict[str, Any]]:
     names = list(config.structures)
-    found = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=scan.image.GetSpacing()[::-1])
+    found = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=spacing_mm)
     return [
         {"output": output, "case": case, "structure": names[s.class_index - 1], "dsc": s.dice, "hd95_mm": s.hd95_mm,
          "assd_mm": s.assd_mm, "missed": int(s.missed)}
@@ -285,9 +311,8 @@ def summarize_scores(
 
 
 def _pictures(
-    draft: Draft, table: pd.DataFrame, outputs: list[str], cohort: Cohort, held_out: Cohort,
-    config: Config, scans: dict[str, intake.Scan],
-) -> None:  # fmt: skip
+    draft: Draft, table: pd.DataFrame, outputs: list[str], cohort: Cohort, held_out: Cohort, config: Config
+) -> None:
     from stages.pictures import best_median_worst, predictions_page, registration_overlay, score_boxes
 
     folder = draft.folder
@@ -299,7 +324,7 @@ def _pictures(
     chosen = best_median_worst(dice)
     rows = []
     for rank, case in chosen.items():
-        scan = scans[case]
+        scan = intake.read_scan(config, case, label=True)
         stored = sitk.ReadImage(str(folder / "labels" / f"{case}.nii.gz"))
         oriented = [sitk.DICOMOrient(each, "LPS") for each in (scan.image, scan.label, stored)]
         image, truth, prediction = (sitk.GetArrayFromImage(each) for each in oriented)
@@ -308,8 +333,8 @@ def _pictures(
                 "case": case,
                 "dice": dice[case],
                 "image": image,
-                "truth": intake.class_indices(truth, config, case),
-                "prediction": intake.class_indices(prediction, config, case),
+                "truth": class_indices(truth, config, case),
+                "prediction": class_indices(prediction, config, case),
                 "spacing_mm": oriented[0].GetSpacing()[::-1],
                 "rank": rank,
             }

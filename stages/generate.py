@@ -13,7 +13,7 @@ from stages.artifacts.draft import Draft
 from stages.artifacts.generated import Generated
 from stages.artifacts.store import make
 from stages.config import Config
-from stages.data import intake
+from stages.data.faults import disk_fault
 from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, recipe_of, settings_read
@@ -52,7 +52,7 @@ def generate(
     def ready() -> None:
         num_bytes = sum(writer.planned_bytes(cohort, config.generate) for writer in step.writers)
         tell(f"generated.h5 will hold {num_bytes / 1e6:.0f} MB.")
-        if fault := intake.disk_fault(config.workspace, 2 * num_bytes):
+        if fault := disk_fault(config.workspace, 2 * num_bytes):
             raise LrlsError(str(fault))
 
     def write(draft: Draft) -> None:

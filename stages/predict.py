@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from stages.answering.answers import Answer, Answering, GridScan
+from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan
 from stages.answering.model import Model
 from stages.answering.quality import Quality, assess
 from stages.artifacts.cohort import Grid
 from stages.artifacts.files import atomic_write_text
 from stages.data import intake
+from stages.data.grid import packed, to_grid
+from stages.data.labels import label_values
 from stages.data.own_space import as_label_image, in_own_space
+from stages.data.prepare import prepare_new
 from stages.data.writers import csv_of, volumes_ml, write_dicom_seg, write_image, write_label_tables
 from stages.errors import LrlsError
-from stages.preprocess import packed, prepare_new, to_grid
 from stages.processes import in_processes
-
-AT_ONCE = 32  # scans that are aligned and registered before the first answer; bounds memory
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Predictor:
         arguments = [
             (
                 place, packed(scan) if isinstance(scan, sitk.Image) else Path(scan), name, reference,
-                config.preprocess, self.model.grid, config.seed,
+                config.preprocess, self.model.grid,
             )
             for place, (scan, name) in enumerate(zip(scans, names, strict=True))
         ]  # fmt: skip
@@ -155,7 +155,7 @@ class Predictor:
     def _finished(self, scan: GridScan, answer: Answer) -> Prediction:
         names = list(self.structures)
         classes = self.answering.in_own_space(answer, scan.record)
-        label = as_label_image(intake.label_values(classes, self.model.config), scan.record)
+        label = as_label_image(label_values(classes, self.model.config), scan.record)
         volumes = volumes_ml(classes, names, scan.record["spacing"])
         missing = [name for name, volume in volumes.items() if volume == 0]
         quality = assess(self.answering, scan, answer, self.template, missing, self.model.calibration)

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
 import SimpleITK as sitk
 
-from stages.artifacts.cohort import Cohort, Grid
+from stages.artifacts.cohort import Cohort, Grid, write_images
+from stages.artifacts.digests import digest_of
+from stages.artifacts.draft import Draft, working_in
 from stages.artifacts.files import atomic_write_text
-from stages.artifacts.manifest import Identity
-from stages.artifacts.store import find_finished, new_artifact, verify
-from stages.config import Config, IntensitySettings, PreprocessSettings
-from stages.data import intake
-from stages.data.alignment import affine_transform, align
+from stages.artifacts.manifest import peek_manifest
+from stages.artifacts.store import make, verify, versions
+from stages.config import Config
+from stages.data.bringing import Pass
+from stages.data.checks import cases_of, cheap_faults, examine_all, faults_among, folder_fault
+from stages.data.facts import Known, Looked
+from stages.data.faults import disk_fault, refuse
+from stages.data.flat_borders import find_flat_borders
+from stages.data.prepare import about_of
+from stages.data.subsets import MEMBERS, TRAINED_ON, Part, cohort_folder, cohort_settings, roles_of
 from stages.errors import LrlsError
-from stages.processes import in_processes
-from stages.progress import Progress
 
-Part = Literal["train", "supervised", "dev", "test"]
-MEMBERS: dict[Part, tuple[str, ...]] = {
-    "train": ("atlases", "unlabeled"),
-    "supervised": ("supervised",),
-    "dev": ("dev",),
-    "test": ("test",),
-}
-TRAINED_ON = ("atlases", "supervised")  # parts whose labels a cohort stores
-BIG = 2**21  # voxels; larger scans are aligned at `align_spacing_mm`
-
-
-def cohort_folder(config: Config, part: Part) -> Path:
-    return config.workspace / ("cohort" if part == "train" else f"cohort-{part}")
+WORK = ".work-"  # folder beside the versions: scans on the grid that are not put together yet
+WORK_VERSION = 1  # of what is in it
 
 
 def preprocess(
@@ -48,7 +45,8 @@ def preprocess(
     """Make the cohort of a part of the split.
 
     "train" (atlases with labels, unlabelled scans without) sets the grid and the reference; the other parts are brought
-    to that grid. Labels of held-out scans are never read here.
+    to that grid. Labels of held-out scans are never read here. No scan is decoded where the cohort is up to date and
+    the scans' files are as they were.
 
     Args:
         base: the "train" cohort where it is open already.
@@ -63,343 +61,94 @@ def preprocess(
         raise LrlsError(f"data.{part} lists no scan; list labelled scans there.")
     if part != "train" and base is None:
         base = preprocess(config, "train", needs_unlabeled=False)
-    intake.refuse(find_faults(config, part, needs_unlabeled=needs_unlabeled))
-    scans: dict[str, str] = {}
-    for role, cases in members.items():
-        for case in cases:
-            scan = intake.read_scan(config, case, label=role in TRAINED_ON)
-            scans[f"scan/{case}"] = intake.scan_digest(scan)
-    identity = Identity(
-        kind=Cohort.KIND,
-        format_version=Cohort.FORMAT,
-        made_by="preprocess",
-        config=cohort_settings(config, part),
-        seed=config.seed,
-        inputs=scans | ({"cohort": base.manifest.digest} if base else {}),
-    )
-    target = cohort_folder(config, part)
-    if not force and (done := find_finished(target, identity)):
-        return Cohort.open(done)
-    if base:
-        verify(base.folder)
-    with new_artifact(target, identity) as draft:
-        reference = base.reference() if base else _reference(config, members["atlases"][0])
-        transforms = draft.folder / "transforms"
-        transforms.mkdir(exist_ok=True)
-        jobs = [(role, case) for role, cases in members.items() for case in cases]
-        _align_all(config, reference, jobs, transforms, part)
-        grid = base.grid if base else derive_grid(config, reference, members["atlases"], transforms)
+    if fault := folder_fault(config):
+        refuse([fault])
+    roles, beside = roles_of(config, part, needs_unlabeled=needs_unlabeled)
+    known = Known(config)
+    looked = known.look(cases_of(config, roles, beside, labels=part in ("train", "supervised")))
+    facts = known.facts(looked)
+    target, settings = cohort_folder(config, part), cohort_settings(config, part)
+    if len(facts) < len(looked) and (
+        faults_among(config, facts, roles, beside)
+        or cheap_faults(config, looked, roles, beside)
+        or (not force and is_made_with(settings, target))  # perhaps these are its scans
+    ):
+        facts = dict(examine_all(config, looked))
+    refuse(faults_among(config, facts, roles, beside))
+
+    jobs = [(role, case) for role, cases in members.items() for case in cases]
+    work = target / (WORK + _work_key(config, part, base, [looked[case] for _, case in jobs])[:16])
+    way = Pass(config, looked, [case for _, case in jobs], members.get("atlases", []), roles, beside, base, work)
+
+    def write(draft: Draft) -> None:
+        draft.add_elapsed(way.took_s())
+        reference, grid = way.run(f"preprocess {part}")
+        for case, each in way.facts.items():
+            if each.digest != facts[case].digest:
+                raise LrlsError(f"case {case}: its files have changed since the command began; run it again.")
         num_bytes = len(jobs) * int(np.prod(grid.shape)) * 3 + reference.GetNumberOfPixels() * 4
-        if fault := intake.disk_fault(draft.folder, num_bytes):
+        if fault := disk_fault(draft.folder, num_bytes):
             raise LrlsError(str(fault))
-        _write(config, draft.folder, reference, grid, jobs)
-        about = {"grid": asdict(grid), "structures": list(config.structures), "parts": members}
-        atomic_write_text(draft.folder / "cohort.json", json.dumps(about, indent=1))
+        _assemble(draft.folder, way, reference, grid, config, members)
         _pictures(draft.folder, jobs, config, base)
         draft.save_elapsed()
-    return Cohort.open(draft.result)
+
+    if len(facts) < len(looked):
+        # What a cohort is made of is not known before its scans are decoded, and they are decoded once.
+        if base:
+            verify(base.folder)
+        with working_in(target):
+            way.run(f"preprocess {part}")
+        facts = way.facts
+    cohort = make(
+        Cohort,
+        target,
+        write,
+        made_by="preprocess",
+        settings=settings,
+        seed=0,  # nothing here is drawn: alignments have a seed of their own
+        inputs={**{f"scan/{case}": facts[case].digest for _, case in jobs}, "cohort": base},
+        force=force,
+    )
+    with suppress(LrlsError), working_in(target):  # another process may need it: it says so by its lock
+        for each in target.glob(f"{WORK}*"):
+            shutil.rmtree(each, ignore_errors=True)
+    return cohort
 
 
-def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
-    """What a cohort depends on besides the scans and the seed."""
-    return {
-        "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers"}),
-        "structures": [[name, values] for name, values in config.structure_values().items()],  # in the order of classes
-        "others": config.others,
-        "members": {role: config.part(role) for role in MEMBERS[part]},
-    }
+def is_made_with(settings: dict[str, Any], target: Path) -> bool:
+    """Whether there is a version of these settings, of whatever scans."""
+    return any(peek_manifest(folder).identity.config == settings for folder in versions(target))
 
 
-def find_faults(config: Config, part: Part, *, needs_unlabeled: bool = True) -> list[intake.Fault]:
-    """Faults of the scans of a part, and training images that a held-out part holds too.
-
-    Held-out images that are not there (yet) are no fault of the training part, and their labels are not looked at.
-    """
-    roles = [role for role in MEMBERS[part] if needs_unlabeled or role != "unlabeled" or config.part("unlabeled")]
-    if part in ("train", "supervised"):
-        return intake.cohort_faults(config, roles, beside=("dev", "test"))
-    return intake.cohort_faults(config, roles, labels=False, beside=("atlases", "unlabeled", "supervised"))
+def _work_key(config: Config, part: Part, base: Cohort | None, looked: Sequence[Looked]) -> str:
+    """What scans on the grid depend on, as far as it is known before they are decoded."""
+    contents = [[each.case, each.digests] for each in looked]
+    return digest_of([WORK_VERSION, cohort_settings(config, part), base.manifest.digest if base else None, contents])
 
 
-def _align_all(
-    config: Config, reference: sitk.Image, jobs: list[tuple[str, str]], transforms: Path, part: Part
+def _assemble(
+    folder: Path, way: Pass, reference: sitk.Image, grid: Grid, config: Config, members: dict[str, list[str]]
 ) -> None:
-    """One JSON file per case in `transforms`; those that are there already are kept (a resumed run)."""
-    geometry = packed(reference)
-    missing = [(case, role) for role, case in jobs if not (transforms / f"{case}.json").exists()]
-    is_reference = {config.part("atlases")[0]} if part == "train" else set()
-    arguments = [(config, case, geometry, case in is_reference) for case, _ in missing]
-    with Progress(f"align {part}", len(jobs), start=len(jobs) - len(missing)) as progress:
-        for case, found in in_processes(_align_case, arguments, workers=config.preprocess.workers):
-            atomic_write_text(transforms / f"{case}.json", json.dumps(found, indent=1))
-            progress.advance()
-
-
-def _align_case(config: Config, case: str, geometry: tuple, is_reference: bool) -> tuple[str, dict[str, Any]]:
-    scan = intake.read_scan(config, case, label=False)
-    reference = unpacked(geometry)
-    return case, prepare(scan.image, reference, config.preprocess, seed=config.seed, is_reference=is_reference)[1]
-
-
-def prepare_new(
-    place: int, scan: Path | tuple, case: str, reference: tuple, settings: PreprocessSettings, grid: Grid, seed: int
-) -> tuple[int, tuple[np.ndarray, dict[str, Any]] | str]:
-    """The place of a scan that no configuration lists among others, and what the cohort's scans are brought to.
-
-    Args:
-        scan: its file or DICOM folder, or `packed`.
-        reference: `packed`.
-
-    Returns:
-        Image (D, H, W) on the grid and the record of `prepare`; or, in one line, why there is none.
-    """
-    try:
-        if isinstance(scan, Path):
-            image = intake.read_new_scan(scan, case).image
-        else:
-            image = intake.checked_image(unpacked(scan), case)
-        normalised, record = prepare(image, unpacked(reference), settings, seed=seed)
-        return place, (image_on_grid(normalised, record, grid, case), record)
-    except LrlsError as error:
-        return place, str(error)
-    except MemoryError:
-        return place, f"case {case}: the image does not fit into memory; crop it."
-    except (RuntimeError, ValueError):  # ITK's words quote paths
-        return place, f"case {case}: the image could not be aligned; look at the scan and its header."
-
-
-def packed(image: sitk.Image) -> tuple:
-    """Voxels, spacing, origin and direction: an image as it goes to another process."""
-    return sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
-
-
-def unpacked(geometry: tuple) -> sitk.Image:
-    voxels, spacing, origin, direction = geometry
-    image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
-    return image
-
-
-def prepare(
-    image: sitk.Image,
-    reference: sitk.Image,
-    settings: PreprocessSettings,
-    *,
-    seed: int,
-    is_reference: bool = False,
-) -> tuple[sitk.Image, dict[str, Any]]:
-    """Normalise and align one scan.
-
-    Args:
-        image: float32, as stored.
-        reference: in [0, 1], what it is aligned to.
-
-    Returns:
-        The scan in [0, 1] in one orientation, and a JSON-able record: "matrix" (4 x 4, reference mm -> scan mm, LPS),
-        "correlation", "fell_back", "intensity" [value that became 0, value that became 1], and the scan's own
-        "size", "spacing", "origin" and "direction" (x, y, z).
-    """
-    normalised, low, high = normalise(image, settings)
-    if is_reference:
-        record: dict[str, Any] = {"matrix": np.eye(4), "correlation": 1.0, "fell_back": False}
-    else:
-        coarse = [coarsened(each, settings.align_spacing_mm) for each in (reference, normalised)]
-        record = align(coarse[0], coarse[1], kind=settings.align, seed=seed, contrast=settings.align_contrast)
-    record["matrix"] = np.asarray(record["matrix"]).tolist()
-    record |= {"intensity": [low, high], "size": image.GetSize(), "spacing": image.GetSpacing()}
-    record |= {"origin": image.GetOrigin(), "direction": image.GetDirection()}
-    return normalised, record
-
-
-def _reference(config: Config, case: str) -> sitk.Image:
-    scan = intake.read_scan(config, case, label=False)
-    return coarsened(normalise(scan.image, config.preprocess)[0], config.preprocess.align_spacing_mm)
-
-
-def normalise(image: sitk.Image, settings: PreprocessSettings) -> tuple[sitk.Image, float, float]:
-    """Orientation LPS, N4 where asked, intensities to [0, 1]; also returns the values that became 0 and 1."""
-    image = sitk.DICOMOrient(image, "LPS")
-    if settings.n4:
-        image = _n4(image)
-    voxels = sitk.GetArrayFromImage(image)
-    low, high = intensity_range(voxels, settings.intensity)
-    scaled = sitk.GetImageFromArray(((voxels - low) / (high - low)).clip(0, 1).astype(np.float32))
-    scaled.CopyInformation(image)
-    return scaled, low, high
-
-
-def intensity_range(voxels: np.ndarray, settings: IntensitySettings) -> tuple[float, float]:
-    """Values that become 0 and 1.
-
-    Percentiles are of the foreground: where over a tenth of the voxels share the lowest value (brain-extracted, padded
-    scans), that value is background and becomes 0.
-    """
-    if settings.method == "window":
-        return settings.window
-    lowest = float(voxels.min())
-    foreground = voxels[voxels > lowest]
-    if foreground.size > 0.9 * voxels.size:
-        foreground = voxels.ravel()
-        low = float(np.percentile(foreground, settings.percentiles[0]))
-    else:
-        low = lowest
-    high = float(np.percentile(foreground, settings.percentiles[1]))
-    return (low, high) if high > low else (lowest, float(voxels.max()))
-
-
-def _n4(image: sitk.Image) -> sitk.Image:
-    shrink = [
-        max(1, round(4 / spacing)) if size > 64 else 1
-        for size, spacing in zip(image.GetSize(), image.GetSpacing(), strict=True)
-    ]
-    small = sitk.Shrink(image, shrink)
-    n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.Execute(small, sitk.OtsuThreshold(small, 0, 1, 200))
-    return image / sitk.Exp(n4.GetLogBiasFieldAsImage(image))
-
-
-def coarsened(image: sitk.Image, spacing_mm: float, *, most: int = BIG) -> sitk.Image:
-    """An image of more voxels than `most` at a coarser spacing, smoothed first; a smaller one as it is."""
-    if image.GetNumberOfPixels() <= most:
-        return image
-    spacing = [max(s, spacing_mm) for s in image.GetSpacing()]
-    size = [max(1, int(n * s / t)) for n, s, t in zip(image.GetSize(), image.GetSpacing(), spacing, strict=True)]
-    smooth = sitk.DiscreteGaussian(
-        image, [(t / 2) ** 2 if t > s else 1e-6 for s, t in zip(image.GetSpacing(), spacing, strict=True)]
-    )
-    grid = sitk.Image(size, sitk.sitkFloat32)
-    grid.SetSpacing(spacing)
-    grid.SetDirection(image.GetDirection())
-    centre = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
-    half = np.array(grid.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in size]))
-    grid.SetOrigin((centre - half).tolist())
-    return sitk.Resample(smooth, grid, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
-
-
-def derive_grid(config: Config, reference: sitk.Image, atlases: list[str], transforms: Path) -> Grid:
-    """The grid: a box in the reference's space, and the spacing and shape that the settings leave open."""
-    settings = config.preprocess
-    low, high = _box(config, reference, atlases, transforms)
-    low, high = low - settings.margin_mm, high + settings.margin_mm
-    own = sitk.DICOMOrient(intake.read_scan(config, atlases[0], label=False).image, "LPS")
-    if settings.spacing_mm is None:
-        spacing = np.full(3, min(own.GetSpacing()))
-    else:
-        spacing = np.broadcast_to(np.atleast_1d(settings.spacing_mm)[::-1], 3).astype(float)
-    if settings.shape is None:
-        while True:
-            size = np.maximum(16, np.ceil((high - low) / spacing / 8) * 8).astype(int)
-            if settings.spacing_mm is not None or size.prod() <= settings.max_voxels:
-                break
-            spacing = spacing * 1.1
-    else:
-        size = np.array(settings.shape[::-1])
-    direction = np.array(reference.GetDirection()).reshape(3, 3)
-    centre = direction @ ((low + high) / 2)  # the box lives on the reference's axes
-    origin = centre - direction @ ((size - 1) / 2 * spacing)
-    # On voxels of the atlas: half a voxel beside them, every voxel at a structure's surface would be a tie between
-    # structure and background, and thin structures would lose a fifth of their volume.
-    steps = direction.T @ (origin - np.array(own.GetOrigin())) / own.GetSpacing()
-    origin = np.array(own.GetOrigin()) + direction @ (np.round(steps) * own.GetSpacing())
-    d, h, w = (int(n) for n in size[::-1])
-    return Grid((d, h, w), tuple(spacing[::-1].tolist()), tuple(origin.tolist()), reference.GetDirection())
-
-
-def _box(config: Config, reference: sitk.Image, atlases: list[str], transforms: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of what the grid must hold, in mm along the reference's axes (x, y, z)."""
-    direction = np.array(reference.GetDirection()).reshape(3, 3)
-    points = []
-    if config.preprocess.crop == "labels":
-        for case in atlases:
-            label = intake.read_scan(config, case, label=True).label
-            assert label is not None
-            classes = intake.class_indices(sitk.GetArrayViewFromImage(label), config, case)
-            matrix = np.linalg.inv(json.loads((transforms / f"{case}.json").read_text())["matrix"])
-            points.append(_points(label, classes > 0) @ matrix[:3, :3].T + matrix[:3, 3])
-    else:
-        voxels = sitk.GetArrayViewFromImage(reference)
-        mask = voxels > 0.1 if config.preprocess.crop == "foreground" else np.ones(voxels.shape, bool)
-        points.append(_points(reference, mask))
-    along = np.concatenate(points) @ direction  # rows: projections on the reference's axes
-    return along.min(0), along.max(0)
-
-
-def _points(image: sitk.Image, mask: np.ndarray) -> np.ndarray:
-    """Positions (n, 3) in mm of a mask's voxels."""
-    index = np.argwhere(mask)[:, ::-1] * np.array(image.GetSpacing())
-    return index @ np.array(image.GetDirection()).reshape(3, 3).T + np.array(image.GetOrigin())
-
-
-def to_grid(image: sitk.Image, record: dict[str, Any], grid: Grid, *, nearest: bool = False) -> np.ndarray:
-    """A scan on the cohort's grid, (D, H, W); 0 outside the scan. Smoothed first where the grid is much coarser."""
-    interpolator = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
-    if not nearest:
-        coarser = min(grid.spacing_mm) / max(image.GetSpacing())
-        if coarser > 1.5:
-            image = sitk.DiscreteGaussian(image, [(0.35 * min(grid.spacing_mm)) ** 2] * 3)
-    transform = affine_transform(np.array(record["matrix"]))
-    return sitk.GetArrayFromImage(
-        sitk.Resample(image, grid.as_image(), transform, interpolator, 0.0, image.GetPixelID())
-    )
-
-
-def image_on_grid(normalised: sitk.Image, record: dict[str, Any], grid: Grid, case: str) -> np.ndarray:
-    """What networks see of a scan: (D, H, W) float16 in [0, 1].
-
-    Raises:
-        LrlsError: nothing of the scan lies on the grid.
-    """
-    voxels = to_grid(normalised, record, grid)
-    if voxels.min() == voxels.max():
-        raise LrlsError(
-            f"case {case}: its image does not reach the grid, which lies round the first atlas; "
-            "set preprocess.align to rigid or affine, or correct the header's origin."
-        )
-    return voxels.astype(np.float16)
-
-
-def label_to_grid(
-    label: sitk.Image, classes: np.ndarray, num_classes: int, record: dict[str, Any], grid: Grid
-) -> np.ndarray:
-    """A label map on the grid, (D, H, W) class indices: the class with the largest share of each voxel."""
-    best = np.full(grid.shape, 0.5, np.float32)  # background unless a structure has at least half of it
-    result = np.zeros(grid.shape, classes.dtype)
-    total = np.zeros(grid.shape, np.float32)
-    shares = {}
-    for index in range(1, num_classes):
-        mask = sitk.GetImageFromArray((classes == index).astype(np.float32))
-        mask.CopyInformation(label)
-        share = to_grid(mask, record, grid)
-        if share.any():
-            shares[index] = share
-            total += share
-    best = 1 - total
-    for index, share in shares.items():
-        result[share > best] = index
-        best = np.maximum(best, share)
-    return result
-
-
-def _write(config: Config, folder: Path, reference: sitk.Image, grid: Grid, jobs: list[tuple[str, str]]) -> None:
-    num_classes = len(config.structures) + 1
-    with h5py.File(folder / "cohort.h5", "w") as file:
-        data = file.create_dataset("reference", data=sitk.GetArrayFromImage(reference))
-        data.attrs["spacing"] = reference.GetSpacing()
-        data.attrs["origin"] = reference.GetOrigin()
-        data.attrs["direction"] = reference.GetDirection()
-        images, labels = file.create_group("images"), file.create_group("labels")
-        with Progress("resample", len(jobs)) as progress:
-            for role, case in jobs:
-                scan = intake.read_scan(config, case, label=role in TRAINED_ON)
-                record = json.loads((folder / "transforms" / f"{case}.json").read_text())
-                normalised, _, _ = normalise(scan.image, config.preprocess)
-                images[case] = image_on_grid(normalised, record, grid, case)
-                if scan.label is not None:
-                    classes = intake.class_indices(sitk.GetArrayFromImage(scan.label), config, case)
-                    labels[case] = label_to_grid(scan.label, classes, num_classes, record, grid)
-                progress.advance()
+    """`cohort.h5`, `cohort.json` and `transforms/`, of the scans that a pass brought to the grid."""
+    (folder / "transforms").mkdir(exist_ok=True)
+    labelled = [case for role, cases in members.items() if role in TRAINED_ON for case in cases]
+    abouts = {}
+    with write_images(folder, reference) as add:
+        for case in way.members:
+            with np.load(way.file(case)) as file:
+                abouts[case] = about_of(file)
+                add(case, file["image"], file["label"] if case in labelled else None)
+            text = json.dumps(abouts[case]["record"], indent=1)
+            atomic_write_text(folder / "transforms" / f"{case}.json", text)
+    faces = [(abouts[case]["faces"], tuple(abouts[case]["record"]["direction"])) for case in labelled]
+    about = {
+        "grid": asdict(grid),
+        "structures": list(config.structures),
+        "parts": members,
+        "flat_borders": [asdict(border) for border in find_flat_borders(faces)],
+    }
+    atomic_write_text(folder / "cohort.json", json.dumps(about, indent=1))
 
 
 def _pictures(folder: Path, jobs: list[tuple[str, str]], config: Config, base: Cohort | None) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from stages.errors import LrlsError
 
@@ -32,10 +33,54 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+class Processes:
+    """Worker processes that start when there is something to do and end with the `with` block.
+
+    Args:
+        workers: how many at most; None: one per core.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def each(self, function: Callable[..., Any], arguments: Sequence[tuple]) -> Iterator[Any]:
+        """Results of a function over cases, as they come; those not begun when the caller stops asking are dropped.
+
+        Raises:
+            LrlsError: a process was killed.
+        """
+        if not arguments:
+            return
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=begin_process)
+        futures = [self._pool.submit(function, *each) for each in arguments]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise LrlsError(
+                f"one of {self.workers} worker processes was killed, most likely for lack of memory; "
+                "set preprocess.workers to fewer. The same command goes on where it stopped."
+            ) from None
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+
 def in_processes(
     function: Callable[..., Any], arguments: Sequence[tuple], *, workers: int | None = None
 ) -> Iterator[Any]:
-    """Results of a function over cases, as they come.
+    """Results of a function over cases, as they come, by processes that end with them.
 
     Args:
         workers: processes; None: one per core.
@@ -43,19 +88,6 @@ def in_processes(
     Raises:
         LrlsError: a process was killed.
     """
-    if not arguments:
-        return
-    workers = min(workers or len(os.sched_getaffinity(0)), len(arguments))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_process) as pool:
-        futures = [pool.submit(function, *each) for each in arguments]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise LrlsError(
-                f"one of {workers} worker processes was killed, most likely for lack of memory; "
-                "set preprocess.workers to fewer. The same command goes on where it stopped."
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(arguments)))
+    with Processes(workers) as processes:
+        yield from processes.each(function, arguments)

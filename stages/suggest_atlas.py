@@ -14,6 +14,7 @@ hippocampus, another seed of ANTs permuted the first three, and named the same f
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,17 @@ import pandas as pd
 import SimpleITK as sitk
 
 from stages.artifacts.cohort import Grid
+from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
-from stages.artifacts.store import Draft, make
+from stages.artifacts.store import make, versions
 from stages.artifacts.suggestion import Suggestion
 from stages.config import Config
-from stages.data import intake
 from stages.data.alignment import affine_transform, align, centre_of_mass
+from stages.data.checks import cheap_faults, examine_all, faults_among, folder_fault
+from stages.data.facts import Known, Looked, ScanFacts, examine, faults_of
+from stages.data.faults import refuse
+from stages.data.intensities import coarsened, normalise
 from stages.errors import LrlsError
-from stages.preprocess import coarsened, normalise
 from stages.processes import in_processes
 from stages.progress import Progress
 
@@ -66,23 +70,33 @@ def suggest_atlas(config: Config, *, force: bool = False) -> Suggestion:
             f"data.unlabeled lists {len(cases)} scan{'' if len(cases) == 1 else 's'}, at least {LEAST_SCANS} are "
             "needed to tell which one is typical; list more."
         )
-    intake.refuse(intake.cohort_faults(config, ["unlabeled"]))
-    digests = {case: intake.scan_digest(intake.read_scan(config, case, label=False)) for case in cases}
+    if fault := folder_fault(config):
+        refuse([fault])
+    known = Known(config)
+    looked = known.look(dict.fromkeys(cases, False))
+    facts = known.facts(looked)
+    scans: dict[str, sitk.Image] = {}
+    if len(facts) < len(looked):  # which scans these are shows when they are read, and they are read once
+        faults = faults_among(config, facts, ["unlabeled"]) or cheap_faults(config, looked, ["unlabeled"])
+        if faults or (versions(config.workspace / Suggestion.KIND) and not force):
+            facts = dict(examine_all(config, looked))
+        else:
+            facts, scans = _read_all(config, looked)
+    refuse(faults_among(config, facts, ["unlabeled"]))
     settings = config.preprocess.model_dump(mode="json", include={"align", "align_contrast", "intensity", "n4"})
     return make(
         Suggestion,
         config.workspace / Suggestion.KIND,
-        lambda draft: _write(draft, config, sorted(cases)),
+        lambda draft: _write(draft, config, sorted(cases), scans or _read_all(config, looked)[1]),
         made_by="suggest-atlas",
         settings={"preprocess": settings, "members": sorted(cases)},
         seed=config.seed,
-        inputs={f"scan/{case}": digest for case, digest in digests.items()},
+        inputs={f"scan/{case}": facts[case].digest for case in cases},
         force=force,
     )
 
 
-def _write(draft: Draft, config: Config, cases: list[str]) -> None:
-    scans = _read_all(config, cases)
+def _write(draft: Draft, config: Config, cases: list[str], scans: dict[str, sitk.Image]) -> None:
     reference = scans[cases[nearest_to_median(np.stack(_on_centres(scans, cases)))]]
     grid = grid_of(reference)
     average, volumes, records = reference, np.empty(0), {}
@@ -101,20 +115,25 @@ def _write(draft: Draft, config: Config, cases: list[str]) -> None:
 # Scans on one grid
 
 
-def _read_all(config: Config, cases: list[str]) -> dict[str, sitk.Image]:
-    scans = {}
-    with Progress("read", len(cases)) as progress:
-        for case, scan in in_processes(
-            _read_case, [(config, case) for case in cases], workers=config.preprocess.workers
-        ):
-            scans[case] = scan
+def _read_all(config: Config, looked: Mapping[str, Looked]) -> tuple[dict[str, ScanFacts], dict[str, sitk.Image]]:
+    """What is known of all scans, and those without a fault on a coarse grid."""
+    facts, scans = {}, {}
+    with Progress("read", len(looked)) as progress:
+        arguments = [(config, each) for each in looked.values()]
+        for found, scan in in_processes(_read_case, arguments, workers=config.preprocess.workers):
+            facts[found.case] = found
+            if scan is not None:
+                scans[found.case] = scan
             progress.advance()
-    return scans
+    return facts, scans
 
 
-def _read_case(config: Config, case: str) -> tuple[str, sitk.Image]:
-    image = normalise(intake.read_scan(config, case, label=False).image, config.preprocess)[0]
-    return case, coarsened(image, coarse_spacing_mm(image), most=MOST_VOXELS)
+def _read_case(config: Config, looked: Looked) -> tuple[ScanFacts, sitk.Image | None]:
+    found = examine(config, looked)
+    if faults_of(config, found.facts) or found.image is None:
+        return found.facts, None
+    image = normalise(found.image, config.preprocess)[0]
+    return found.facts, coarsened(image, coarse_spacing_mm(image), most=MOST_VOXELS)
 
 
 def coarse_spacing_mm(image: sitk.Image) -> float:

@@ -10,19 +10,21 @@ from typing import Any, get_args
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.made import Made, Role
-from stages.artifacts.manifest import Artifact
+from stages.artifacts.manifest import Artifact, peek_manifest
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import latest, versions, with_digest
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config, MethodStage, StageName
-from stages.data import intake
+from stages.data.checks import scored_faults
+from stages.data.faults import refuse
+from stages.data.subsets import Part, cohort_folder, cohort_settings
 from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
 from stages.generate import generate
 from stages.methods import find_method, plan_of, settings_read, training_of
 from stages.methods.recipe import STAGE_OF, Generate, Method, Recipe, Step, Train
-from stages.preprocess import Part, cohort_folder, cohort_settings, preprocess
+from stages.preprocess import preprocess
 from stages.train_reg import train_registration
 from stages.train_seg import train_segmentation
 from stages.training.budget import Budget, with_steps
@@ -107,7 +109,7 @@ def run(
     if until == "eval" and not config.part(config.eval.part):
         tell(f"nothing to score: data.{config.eval.part} lists no scan")
     elif until == "eval":
-        held_out = preprocess(config, config.eval.part, base=cohort if method.cohort == "train" else None)
+        held_out = preprocess(config, config.eval.part, base=base_of(cohort, config))
         told(held_out)
         scores = evaluated(made, held_out, config, method_name, force=force, tell=tell)
         told(scores)
@@ -168,12 +170,10 @@ def pseudo_labels_behind(segmentation: Segmentation | None) -> list[Generated]:
 
 
 def _check_labels(config: Config) -> None:
-    """A label map that cannot be found is told before hours of training, not after."""
+    """A label map that is not there, or does not lie on its image, is told before hours of training, not after."""
     if not config.data.folder.is_dir():
         return  # `preprocess` says so
-    folders = intake.sub_folders(config, config.data.labels)
-    for case in config.part(config.eval.part):
-        intake.find_file(folders, case, "label map")
+    refuse(scored_faults(config, config.part(config.eval.part)))
 
 
 def opened_cohort(config: Config, part: Part) -> Cohort:
@@ -188,13 +188,22 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
     latest(folder, kind=Cohort.KIND)
     wanted = cohort_settings(config, part)
     for version in reversed(versions(folder)):
-        cohort = Cohort.open(version)
-        if cohort.manifest.identity.config == wanted and cohort.manifest.identity.seed == config.seed:
-            return cohort
+        identity = peek_manifest(version).identity
+        if identity.config == wanted and not identity.outdated:
+            return Cohort.open(version)
     raise LrlsError(
-        f"no version of {folder.name} was made with these preprocess, structures, data and seed settings; "
+        f"no version of {folder.name} was made with these preprocess, structures and data settings; "
         f"make one with `lrls preprocess{'' if part == 'train' else f' --part {part}'}`."
     )
+
+
+def base_of(cohort: Cohort, config: Config) -> Cohort | None:
+    """The cohort on whose grid a cohort lies: itself, or the one that it was brought to; None: that one is gone."""
+    digest = cohort.manifest.identity.inputs.get("cohort")
+    if digest is None:
+        return cohort
+    folder = with_digest(cohort_folder(config, "train"), digest)
+    return Cohort.open(folder) if folder else None
 
 
 def run_stage(
@@ -214,8 +223,7 @@ def run_stage(
     method = find_method(method_name)
     made, number = newest(config, method, round, until=stage)
     if stage == "eval":
-        base = made.cohort if method.cohort == "train" else None
-        held_out = preprocess(config, config.eval.part, base=base)
+        held_out = preprocess(config, config.eval.part, base=base_of(made.cohort, config))
         return evaluated(made, held_out, config, method_name, force=force, tell=tell)
     role = next(role for role, name in STAGE_OF.items() if name == stage)
     step = plan_of(method, config).step(role, number)

@@ -162,16 +162,18 @@ def project(tmp_path: Path, new_project: Callable[..., Project]) -> Project:
     return new_project(tmp_path)
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def work_here(patch: pytest.MonkeyPatch) -> None:
     """Cases are worked on in this process, which tests can patch; starting others takes longer than a tiny cohort."""
 
-    def serial(function: Callable[..., Any], arguments: list[tuple], **_: object) -> Iterator[Any]:
-        yield from (function(*each) for each in arguments)
+    def each(_: object, function: Callable[..., Any], arguments: list[tuple]) -> Iterator[Any]:
+        yield from (function(*case) for case in arguments)
 
-    monkeypatch.setattr("stages.preprocess.in_processes", serial)
-    monkeypatch.setattr("stages.answering.registering.in_processes", serial)
-    monkeypatch.setattr("stages.predict.in_processes", serial)
+    patch.setattr("stages.processes.Processes.each", each)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    work_here(monkeypatch)
 
 
 PICTURES = (

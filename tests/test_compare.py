@@ -18,9 +18,9 @@ from stages.artifacts.store import new_artifact
 from stages.artifacts.weights import Segmentation
 from stages.compare import cost, newest_scores
 from stages.data.phantoms import STRUCTURES
+from stages.data.subsets import cohort_settings
 from stages.errors import LrlsError
 from stages.methods import find_method
-from stages.preprocess import cohort_settings
 
 CASES = [f"test_{i}" for i in range(1, 9)]
 FIRST, SECOND = list(STRUCTURES)[:2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Project
+from conftest import Project, work_here
 
 from stages.answering.exported import IMAGES, MODEL, NAMES, WEIGHTS, _sha256, open_model, tensors_of
 from stages.answering.model import running_on
@@ -27,8 +27,7 @@ def shared(tmp_path_factory, new_project) -> Project:
         preprocess={"shape": [16, 16, 16]},
     )
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("preprocess", "answering.registering"):
-            patch.setattr(f"stages.{place}.in_processes", lambda f, arguments, **_: (f(*each) for each in arguments))
+        work_here(patch)
         project.made("run", "--method", "best", "--until", "train-seg")
         project.made("calibrate", "--method", "best", "--couples", "9")
         project.made("export", "--method", "best", "--out", str(project.folder / "best.zip"))

@@ -206,7 +206,7 @@ def test_damaged_training_state_is_named(copied, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "command", "target"),
     [
-        ("stages.preprocess.label_to_grid", ("preprocess",), "cohort"),
+        ("stages.data.prepare.label_to_grid", ("preprocess",), "cohort"),
         ("stages.training.loop.save_state", ("train-reg", "--method", "brbs"), "brbs/registration"),
         ("h5py.Dataset.__setitem__", ("generate", "--method", "brbs"), "brbs/generated"),
         ("stages.train_seg.save_weights", ("train-seg", "--method", "brbs"), "brbs/segmentation"),
@@ -434,7 +434,7 @@ def test_the_order_of_structures_is_part_of_a_cohort(copied):
 
 def test_a_stage_does_not_run_on_a_cohort_of_other_settings(copied):
     assert fault(copied.lrls("train-reg", "--method", "brbs", "--set", "preprocess.margin_mm=4")) == (
-        "no version of cohort was made with these preprocess, structures, data and seed settings; "
+        "no version of cohort was made with these preprocess, structures and data settings; "
         "make one with `lrls preprocess`."
     )
 

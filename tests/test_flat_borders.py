@@ -1,13 +1,15 @@
 """Borders that a protocol draws as planes of voxels are found in atlases and put back into answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from stages.answering import flat_borders
-from stages.answering.flat_borders import FlatBorder, find_flat_borders, flatten
-from stages.artifacts.cohort import Grid
+from stages.answering.flat_borders import flatten
+from stages.artifacts.cohort import Cohort, FlatBorder, Grid
+from stages.data import flat_borders
 from stages.data.own_space import classes_in_own_space
 from stages.parts.warps import one_hot
 
@@ -38,31 +40,34 @@ def probabilities(classes):
     return one_hot(torch.from_numpy(classes.astype(np.int16))[None], 4)[0]
 
 
+def borders_of(atlases):
+    """Of class indices and directions."""
+    faces = [(flat_borders.border_faces(classes), direction) for classes, direction in atlases]
+    return flat_borders.find_flat_borders(faces)
+
+
 def test_the_plane_between_two_blocks_is_found_with_its_normal():
     # Classes 1 and 3, and 2 and 3, meet in planes across D; 1 and 2 in one across H, which is y.
-    found = {border.classes: border.normal for border in find_flat_borders([(block(), LPS)])}
+    found = {border.classes: border.normal for border in borders_of([(block(), LPS)])}
     assert found == {(1, 2): (0.0, 1.0, 0.0), (1, 3): (0.0, 0.0, 1.0), (2, 3): (0.0, 0.0, 1.0)}
 
 
 def test_a_tilted_border_is_none():
-    assert (1, 2) not in {border.classes for border in find_flat_borders([(block(tilt=0.6), LPS)])}
+    assert (1, 2) not in {border.classes for border in borders_of([(block(tilt=0.6), LPS)])}
 
 
 def test_a_border_of_few_faces_is_none(monkeypatch):
     monkeypatch.setattr(flat_borders, "LEAST_FACES", 5 * 8 + 1)  # faces between 1 and 2
-    assert (1, 2) not in {border.classes for border in find_flat_borders([(block(), LPS)])}
+    assert (1, 2) not in {border.classes for border in borders_of([(block(), LPS)])}
     monkeypatch.setattr(flat_borders, "LEAST_FACES", 5 * 8)
-    assert (1, 2) in {border.classes for border in find_flat_borders([(block(), LPS)])}
+    assert (1, 2) in {border.classes for border in borders_of([(block(), LPS)])}
 
 
 def test_every_atlas_must_draw_it_so_and_along_the_same_axis_however_it_is_stored():
     flat, tilted = (block(), LPS), (block(tilt=0.6), LPS)
     stored_turned = (block().transpose(1, 0, 2), tuple(np.eye(3)[:, [0, 2, 1]].ravel()))  # the same, axes H, D, W
     elsewhere = (block().transpose(1, 0, 2), LPS)
-    pairs = [
-        [border.classes for border in find_flat_borders([flat, second])]
-        for second in (stored_turned, tilted, elsewhere)
-    ]
+    pairs = [[border.classes for border in borders_of([flat, second])] for second in (stored_turned, tilted, elsewhere)]
     assert [(1, 2) in each for each in pairs] == [True, False, False]
 
 
@@ -89,8 +94,8 @@ def test_the_plane_is_one_of_the_scans_own_axes():
     way = record(matrix=turn)
     answer = classes_in_own_space(probabilities(on_grid), way, GRID)
     flat = flatten(answer, probabilities(on_grid), FlatBorder((1, 2), (0.0, 1.0, 0.0)), way, GRID)
-    assert [border.classes for border in find_flat_borders([(answer, LPS)]) if border.classes == (1, 2)] == []
-    assert (1, 2) in [border.classes for border in find_flat_borders([(flat, LPS)])]
+    assert [border.classes for border in borders_of([(answer, LPS)]) if border.classes == (1, 2)] == []
+    assert (1, 2) in [border.classes for border in borders_of([(flat, LPS)])]
     union = (answer == 1) | (answer == 2)
     assert np.array_equal((flat == 1) | (flat == 2), union)
     assert (flat == answer)[union].mean() > 0.8
@@ -116,7 +121,9 @@ def test_eval_scores_the_answer_with_planes_beside_the_networks_own(project, mon
     assert list(nothing_flat["output"].unique()) == ["segmentation"]
 
     # The phantoms' structures meet nowhere.
-    monkeypatch.setattr("stages.evaluate.find_flat_borders", lambda _: [FlatBorder((1, 2), (0.0, 1.0, 0.0))])
+    opened = Cohort.open
+    borders = (FlatBorder((1, 2), (0.0, 1.0, 0.0)),)
+    monkeypatch.setattr(Cohort, "open", lambda folder: replace(opened(folder), flat_borders=borders))
     done = project.made("eval", "--method", "unet", "--force", *on)
     found = pd.read_csv(done.out.splitlines()[-1] + "/scores.csv")
     assert list(found["output"].unique()) == ["segmentation", "network"]

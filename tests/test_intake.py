@@ -7,18 +7,11 @@ import pytest
 import SimpleITK as sitk
 
 from stages.config import Config
-from stages.data.intake import (
-    class_indices,
-    cohort_faults,
-    disk_fault,
-    find_file,
-    label_values,
-    read_new_scan,
-    read_scan,
-    scan_digest,
-    scan_faults,
-    voxel_digest,
-)
+from stages.data import digests
+from stages.data.checks import cohort_faults, scan_faults
+from stages.data.faults import disk_fault
+from stages.data.intake import find_file, read_new_scan, read_scan
+from stages.data.labels import class_indices, label_values
 from stages.errors import LrlsError
 
 SPACING_MM = (1.0, 1.5, 2.0)
@@ -514,7 +507,12 @@ def test_digests_tell_voxels_from_geometry_and_label(config, tmp_path):
     write(tmp_path, "images", "free", moved)
     other = read_scan(config, "free", label=False)
 
-    assert voxel_digest(other.image) == voxel_digest(scan.image)
+    assert digests.voxel_digest(other.image) == digests.voxel_digest(scan.image)
     assert scan_digest(other) != scan_digest(read_scan(config, "atlas", label=False))
     assert scan_digest(scan) != scan_digest(read_scan(config, "atlas", label=False))
     assert scan_digest(scan) == scan_digest(read_scan(config, "atlas", label=True))
+
+
+def scan_digest(scan):
+    label = digests.label_digest(scan.label) if scan.label else None
+    return digests.scan_digest(digests.image_digest(scan.image), label)

@@ -159,14 +159,14 @@ def import_everything() -> None:
     import monai.metrics  # noqa: F401
     import torch
 
-    import stages.preprocess
+    import stages.processes
     import stages.workflow
 
     torch.set_num_threads(1)  # a process that has used several does not fork well
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # imports more
 
     draw_no_pictures(pytest.MonkeyPatch())
-    stages.preprocess.in_processes = lambda function, arguments, **_: (function(*each) for each in arguments)
+    stages.processes.Processes.each = lambda _, function, arguments: (function(*each) for each in arguments)
 
 
 def job(number: int, scratch: Path, stage: str) -> None:

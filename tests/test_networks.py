@@ -1,6 +1,5 @@
 """Networks: sizes, what a fresh one says, precision, and the grids that tests, example and benchmarks use."""
 
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,10 @@ import yaml
 from torch import nn
 
 from stages.config import load_config
+from stages.data.grid import derive_grid, label_box
 from stages.data.intake import read_scan
+from stages.data.intensities import normalise
+from stages.data.labels import classes_of
 from stages.methods import data_aug
 from stages.methods.recipe import Task, registration_network
 from stages.parts.augmentation import gaussian_blur
@@ -25,7 +27,6 @@ from stages.parts.networks.teacher_student import ResidualUNet, ResidualUnit
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import VoxelMorphUNet
 from stages.parts.warps import compose, integrate, voxel_grid
-from stages.preprocess import coarsened, derive_grid, normalise
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = {
@@ -70,13 +71,15 @@ def count(network):
 # Depth
 
 
-def test_the_examples_grid_is_the_one_that_the_tests_below_use(tmp_path):
+def test_the_examples_grid_is_the_one_that_the_tests_below_use():
     config = load_config(ROOT / "data.example" / "lrls.yaml")
     atlas = config.part("atlases")[0]
-    image = read_scan(config, atlas, label=False).image
-    reference = coarsened(normalise(image, config.preprocess)[0], config.preprocess.align_spacing_mm)
-    (tmp_path / f"{atlas}.json").write_text(json.dumps({"matrix": np.eye(4).tolist()}))
-    assert derive_grid(config, reference, [atlas], tmp_path).shape == EXAMPLE
+    scan = read_scan(config, atlas, label=True)
+    reference = normalise(scan.image, config.preprocess)[0]
+    classes = classes_of(scan.label, config, atlas)
+    box = label_box(scan.label, classes, np.eye(4), reference.GetDirection())
+    place = (reference.GetDirection(), reference.GetSpacing(), reference.GetOrigin())
+    assert derive_grid(config.preprocess, box, *place).shape == EXAMPLE
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from stages.config import PARTS, load_config
-from stages.data.intake import cohort_faults
+from stages.data.checks import cohort_faults
 from stages.data.phantoms import STRUCTURES, write_phantoms
 from stages.errors import LrlsError
 

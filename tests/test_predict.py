@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import Project
+from conftest import Project, work_here
 from pytest import MonkeyPatch
 
 from stages import Prediction, Predictor, load_model
@@ -31,8 +31,7 @@ GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
 def serial() -> Iterator[None]:
     """Cases are worked on in this process; nothing here is aligned by ANTs but where a test says so."""
     with MonkeyPatch.context() as patch:
-        for place in ("preprocess", "answering.registering", "predict"):
-            patch.setattr(f"stages.{place}.in_processes", lambda f, arguments, **_: (f(*each) for each in arguments))
+        work_here(patch)
         yield
 
 

@@ -10,7 +10,8 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import IntensitySettings, load_config
-from stages.preprocess import intensity_range, preprocess
+from stages.data.intensities import intensity_range
+from stages.preprocess import preprocess
 
 SPACING = (1.0, 1.25, 2.0)  # x, y, z
 

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stages.answering.flat_borders import FlatBorder, flatten
+from stages.answering.flat_borders import flatten
 from stages.answering.registering import displacements, segment
-from stages.artifacts.cohort import Cohort, Grid
+from stages.artifacts.cohort import Cohort, FlatBorder, Grid
 from stages.config import Config
 from stages.data.own_space import classes_in_own_space
 from stages.device import Device
 from stages.methods.recipe import Answer as AnswerBy
-from stages.methods.recipe import Recipe
 from stages.parts.voting import vote
+
+AT_ONCE = 32  # scans that callers hand to `Answering.answers`; bounds memory
 
 
 @dataclass(frozen=True)
 class GridScan:
-    """A scan on the grid: image (D, H, W), float16 in [0, 1], and what `preprocess.prepare` did to it."""
+    """A scan on the grid: image (D, H, W), float16 in [0, 1], and what `stages.data.prepare.prepare` did to it."""
 
     case: str
     image: np.ndarray
@@ -42,9 +43,9 @@ def atlases_of(cohort: Cohort, part: str = "atlases") -> tuple[Atlas, ...]:
     return tuple(Atlas(case, cohort.image(case), cohort.label(case)) for case in cohort.parts.get(part, []))
 
 
-def registers(plan: Recipe, cohort: Cohort) -> bool:
+def registers(answer_by: AnswerBy, cohort: Cohort) -> bool:
     """Whether a method can carry the atlases' labels over to a scan."""
-    return plan.answer.registers is not None and bool(cohort.parts.get("atlases"))
+    return answer_by.registers is not None and bool(cohort.parts.get("atlases"))
 
 
 @dataclass(frozen=True)

@@ -30,17 +30,16 @@ from safetensors import SafetensorError
 from torch import nn
 
 from stages.answering.answers import Atlas
-from stages.answering.flat_borders import FlatBorder
 from stages.answering.model import Model
 from stages.answering.quality import Calibration
-from stages.artifacts.cohort import Grid
+from stages.artifacts.cohort import FlatBorder, Grid
 from stages.artifacts.digests import digest_of
 from stages.artifacts.weights_file import fill, packed_weights
 from stages.config import Config, PreprocessSettings, Section, first_fault
+from stages.data.grid import unpacked
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of
 from stages.methods.recipe import Recipe, Task
-from stages.preprocess import unpacked
 
 MODEL, WEIGHTS, IMAGES = "model.json", "weights.safetensors", "images.safetensors"
 NAMES = (MODEL, WEIGHTS, IMAGES)

@@ -11,17 +11,15 @@ import SimpleITK as sitk
 import yaml
 
 from stages.answering.answers import Answering, Atlas, atlases_of, registers
-from stages.answering.flat_borders import FlatBorder
 from stages.answering.quality import Calibration
-from stages.artifacts.cohort import Grid
+from stages.artifacts.cohort import FlatBorder, Grid
 from stages.artifacts.made import Made
 from stages.config import Config
+from stages.data.grid import to_grid
 from stages.device import choose_device
 from stages.errors import LrlsError
-from stages.evaluate import flat_borders
 from stages.methods import find_method, recipe_of
 from stages.methods.recipe import Recipe
-from stages.preprocess import to_grid
 
 WHERE_IT_RUNS = ("device", "precision", "threads", "preprocess.workers")
 
@@ -81,9 +79,9 @@ def model_of(made: Made, config: Config, method_name: str, *, network_only: bool
     if network_only and recipe.answer.network is None:
         raise LrlsError(f"{method.name} has no segmentation network: it propagates atlases; leave --network-only out.")
     recipe.load(made.weights)
-    borders = tuple(flat_borders(cohort, config)) if recipe.answer.flat_borders else ()
+    borders = cohort.flat_borders if recipe.answer.flat_borders else ()
     propagates = recipe.answer.network is None or recipe.answer.fuse or bool(borders)
-    uses_atlases = propagates and registers(recipe, cohort) and not network_only
+    uses_atlases = propagates and registers(recipe.answer, cohort) and not network_only
     return Model(
         method=method.name,
         config=config,

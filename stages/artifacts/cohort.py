@@ -10,7 +10,8 @@ transforms/<case>.json        geometry of the scan, map to it, intensity range, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -45,6 +46,22 @@ class Grid:
         return image
 
 
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class FlatBorder:
+    """Two structures that meet in a plane of voxels.
+
+    Args:
+        classes: their class indices.
+        normal: of the plane, along a voxel axis of the first atlas; unit vector in its mm space (x, y, z).
+    """
+
+    classes: tuple[int, int]
+    normal: Vector
+
+
 @dataclass(frozen=True)
 class Cohort(Artifact):
     """Opened cohort; images and labels are read when asked for."""
@@ -55,6 +72,7 @@ class Cohort(Artifact):
     grid: Grid
     structures: tuple[str, ...]
     parts: dict[str, list[str]]
+    flat_borders: tuple[FlatBorder, ...]  # that all its labelled scans draw
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -62,7 +80,8 @@ class Cohort(Artifact):
         manifest = read_manifest(folder, kind=cls)
         about = json.loads((folder / "cohort.json").read_text())
         grid = Grid(**{key: tuple(value) for key, value in about["grid"].items()})
-        return cls(folder, manifest, grid, tuple(about["structures"]), about["parts"])
+        borders = tuple(FlatBorder(tuple(b["classes"]), tuple(b["normal"])) for b in about["flat_borders"])
+        return cls(folder, manifest, grid, tuple(about["structures"]), about["parts"], borders)
 
     @property
     def cases(self) -> list[str]:
@@ -100,7 +119,7 @@ class Cohort(Artifact):
         return image
 
     def transform(self, case: str) -> dict[str, Any]:
-        """What `preprocess` did to a scan: see `stages.preprocess.prepare`."""
+        """What `preprocess` did to a scan: see `stages.data.prepare.prepare`."""
         return json.loads((self.folder / "transforms" / f"{case}.json").read_text())
 
     def fallen_back(self) -> list[str]:
@@ -132,3 +151,24 @@ class Cohort(Artifact):
             num_classes=self.num_classes,
             spacing_mm=self.grid.spacing_mm,
         )
+
+
+@contextmanager
+def write_images(folder: Path, reference: sitk.Image) -> Iterator[Callable[[str, np.ndarray, np.ndarray | None], None]]:
+    """Write `cohort.h5`: call what this yields with case, image (D, H, W) float16, and class indices or None."""
+    import h5py
+    import SimpleITK as sitk
+
+    with h5py.File(folder / "cohort.h5", "w") as file:
+        data = file.create_dataset("reference", data=sitk.GetArrayFromImage(reference))
+        data.attrs["spacing"] = reference.GetSpacing()
+        data.attrs["origin"] = reference.GetOrigin()
+        data.attrs["direction"] = reference.GetDirection()
+        images, labels = file.create_group("images"), file.create_group("labels")
+
+        def add(case: str, image: np.ndarray, label: np.ndarray | None) -> None:
+            images[case] = image
+            if label is not None:
+                labels[case] = label
+
+        yield add

@@ -49,6 +49,10 @@ class Draft:
         """Wall time of this session and the earlier ones."""
         return self._earlier_s + time.monotonic() - self._started
 
+    def add_elapsed(self, seconds: float) -> None:
+        """Count work that was done before there was a draft; a resumed draft may have counted it already."""
+        self._earlier_s = max(self._earlier_s, seconds)
+
     def save_elapsed(self) -> None:
         """Keep the wall time so far; call it with every checkpoint, since a killed process cannot."""
         atomic_write_text(self.resume / "wall_time_s", f"{self.elapsed_s():.3f}")
@@ -68,18 +72,29 @@ def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] 
         LrlsError: another process writes in `target`, it is not writable, or the disk is full.
     """
     assert identity.format_version == KINDS[identity.kind].FORMAT, "only a kind's own format is written"
+    with working_in(target):
+        publish_complete_drafts(target)
+        draft = Draft(target / f".draft-{identity.digest[:16]}")
+        try:
+            yield draft
+        except BaseException:
+            with suppress(OSError):
+                draft.save_elapsed()
+            raise
+        _complete(draft, identity, VOLATILE + volatile)
+        draft.result = _publish(draft.folder)
+
+
+@contextmanager
+def working_in(target: Path) -> Iterator[None]:
+    """Be the one process that writes in `target`.
+
+    Raises:
+        LrlsError: another process writes in `target`, it is not writable, or the disk is full.
+    """
     try:
         with locked(target):
-            publish_complete_drafts(target)
-            draft = Draft(target / f".draft-{identity.digest[:16]}")
-            try:
-                yield draft
-            except BaseException:
-                with suppress(OSError):
-                    draft.save_elapsed()
-                raise
-            _complete(draft, identity, VOLATILE + volatile)
-            draft.result = _publish(draft.folder)
+            yield
     except LrlsError:
         raise
     except Exception as error:

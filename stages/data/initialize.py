@@ -15,7 +15,8 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import load_config
-from stages.data.intake import SUFFIXES, IntakeError, case_id, find_file, read_image
+from stages.data.faults import IntakeError
+from stages.data.intake import SUFFIXES, case_id, find_file, read_image
 from stages.errors import LrlsError
 
 MOST_ATLASES = 5

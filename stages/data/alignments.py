@@ -1,0 +1,55 @@
+"""Alignments to a reference, each made once: kept by the images that were aligned and by how, whoever asks.
+
+They depend on no seed of the configuration: the cohort that networks with several seeds learn from is one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from stages.artifacts.digests import digest_of
+from stages.config import PreprocessSettings
+from stages.data.alignment import align
+from stages.data.digests import image_digest
+from stages.data.intensities import coarsened
+from stages.data.kept import keep, kept_folder, read_kept
+
+VERSION = 1  # of `stages.data.alignment`; another one aligns everything again
+SEED = 0  # of ANTs's sampling
+
+
+def aligned(
+    reference: sitk.Image, normalised: sitk.Image, settings: PreprocessSettings, kept: Path | None = None
+) -> dict[str, Any]:
+    """What `stages.data.alignment.align` says of a scan, JSON-able; of the reference itself, that it lies where it is.
+
+    Args:
+        reference: `coarsened`, in [0, 1].
+        normalised: the scan in [0, 1], in one orientation.
+        kept: workspace in which alignments are kept.
+    """
+    scan = coarsened(normalised, settings.align_spacing_mm)
+    images = [image_digest(each) for each in (reference, scan)]
+    if images[0] == images[1]:
+        return {"matrix": np.eye(4).tolist(), "correlation": 1.0, "fell_back": False}
+    file = None
+    if kept:
+        versions = [VERSION, sitk.Version_VersionString(), importlib.metadata.version("antspyx")]
+        key = digest_of([*versions, *images, settings.align, settings.align_contrast])
+        file = kept_folder(kept) / "alignments" / f"{key}.json"
+        if (stored := read_kept(file)) and _is_record(stored):
+            return stored
+    found = align(reference, scan, kind=settings.align, seed=SEED, contrast=settings.align_contrast)
+    record = {**found, "matrix": np.asarray(found["matrix"]).tolist()}
+    if file:
+        keep(file, record)
+    return record
+
+
+def _is_record(stored: Any) -> bool:
+    return isinstance(stored, dict) and stored.keys() == {"matrix", "correlation", "fell_back"}

@@ -1,0 +1,169 @@
+"""One pass over a cohort's scans: each is decoded once, checked, and brought to the grid; see `stages.data.prepare`.
+
+The reference first, the other atlases next, whose labels say where the grid lies, then everything else. With the first
+fault the pass only checks, so that the line of the fault says how many more there are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from stages.artifacts.cohort import Cohort, Grid
+from stages.config import Config
+from stages.data.checks import faults_among
+from stages.data.facts import Looked, ScanFacts, known_facts
+from stages.data.faults import Fault, refuse
+from stages.data.grid import Box, derive_grid, image_box, packed, union
+from stages.data.prepare import Outcome, bring_atlas, bring_scan, check_scan, read_about, spill_atlas, spilled_reference
+from stages.processes import Processes
+from stages.progress import Progress
+
+Call = tuple[Any, ...]  # a function of `stages.data.prepare` and its arguments
+
+
+@dataclass
+class Pass:
+    """The scans of a cohort on their way to its grid.
+
+    Args:
+        looked: scans by case: those of `members`, and others that are only checked.
+        members: cases of the cohort, in order.
+        atlases: those that the grid lies round, the reference first; none where there is a base.
+        parts, beside: see `faults_among`.
+        base: the cohort to whose reference and grid they are brought.
+        folder: where scans on the grid lie until they are put together; what is there is not made again.
+    """
+
+    config: Config
+    looked: Mapping[str, Looked]
+    members: Sequence[str]
+    atlases: Sequence[str]
+    parts: Sequence[str]
+    beside: Sequence[str]
+    base: Cohort | None
+    folder: Path
+    facts: dict[str, ScanFacts] = field(default_factory=dict)
+    off_grid: list[Fault] = field(default_factory=list)
+    found: tuple[sitk.Image, Grid] | None = None  # reference and grid, once the pass is over
+
+    def file(self, case: str) -> Path:
+        """The scan on the grid."""
+        return self.folder / "scans" / f"{case}.npz"
+
+    def spilled(self, case: str) -> Path:
+        return self.folder / "atlases" / f"{case}.npz"
+
+    def run(self, name: str) -> tuple[sitk.Image, Grid]:
+        """Bring every member to the grid, once; reference and grid.
+
+        Raises:
+            LrlsError: the first fault, with the number of further ones.
+        """
+        if self.found is None or not all(self.file(case).exists() for case in self.members):
+            began = time.monotonic()
+            try:
+                self.found = self._run(name)
+            finally:
+                self._keep_time(time.monotonic() - began)
+        return self.found
+
+    def took_s(self) -> float:
+        """Wall time of passes over these scans, of stopped ones, too."""
+        try:
+            return float((self.folder / "wall_time_s").read_text())
+        except (OSError, ValueError):
+            return 0.0
+
+    def _keep_time(self, seconds: float) -> None:
+        with suppress(OSError):
+            (self.folder / "wall_time_s").write_text(f"{self.took_s() + seconds:.3f}")
+
+    def _run(self, name: str) -> tuple[sitk.Image, Grid]:
+        for place in (self.file(""), self.spilled("")):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        for case, looked in self.looked.items():
+            if found := known_facts(self.config, looked):
+                self.facts[case] = found
+        is_done = {case: self._is_done(case, self.file(case)) for case in self.members}
+        checks = [case for case in self.looked if case not in self.facts and case not in is_done]
+        start = sum(is_done.values())
+        total = len(is_done) + len(checks)
+        with Processes(self.config.preprocess.workers) as processes, Progress(name, total, start=start) as progress:
+
+            def work(calls: Iterable[Call]) -> None:
+                for outcome in processes.each(_call, list(calls)):
+                    self._take(outcome)
+                    if outcome.fault or outcome.case in checks or self.file(outcome.case).exists():
+                        progress.advance()
+                    if self.faults():
+                        break
+                if self.faults():
+                    rest = [each for case, each in self.looked.items() if case not in self.facts]
+                    for outcome in processes.each(check_scan, [(self.config, each) for each in rest]):
+                        self._take(outcome)
+                    shutil.rmtree(self.folder, ignore_errors=True)  # other scans, another folder; alignments are kept
+                    refuse(self.faults())
+
+            check = [(check_scan, self.config, self.looked[case]) for case in checks]
+            if self.base:
+                reference, grid = self.base.reference(), self.base.grid
+                geometry = packed(reference)
+                waiting = [case for case, done in is_done.items() if not done]
+                work([self._bring(case, geometry, grid) for case in waiting] + check)
+                return reference, grid
+            first, *others = self.atlases
+            spill = [] if self._is_done(first, self.spilled(first)) else [self._spill(first, None)]
+            work(spill + check)
+            reference = spilled_reference(self.spilled(first), self.config.preprocess)
+            geometry = packed(reference)
+            work(self._spill(case, geometry) for case in others if not self._is_done(case, self.spilled(case)))
+            grid = self._grid(reference)
+            waiting = [case for case, done in is_done.items() if not done]
+            work(
+                (bring_atlas, self.config, case, self.spilled(case), grid, self.file(case))
+                if case in self.atlases
+                else self._bring(case, geometry, grid)
+                for case in waiting
+            )
+            return reference, grid
+
+    def faults(self) -> list[Fault]:
+        """Of what is known so far."""
+        return faults_among(self.config, self.facts, self.parts, self.beside) + self.off_grid
+
+    def _is_done(self, case: str, file: Path) -> bool:
+        return case in self.facts and all(self.looked[case].digests) and file.exists()
+
+    def _take(self, outcome: Outcome) -> None:
+        if outcome.facts:
+            self.facts[outcome.case] = outcome.facts
+        if outcome.fault:
+            self.off_grid.append(outcome.fault)
+
+    def _spill(self, case: str, reference: tuple | None) -> Call:
+        return spill_atlas, self.config, self.looked[case], reference, self.spilled(case)
+
+    def _bring(self, case: str, reference: tuple, grid: Grid) -> Call:
+        return bring_scan, self.config, self.looked[case], reference, grid, self.file(case)
+
+    def _grid(self, reference: sitk.Image) -> Grid:
+        settings = self.config.preprocess
+        about = [read_about(self.spilled(case)) for case in self.atlases]
+        if settings.crop == "labels":
+            box: Box = union([each["box"] for each in about])
+        else:
+            box = image_box(reference, foreground=settings.crop == "foreground")
+        spacing, origin, _ = about[0]["geometry"]
+        return derive_grid(settings, box, reference.GetDirection(), spacing, origin)
+
+
+def _call(function: Callable[..., Outcome], *arguments: Any) -> Outcome:
+    return function(*arguments)

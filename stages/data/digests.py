@@ -1,0 +1,49 @@
+"""Digests of what scans hold, whatever their files are called and however they are packed: where lineage ends."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import SimpleITK as sitk
+
+from stages.artifacts.digests import digest_of
+
+
+def voxel_digest(image: sitk.Image) -> str:
+    """SHA-256 of size and voxels alone: finds the same image under another name or header."""
+    digest = hashlib.sha256(repr(image.GetSize()).encode())
+    digest.update(_bytes(image, np.float32))
+    return digest.hexdigest()
+
+
+def image_digest(image: sitk.Image) -> str:
+    """SHA-256 of an image's geometry and voxels."""
+    return _with_geometry(image, "image", np.float32)
+
+
+def label_digest(label: sitk.Image) -> str:
+    """SHA-256 of a label map's geometry and values, whatever its integer type."""
+    return _with_geometry(label, "label", np.int64)
+
+
+def scan_digest(image: str, label: str | None = None) -> str:
+    """The digest of a scan: of its image and, if that was read, its label map.
+
+    Args:
+        image, label: their digests.
+    """
+    return image if label is None else digest_of({"image": image, "label": label})
+
+
+def _with_geometry(image: sitk.Image, kind: str, dtype: type) -> str:
+    geometry = (image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    digest = hashlib.sha256(f"{kind} {geometry}".encode())
+    digest.update(_bytes(image, dtype))
+    return digest.hexdigest()
+
+
+def _bytes(image: sitk.Image, dtype: type) -> memoryview:
+    array: np.ndarray = sitk.GetArrayViewFromImage(image).astype(dtype)
+    array += 0  # -0.0 and 0.0 are the same voxel
+    return np.ascontiguousarray(array).data.cast("B")

@@ -1,0 +1,242 @@
+"""What is known of scans: digests, geometry, classes, faults; kept by content, so that it is decoded once.
+
+`Known.look` finds a scan's files and what they hold, `Known.facts` says what is known of that, and `examine` decodes
+what is not. A fault is no exception here: `faults_of` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from stages.artifacts.digests import digest_of
+from stages.config import Config
+from stages.data import digests, intake
+from stages.data.contents import Content, Contents
+from stages.data.faults import Fault, IntakeError
+from stages.data.geometry import Geometry, geometry_faults, geometry_of
+from stages.data.kept import keep, kept_folder, read_kept
+from stages.data.labels import as_integers, class_indices, classes_of
+
+CHECKS = 1  # version of what is checked and digested here; another one makes everything be decoded again
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of an image or a label map.
+
+    Args:
+        faults: (found, remedy) of each.
+        geometry: None where it could not be read.
+        digest: of geometry and voxels; empty where it could not be read.
+        voxels: of an image: digest of the voxels alone.
+        classes: of a label map: the class indices in it.
+    """
+
+    faults: tuple[tuple[str, str], ...] = ()
+    geometry: Geometry | None = None
+    digest: str = ""
+    voxels: str = ""
+    classes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """Of a scan: its image and, where asked for, its label map."""
+
+    case: str
+    image: Facts
+    label: Facts | None
+
+    @property
+    def digest(self) -> str:
+        """The scan's; see `stages.data.digests`."""
+        return digests.scan_digest(self.image.digest, self.label.digest if self.label else None)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Where a scan's files are and what they hold, or the fault that they are not there.
+
+    Args:
+        kept: the workspace in which facts are kept; None: nowhere.
+    """
+
+    case: str
+    image: Content | Fault
+    label: Content | Fault | None
+    kept: Path | None
+
+    @property
+    def is_missing(self) -> bool:
+        return isinstance(self.image, Fault) or isinstance(self.label, Fault)
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        return tuple(each for each in (self.image, self.label) if isinstance(each, Content))
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the files' bytes; an empty one cannot be known without decoding."""
+        return tuple(content.digest for content in self.contents)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A scan that was decoded as far as it had to be: image (float32) and label map (integers), and what is known."""
+
+    facts: ScanFacts
+    image: sitk.Image | None
+    label: sitk.Image | None
+
+
+class Known:
+    """What is known of the scans of a configuration.
+
+    Args:
+        fresh: forget what is kept, and keep nothing.
+    """
+
+    def __init__(self, config: Config, *, fresh: bool = False) -> None:
+        self.config = config
+        self._kept = None if fresh else config.workspace
+        self._contents = Contents(self._kept)
+
+    def look(self, labelled: Mapping[str, bool]) -> dict[str, Looked]:
+        """Find the files of cases, and of those that are mapped to True the label maps, too."""
+        found = {case: self._look(case, label) for case, label in labelled.items()}
+        self._contents.save()
+        return found
+
+    def _look(self, case: str, label: bool) -> Looked:
+        places: list[Content | Fault] = []
+        for find in (intake.image_file, intake.label_file)[: 1 + label]:
+            try:
+                places.append(self._contents.look(find(self.config, case)))
+            except IntakeError as error:
+                places.append(error.fault)
+        return Looked(case, places[0], places[1] if label else None, self._kept)
+
+    def facts(self, looked: Mapping[str, Looked]) -> dict[str, ScanFacts]:
+        """Of the scans of which all is known."""
+        found = {case: known_facts(self.config, each) for case, each in looked.items()}
+        return {case: facts for case, facts in found.items() if facts}
+
+
+def known_facts(config: Config, looked: Looked) -> ScanFacts | None:
+    """What is known of a scan without decoding anything; None: not all of it."""
+    image = _known(config, looked, looked.image, is_label=False)
+    label = None if looked.label is None else _known(config, looked, looked.label, is_label=True)
+    if image is None or (label is None and looked.label is not None):
+        return None
+    return ScanFacts(looked.case, image, label)
+
+
+def examine(config: Config, looked: Looked, *, whole: bool = True) -> Examined:
+    """Decode a scan, and keep what is then known of it.
+
+    Args:
+        whole: decode all of it; else only what is not known.
+    """
+    image, image_facts = _examine(config, looked, looked.image, is_label=False, whole=whole)
+    if looked.label is None:
+        return Examined(ScanFacts(looked.case, image_facts, None), image, None)
+    label, label_facts = _examine(config, looked, looked.label, is_label=True, whole=whole)
+    return Examined(ScanFacts(looked.case, image_facts, label_facts), image, label)
+
+
+def faults_of(config: Config, facts: ScanFacts) -> list[Fault]:
+    """Everything that is wrong with a scan, and with its label map if that was asked for."""
+    case, image, label = facts.case, facts.image, facts.label
+    faults = [Fault(case, *each) for each in image.faults]
+    if label is None:
+        return faults
+    if image.geometry and label.geometry:
+        faults += geometry_faults(image.geometry, label.geometry, case)
+    faults += [Fault(case, *each) for each in label.faults]
+    if case in config.part("atlases") and not label.faults and not any(label.classes):
+        faults.append(intake.no_structures(case))
+    return faults
+
+
+def _examine(
+    config: Config, looked: Looked, place: Content | Fault, *, is_label: bool, whole: bool
+) -> tuple[sitk.Image | None, Facts]:
+    if isinstance(place, Fault):
+        return None, Facts(((place.found, place.remedy),))
+    if not whole and (known := _known(config, looked, place, is_label=is_label)):
+        return None, known
+    image, facts = (_read_label if is_label else _read_image)(config, looked.case, place.path)
+    if looked.kept and place.is_still_there():
+        keep(_file(config, looked.kept, place, is_label=is_label), asdict(facts))
+    return image, facts
+
+
+def _read_image(config: Config, case: str, path: Path) -> tuple[sitk.Image | None, Facts]:
+    try:
+        image = sitk.Cast(intake.read_image(path, case), sitk.sitkFloat32)
+    except IntakeError as error:
+        return None, Facts(((error.fault.found, error.fault.remedy),))
+    fault = intake.voxel_fault(image, case)
+    faults = ((fault.found, fault.remedy),) if fault else ()
+    return image, Facts(faults, geometry_of(image), digests.image_digest(image), digests.voxel_digest(image))
+
+
+def _read_label(config: Config, case: str, path: Path) -> tuple[sitk.Image | None, Facts]:
+    facts, label = Facts(), None
+    try:
+        label = intake.read_image(path, case, "label map")
+        facts = replace(facts, geometry=geometry_of(label))
+        label = as_integers(label, case)
+        facts = replace(facts, digest=digests.label_digest(label))
+        values = np.unique(sitk.GetArrayViewFromImage(label))
+        classes = np.unique(class_indices(values, config, case)).tolist()
+        return label, replace(facts, classes=tuple(classes))
+    except IntakeError as error:
+        return label, replace(facts, faults=((error.fault.found, error.fault.remedy),))
+
+
+def _known(config: Config, looked: Looked, place: Content | Fault, *, is_label: bool) -> Facts | None:
+    if isinstance(place, Fault):
+        return Facts(((place.found, place.remedy),))
+    if not looked.kept or not place.digest:
+        return None
+    stored = read_kept(_file(config, looked.kept, place, is_label=is_label))
+    try:
+        return _facts(stored) if stored else None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _facts(stored: Mapping[str, Any]) -> Facts:
+    geometry = stored["geometry"]
+    return Facts(
+        tuple((str(found), str(remedy)) for found, remedy in stored["faults"]),
+        Geometry(**{key: tuple(value) for key, value in geometry.items()}) if geometry else None,
+        str(stored["digest"]), str(stored["voxels"]), tuple(int(index) for index in stored["classes"]),
+    )  # fmt: skip
+
+
+def _file(config: Config, workspace: Path, content: Content, *, is_label: bool) -> Path:
+    """Where facts are kept, by all that they depend on: bytes and how they are read, and the table of label values."""
+    table = [list(config.structure_values().items()), config.others] if is_label else None
+    key = digest_of([CHECKS, sitk.Version_VersionString(), content.kind, content.digest, table])
+    return kept_folder(workspace) / "facts" / f"{key}.json"
+
+
+def decode_label(config: Config, case: str, facts: ScanFacts) -> np.ndarray:
+    """Class indices (D, H, W) of a label map of which `facts` are known.
+
+    Raises:
+        IntakeError: it is another one by now, or faulty.
+    """
+    label = intake.read_label(config, case)
+    assert facts.label is not None
+    if digests.label_digest(label) != facts.label.digest:
+        raise IntakeError(Fault(case, "its label map has changed since the command began", "run the command again"))
+    return classes_of(label, config, case)

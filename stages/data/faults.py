@@ -1,0 +1,97 @@
+"""What can be wrong with scans, in one line each, and when a stage refuses to go on.
+
+Messages name the case and what is wrong with it, never a path or anything from a file's header: headers of medical
+scans hold names and dates.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.errors import LrlsError
+
+TRAINING = ("atlases", "unlabeled", "supervised")
+HELD_OUT = ("dev", "test")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a scan; a fault of the whole cohort has the empty case id."""
+
+    case: str
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{f'case {self.case}: ' if self.case else ''}{self.found}; {self.remedy}."
+
+
+class IntakeError(LrlsError):
+    """A scan cannot be used; `fault` says why."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+def refuse(faults: Sequence[Fault]) -> None:
+    """Go on if there is no fault.
+
+    Raises:
+        LrlsError: the first one, with the number of further ones.
+    """
+    if faults:
+        more = f" ({len(faults) - 1} more: `lrls check` lists them)" if len(faults) > 1 else ""
+        raise LrlsError(f"{faults[0]}{more}")
+
+
+def not_finite(case: str, what: str, num_nan: int, num_infinite: int) -> Fault:
+    counts = (("NaN", num_nan), ("infinite", num_infinite))
+    found = " and ".join(f"{count} {name} voxel{'s' if count > 1 else ''}" for name, count in counts if count)
+    return Fault(case, f"{what} has {found}", "replace these voxels by 0 or export it again")
+
+
+def leaks(members: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> list[Fault]:
+    """Cases in two parts that must be apart, and images that training and held-out parts share under two names.
+
+    Args:
+        members: cases by part.
+        digests: of what must not be in two parts; images that are not there (yet) have none.
+    """
+    faults = [
+        Fault(case, "listed in data.atlases and data.unlabeled", "keep it in one of them")
+        for case in members.get("atlases", [])
+        if case in members.get("unlabeled", [])
+    ]
+    training = {case: part for part in TRAINING for case in members.get(part, [])}
+    held_out = {case: part for part in HELD_OUT for case in members.get(part, [])}
+    trained_voxels = {digests[case]: case for case in training if case in digests}
+    for case, part in held_out.items():
+        if case in training:
+            found = f"listed in data.{training[case]} and data.{part}"
+            faults.append(Fault(case, found, "keep what is trained on and what is scored apart"))
+        elif twin := trained_voxels.get(digests.get(case, "")):
+            found = f"same image as case {twin}, which data.{training[twin]} trains on, and data.{part} scores this one"
+            faults.append(Fault(case, found, "take one of the two out of the configuration"))
+    return faults
+
+
+def disk_fault(folder: Path, needed_bytes: int) -> Fault | None:
+    """The fault that the disk of a folder (which need not exist yet) has no room for `needed_bytes`, or None."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes <= free_bytes:
+        return None
+    found = f"{_size(needed_bytes)} are needed, the disk of the workspace has {_size(free_bytes)} free"
+    return Fault("", found, "make room, or set workspace to a folder on another disk")
+
+
+def _size(num_bytes: int) -> str:
+    power = min(4, int(math.log10(max(num_bytes, 1)) // 3))
+    return f"{num_bytes / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,0 +1,74 @@
+"""Borders that a labelling protocol draws as one plane of voxels, found in labelled scans.
+
+Many protocols split an organ where no edge is, at a slice of the scan: head from body of the hippocampus, lobes, levels
+of the spine. `stages.answering.flat_borders` puts such planes back into answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from stages.artifacts.cohort import FlatBorder, Vector
+
+LEAST_SHARE = 0.8  # of all faces between two structures that lie in one plane, mean over the atlases
+LEAST_FACES = 20  # between them in every atlas; few faces lie in a plane by chance
+
+Faces = list[tuple[int, int, int, int, int]]  # class, larger class, axis, slice before the face, number of faces
+
+
+def find_flat_borders(atlases: Iterable[tuple[Faces, tuple[float, ...]]]) -> list[FlatBorder]:
+    """Pairs of structures whose border is one plane of voxels in (nearly) every atlas.
+
+    Args:
+        atlases: what `border_faces` says of each, and the direction of its axes as SimpleITK has it.
+    """
+    found: dict[tuple[int, int], list[float]] = {}
+    normals: dict[tuple[int, int], Vector] = {}
+    count = 0
+    for rows, direction in atlases:
+        count += 1
+        by_pair: dict[tuple[int, int], dict[tuple[int, int], int]] = {}
+        for low, high, axis, place, number in rows:
+            by_pair.setdefault((low, high), {})[axis, place] = number
+        for pair, faces in by_pair.items():
+            plane = max(faces, key=lambda place: faces[place])
+            normal = normals.setdefault(pair, axis_vector(direction, plane[0]))
+            total = sum(faces.values())
+            if total >= LEAST_FACES and plane[0] == nearest_axis(direction, normal):
+                found.setdefault(pair, []).append(faces[plane] / total)
+    return [
+        FlatBorder(pair, normals[pair])
+        for pair, shares in sorted(found.items())
+        if len(shares) == count and np.mean(shares) >= LEAST_SHARE
+    ]
+
+
+def border_faces(classes: np.ndarray) -> Faces:
+    """Faces of voxels between two structures, by the plane that they lie in; background has none.
+
+    Args:
+        classes: class indices (D, H, W) in the atlas's own voxels.
+    """
+    found: Faces = []
+    for axis in range(3):
+        before = classes.take(range(classes.shape[axis] - 1), axis).astype(np.int64)
+        behind = classes.take(range(1, classes.shape[axis]), axis).astype(np.int64)
+        meets = (before != behind) & (before > 0) & (behind > 0)
+        pairs = np.sort(np.stack([before[meets], behind[meets]]), axis=0)
+        rows, counts = np.unique(np.stack([*pairs, np.nonzero(meets)[axis]]), axis=1, return_counts=True)
+        for (low, high, place), number in zip(rows.T.tolist(), counts.tolist(), strict=True):
+            found.append((low, high, axis, place, number))
+    return found
+
+
+def axis_vector(direction: tuple[float, ...], axis: int) -> Vector:
+    """Unit vector (x, y, z) of an axis (D, H, W) of an array; SimpleITK's columns are (W, H, D)."""
+    x, y, z = np.reshape(direction, (3, 3))[:, 2 - axis].tolist()
+    return x, y, z
+
+
+def nearest_axis(direction: tuple[float, ...], normal: Vector) -> int:
+    """The axis (D, H, W) of an array that lies nearest to a vector."""
+    return int(np.argmax([abs(np.dot(axis_vector(direction, axis), normal)) for axis in range(3)]))

@@ -1,0 +1,76 @@
+"""Where an image's voxels lie, and whether a label map lies on its image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from stages.data.faults import Fault
+
+GEOMETRY_TOLERANCE = 1e-3  # mm for spacing and origin; entries of direction matrices
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """As SimpleITK has it: (x, y, z), LPS, mm."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+def geometry_of(image: sitk.Image) -> Geometry:
+    return Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+def header_geometry(path: Path) -> Geometry | None:
+    """What a file's header says, no voxel read; None where that is not a plain volume: reading it tells why."""
+    if path.is_dir():
+        return None
+    try:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        return None
+    size = tuple(int(n) for n in reader.GetSize())
+    return Geometry(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+
+def geometry_faults(image: Geometry, label: Geometry, case: str) -> list[Fault]:
+    """Where a label map does not lie on its image."""
+    faults = []
+    resample = "resample the label or fix its header"
+    if image.size != label.size:
+        found = f"label size {label.size} voxels, image size {image.size} voxels"
+        faults.append(Fault(case, found, "resample the label to the image's grid"))
+    for what, of_label, of_image in (
+        ("spacing", label.spacing, image.spacing),
+        ("origin", label.origin, image.origin),
+    ):
+        if not np.allclose(of_label, of_image, rtol=0, atol=GEOMETRY_TOLERANCE):
+            found = f"label {what} {_rounded(of_label)} mm, image {what} {_rounded(of_image)} mm"
+            faults.append(Fault(case, found, resample))
+    if not np.allclose(label.direction, image.direction, rtol=0, atol=GEOMETRY_TOLERANCE):
+        code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
+        label_code, image_code = code(label.direction), code(image.direction)
+        if label_code != image_code:
+            found = f"label direction {label_code}, image direction {image_code}"
+        else:
+            turn = np.reshape(label.direction, (3, 3)).T @ np.reshape(image.direction, (3, 3))
+            degrees = math.degrees(math.acos(min(1.0, (np.trace(turn) - 1) / 2)))
+            found = f"label direction {degrees:.2g} degrees away from the image direction"
+        faults.append(Fault(case, found, resample))
+    return faults
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)

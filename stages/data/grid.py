@@ -1,0 +1,151 @@
+"""The cohort's one grid: where it lies, and images and label maps on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from stages.artifacts.cohort import Grid
+from stages.config import PreprocessSettings
+from stages.data.alignment import affine_transform
+from stages.data.faults import Fault, IntakeError
+
+Box = tuple[list[float], list[float]]  # lowest and highest (x, y, z) in mm along the reference's axes
+
+
+def derive_grid(
+    settings: PreprocessSettings,
+    box: Box,
+    direction: tuple[float, ...],
+    own_spacing: tuple[float, ...],
+    own_origin: tuple[float, ...],
+) -> Grid:
+    """The grid: a box in the reference's space, and the spacing and shape that the settings leave open.
+
+    Args:
+        box: what it must hold, without the margin.
+        direction: of the reference's axes.
+        own_spacing, own_origin: of the first atlas in the reference's orientation; a big one's reference is coarser.
+    """
+    low, high = np.array(box[0]) - settings.margin_mm, np.array(box[1]) + settings.margin_mm
+    if settings.spacing_mm is None:
+        spacing = np.full(3, min(own_spacing))
+    else:
+        spacing = np.broadcast_to(np.atleast_1d(settings.spacing_mm)[::-1], 3).astype(float)
+    if settings.shape is None:
+        while True:
+            size = np.maximum(16, np.ceil((high - low) / spacing / 8) * 8).astype(int)
+            if settings.spacing_mm is not None or size.prod() <= settings.max_voxels:
+                break
+            spacing = spacing * 1.1
+    else:
+        size = np.array(settings.shape[::-1])
+    axes = np.array(direction).reshape(3, 3)
+    centre = axes @ ((low + high) / 2)  # the box lives on the reference's axes
+    origin = centre - axes @ ((size - 1) / 2 * spacing)
+    # On voxels of the atlas: half a voxel beside them, every voxel at a structure's surface would be a tie between
+    # structure and background, and thin structures would lose a fifth of their volume.
+    steps = axes.T @ (origin - np.array(own_origin)) / own_spacing
+    origin = np.array(own_origin) + axes @ (np.round(steps) * own_spacing)
+    d, h, w = (int(n) for n in size[::-1])
+    return Grid((d, h, w), tuple(spacing[::-1].tolist()), tuple(origin.tolist()), direction)
+
+
+def label_box(label: sitk.Image, classes: np.ndarray, matrix: Any, direction: tuple[float, ...]) -> Box:
+    """The box of an atlas's structures in the reference's space.
+
+    Args:
+        classes: class indices (D, H, W) of the label map.
+        matrix: 4 x 4, reference mm -> atlas mm.
+        direction: of the reference's axes.
+    """
+    back = np.linalg.inv(matrix)
+    return _box(_points(label, classes > 0) @ back[:3, :3].T + back[:3, 3], direction)
+
+
+def image_box(reference: sitk.Image, *, foreground: bool) -> Box:
+    """The box of the reference's foreground, or of all of it."""
+    voxels = sitk.GetArrayViewFromImage(reference)
+    mask = voxels > 0.1 if foreground else np.ones(voxels.shape, bool)
+    return _box(_points(reference, mask), reference.GetDirection())
+
+
+def union(boxes: list[Box]) -> Box:
+    low, high = np.array([box[0] for box in boxes]).min(0), np.array([box[1] for box in boxes]).max(0)
+    return low.tolist(), high.tolist()
+
+
+def _box(points: np.ndarray, direction: tuple[float, ...]) -> Box:
+    along = points @ np.array(direction).reshape(3, 3)  # rows: projections on the reference's axes
+    return along.min(0).tolist(), along.max(0).tolist()
+
+
+def _points(image: sitk.Image, mask: np.ndarray) -> np.ndarray:
+    """Positions (n, 3) in mm of a mask's voxels."""
+    index = np.argwhere(mask)[:, ::-1] * np.array(image.GetSpacing())
+    return index @ np.array(image.GetDirection()).reshape(3, 3).T + np.array(image.GetOrigin())
+
+
+def to_grid(image: sitk.Image, record: dict[str, Any], grid: Grid, *, nearest: bool = False) -> np.ndarray:
+    """A scan on the cohort's grid, (D, H, W); 0 outside the scan. Smoothed first where the grid is much coarser."""
+    interpolator = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
+    if not nearest:
+        coarser = min(grid.spacing_mm) / max(image.GetSpacing())
+        if coarser > 1.5:
+            image = sitk.DiscreteGaussian(image, [(0.35 * min(grid.spacing_mm)) ** 2] * 3)
+    transform = affine_transform(np.array(record["matrix"]))
+    return sitk.GetArrayFromImage(
+        sitk.Resample(image, grid.as_image(), transform, interpolator, 0.0, image.GetPixelID())
+    )
+
+
+def image_on_grid(normalised: sitk.Image, record: dict[str, Any], grid: Grid, case: str) -> np.ndarray:
+    """What networks see of a scan: (D, H, W) float16 in [0, 1].
+
+    Raises:
+        IntakeError: nothing of the scan lies on the grid.
+    """
+    voxels = to_grid(normalised, record, grid)
+    if voxels.min() == voxels.max():
+        found = "its image does not reach the grid, which lies round the first atlas"
+        remedy = "set preprocess.align to rigid or affine, or correct the header's origin"
+        raise IntakeError(Fault(case, found, remedy))
+    return voxels.astype(np.float16)
+
+
+def label_to_grid(
+    label: sitk.Image, classes: np.ndarray, num_classes: int, record: dict[str, Any], grid: Grid
+) -> np.ndarray:
+    """A label map on the grid, (D, H, W) class indices: the class with the largest share of each voxel."""
+    best = np.full(grid.shape, 0.5, np.float32)  # background unless a structure has at least half of it
+    result = np.zeros(grid.shape, classes.dtype)
+    total = np.zeros(grid.shape, np.float32)
+    shares = {}
+    for index in range(1, num_classes):
+        mask = sitk.GetImageFromArray((classes == index).astype(np.float32))
+        mask.CopyInformation(label)
+        share = to_grid(mask, record, grid)
+        if share.any():
+            shares[index] = share
+            total += share
+    best = 1 - total
+    for index, share in shares.items():
+        result[share > best] = index
+        best = np.maximum(best, share)
+    return result
+
+
+def packed(image: sitk.Image) -> tuple:
+    """Voxels, spacing, origin and direction: an image as it goes to another process."""
+    return sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+
+
+def unpacked(geometry: tuple) -> sitk.Image:
+    voxels, spacing, origin, direction = geometry
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image

@@ -1,0 +1,196 @@
+"""What is done to a single scan: read, checked, normalised, aligned, brought to the grid; each by one decode.
+
+These functions run in processes of their own. What they find goes into files, so that no process holds more than one
+scan and a stopped run knows what is done:
+
+    <case>.npz   "image" (D, H, W) float16 on the grid, "label" class indices where it is trained on, "about" JSON:
+                 "record" (see `prepare`) and "faces" (see `stages.data.flat_borders`)
+
+An atlas is decoded before the grid is known, which lies round the labels of all atlases; until then it is spilled:
+
+    <case>.npz   "voxels" in [0, 1] in one orientation, "values" label map as it is stored, "about" as above with
+                 "geometry" and "label_geometry" [spacing, origin, direction] and "box" of its labels
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from stages.artifacts.cohort import Grid
+from stages.config import Config, PreprocessSettings
+from stages.data import intake
+from stages.data.alignments import aligned
+from stages.data.facts import Looked, ScanFacts, examine, faults_of
+from stages.data.faults import Fault, IntakeError
+from stages.data.flat_borders import border_faces
+from stages.data.grid import image_on_grid, label_box, label_to_grid, packed, unpacked
+from stages.data.intensities import coarsened, normalise
+from stages.data.labels import classes_of
+from stages.errors import LrlsError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scan: what is known of it, and why it does not reach the grid."""
+
+    case: str
+    facts: ScanFacts | None = None
+    fault: Fault | None = None
+
+
+def check_scan(config: Config, looked: Looked) -> Outcome:
+    """Decode what is not known of a scan."""
+    return Outcome(looked.case, examine(config, looked, whole=False).facts)
+
+
+def bring_scan(config: Config, looked: Looked, reference: tuple, grid: Grid, to: Path) -> Outcome:
+    """Bring a scan, and its label map where it was looked for, to the grid.
+
+    Args:
+        reference: `packed`, what scans are aligned to.
+        to: the file to write; none is written for a faulty scan.
+    """
+    found = examine(config, looked)
+    if faults_of(config, found.facts) or found.image is None:
+        return Outcome(looked.case, found.facts)
+    normalised, record = prepare(found.image, unpacked(reference), config.preprocess, kept=looked.kept)
+    about: dict[str, Any] = {"record": record}
+    if found.label is not None:
+        about["faces"] = border_faces(classes_of(found.label, config, looked.case))
+    return Outcome(looked.case, found.facts, _bring(config, looked.case, normalised, found.label, about, grid, to))
+
+
+def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Path) -> Outcome:
+    """Align an atlas and keep it for `bring_atlas`.
+
+    Args:
+        reference: `packed`; None: it is the reference.
+        to: the file to write; none is written for a faulty scan.
+    """
+    found = examine(config, looked)
+    image, label = found.image, found.label
+    if faults_of(config, found.facts) or image is None or label is None:
+        return Outcome(looked.case, found.facts)
+    normalised, low, high = normalise(image, config.preprocess)
+    fixed = unpacked(reference) if reference else coarsened(normalised, config.preprocess.align_spacing_mm)
+    record = _record(image, aligned(fixed, normalised, config.preprocess, looked.kept), low, high)
+    classes = classes_of(label, config, looked.case)
+    about = {"record": record, "faces": border_faces(classes)}
+    voxels, *about["geometry"] = packed(normalised)
+    values, *about["label_geometry"] = packed(label)
+    if config.preprocess.crop == "labels":
+        about["box"] = label_box(label, classes, record["matrix"], fixed.GetDirection())
+    _save(to, {"voxels": voxels, "values": values}, about)
+    return Outcome(looked.case, found.facts)
+
+
+def bring_atlas(config: Config, case: str, spilled: Path, grid: Grid, to: Path) -> Outcome:
+    """Bring a spilled atlas to the grid."""
+    with np.load(spilled) as file:
+        about = about_of(file)
+        normalised = unpacked((file["voxels"], *about["geometry"]))
+        label = unpacked((file["values"], *about["label_geometry"]))
+    return Outcome(case, None, _bring(config, case, normalised, label, about, grid, to))
+
+
+def spilled_reference(spilled: Path, settings: PreprocessSettings) -> sitk.Image:
+    """What scans are aligned to: the first atlas, coarsened where it is big."""
+    with np.load(spilled) as file:
+        return coarsened(unpacked((file["voxels"], *about_of(file)["geometry"])), settings.align_spacing_mm)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    with np.load(path) as file:
+        return about_of(file)
+
+
+def about_of(file: Any) -> dict[str, Any]:
+    """ "about" of an opened file of this module."""
+    return json.loads(str(file["about"]))
+
+
+def _bring(
+    config: Config,
+    case: str,
+    normalised: sitk.Image,
+    label: sitk.Image | None,
+    about: dict[str, Any],
+    grid: Grid,
+    to: Path,
+) -> Fault | None:
+    try:
+        arrays = {"image": image_on_grid(normalised, about["record"], grid, case)}
+    except IntakeError as error:
+        return error.fault
+    if label is not None:
+        classes = classes_of(label, config, case)
+        arrays["label"] = label_to_grid(label, classes, len(config.structures) + 1, about["record"], grid)
+    _save(to, arrays, {key: about[key] for key in ("record", "faces") if key in about})
+    return None
+
+
+def _save(to: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    temporary = to.with_name(f".{to.name}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, to)
+
+
+def prepare(
+    image: sitk.Image, reference: sitk.Image, settings: PreprocessSettings, *, kept: Path | None = None
+) -> tuple[sitk.Image, dict[str, Any]]:
+    """Normalise and align one scan.
+
+    Args:
+        image: float32, as stored.
+        reference: in [0, 1], what it is aligned to.
+        kept: workspace in which alignments are kept.
+
+    Returns:
+        The scan in [0, 1] in one orientation, and a JSON-able record: "matrix" (4 x 4, reference mm -> scan mm, LPS),
+        "correlation", "fell_back", "intensity" [value that became 0, value that became 1], and the scan's own
+        "size", "spacing", "origin" and "direction" (x, y, z).
+    """
+    normalised, low, high = normalise(image, settings)
+    return normalised, _record(image, aligned(reference, normalised, settings, kept), low, high)
+
+
+def _record(image: sitk.Image, alignment: dict[str, Any], low: float, high: float) -> dict[str, Any]:
+    record = alignment | {"intensity": [low, high], "size": image.GetSize(), "spacing": image.GetSpacing()}
+    return record | {"origin": image.GetOrigin(), "direction": image.GetDirection()}
+
+
+def prepare_new(
+    place: int, scan: Path | tuple, case: str, reference: tuple, settings: PreprocessSettings, grid: Grid
+) -> tuple[int, tuple[np.ndarray, dict[str, Any]] | str]:
+    """The place of a scan that no configuration lists among others, and what the cohort's scans are brought to.
+
+    Args:
+        scan: its file or DICOM folder, or `packed`.
+        reference: `packed`.
+
+    Returns:
+        Image (D, H, W) on the grid and the record of `prepare`; or, in one line, why there is none.
+    """
+    try:
+        if isinstance(scan, Path):
+            image = intake.read_new_scan(scan, case).image
+        else:
+            image = intake.checked_image(unpacked(scan), case)
+        normalised, record = prepare(image, unpacked(reference), settings)
+        return place, (image_on_grid(normalised, record, grid, case), record)
+    except LrlsError as error:
+        return place, str(error)
+    except MemoryError:
+        return place, f"case {case}: the image does not fit into memory; crop it."
+    except (RuntimeError, ValueError):  # ITK's words quote paths
+        return place, f"case {case}: the image could not be aligned; look at the scan and its header."

@@ -1,0 +1,42 @@
+"""Which scans make a cohort: the parts of the split that stand in it together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.config import Config
+
+Part = Literal["train", "supervised", "dev", "test"]
+MEMBERS: dict[Part, tuple[str, ...]] = {
+    "train": ("atlases", "unlabeled"),
+    "supervised": ("supervised",),
+    "dev": ("dev",),
+    "test": ("test",),
+}
+TRAINED_ON = ("atlases", "supervised")  # parts whose labels a cohort stores
+
+
+def cohort_folder(config: Config, part: Part) -> Path:
+    return config.workspace / ("cohort" if part == "train" else f"cohort-{part}")
+
+
+def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
+    """What a cohort depends on besides the scans."""
+    return {
+        "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers"}),
+        "structures": [[name, values] for name, values in config.structure_values().items()],  # in the order of classes
+        "others": config.others,
+        "members": {role: config.part(role) for role in MEMBERS[part]},
+    }
+
+
+def roles_of(config: Config, part: Part, *, needs_unlabeled: bool = True) -> tuple[list[str], tuple[str, ...]]:
+    """The parts of the split whose scans a cohort holds, and those that it must share no scan with.
+
+    Args:
+        needs_unlabeled: whether a cohort without unlabelled scans is a fault.
+    """
+    roles = [role for role in MEMBERS[part] if needs_unlabeled or role != "unlabeled" or config.part("unlabeled")]
+    trains = part in ("train", "supervised")
+    return roles, (("dev", "test") if trains else ("atlases", "unlabeled", "supervised"))
