@@ -31,7 +31,7 @@ from torch import nn
 
 from stages.answering.answers import Atlas
 from stages.answering.model import Model
-from stages.answering.quality import Calibration
+from stages.artifacts.calibration import Calibration
 from stages.artifacts.cohort import FlatBorder, Grid
 from stages.artifacts.digests import digest_of
 from stages.artifacts.weights_file import fill, packed_weights

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import yaml
 
 from stages.answering.answers import Answering, Atlas, atlases_of, registers
-from stages.answering.quality import Calibration
+from stages.artifacts.calibration import Calibration
 from stages.artifacts.cohort import FlatBorder, Grid
 from stages.artifacts.made import Made
 from stages.config import Config

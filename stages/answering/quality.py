@@ -24,12 +24,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
 from stages.answering.answers import Answer, Answering, GridScan
-from stages.config import Section
+from stages.artifacts.calibration import Calibration
 from stages.parts.augmentation import AUGMENTATIONS, IntensityAugmentation, SpatialAugmentation, gaussian_blur
 from stages.parts.metrics import dice_per_class, folding_fraction, jacobian_determinant
 from stages.parts.warps import affine_displacement, resize, warp, warp_label, warp_probabilities
@@ -49,23 +48,6 @@ STEP = 0.1  # of the expected errors, that a deviation in rank is worth; ranks c
 # Degrees about an axis of the grid, voxels along (D, H, W), exponent of intensities. Shifted, too: a network that
 # answers by place, whatever the image shows, must not look stable.
 PERTURBATIONS = ((7.0, 0, (3, -3, 3), 0.8), (-7.0, 2, (-3, 3, -3), 1.25))
-
-
-class Calibration(Section):
-    """What `calibrate` found; all that `estimate` and `flags` need."""
-
-    weights: dict[str, float] = Field(description="DSC that a measure costs by how far it falls out of the usual.")
-    level: float = Field(description="DSC of a scan whose measures are the medians.")
-    level_of_couples: float = Field(description="The same of undamaged couples.")
-    medians: dict[str, float] = Field(description="Of each measure over unlabelled scans.")
-    deviations: dict[str, float] = Field(description="Of each measure between unlabelled scans.")
-    volumes: list[float] = Field(description="Median voxels of each structure on the grid.")
-    deciles: list[tuple[float, float]] = Field(description="Deciles of intensity on the grid: median and spread.")
-    most_shift: float = Field(description="Deciles further than this many spreads from their medians are flagged.")
-    most_folding: float = Field(description="Share of folded voxels above which an answer is flagged.")
-    error: float = Field(description="Mean absolute error of the estimate, each couple left out in turn.")
-    couples: int
-    scans: int
 
 
 @dataclass(frozen=True)

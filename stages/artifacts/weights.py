@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stages.artifacts.files import shown
 from stages.artifacts.manifest import Artifact
-from stages.artifacts.weights_file import fill, held, read_weights
-from stages.errors import LrlsError
+from stages.artifacts.weights_file import load_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,32 +21,17 @@ class Registration(Artifact):
     FORMAT: ClassVar[int] = 3
     MADE_WITH: ClassVar[str] = "lrls train-reg"
 
-    def load(self, networks: Mapping[str, nn.Module], *, only: Collection[str] | None = None) -> list[str]:
-        """Fill those of the networks that the file holds with the trained weights; others are left alone.
+    def load(self, networks: Mapping[str, nn.Module]) -> None:
+        """Fill networks with the trained weights; others that the file holds are left alone.
 
         Args:
-            networks: by name; a part of a network by "network/part".
-            only: names of the networks that may be filled; none: all.
-
-        Returns:
-            The names of those that were filled, in the order given.
+            networks: by name; a sub-network by "network/sub-network".
 
         Raises:
-            LrlsError: the file is damaged or holds none of the networks, or a tensor of one that it holds does not fit;
-                all networks then stay as they are.
+            LrlsError: the file is damaged, or a network or tensor is not in it or does not fit; all networks then stay
+                as they are.
         """
-        path = self.folder / "weights.safetensors"
-        tensors, _ = read_weights(path)
-        asked = [name for name in networks if only is None or name in only]
-        filled = held(asked, tensors)
-        if not filled:
-            there = ", ".join(sorted({key.partition("/")[0] for key in tensors})) or "none"
-            raise LrlsError(
-                f"{shown(path)}: found weights of {there}, expected {' or '.join(asked) or 'none'}; "
-                "use the configuration that it was trained with, or train again."
-            )
-        fill({name: networks[name] for name in filled}, tensors, shown(path))
-        return filled
+        load_weights(networks, self.folder / "weights.safetensors")
 
 
 @dataclass(frozen=True)

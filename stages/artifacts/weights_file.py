@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str
     """Fill networks from a file of `save_weights` and return its metadata; other networks in it are left alone.
 
     Args:
-        modules: by name; a part of a network by "network/part".
+        modules: by name; a sub-network by "network/sub-network".
 
     Raises:
         LrlsError: the file is missing, truncated or changed, or does not fit the networks, which then stay as they are.
@@ -76,13 +76,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def held(names: Collection[str], tensors: Collection[str]) -> list[str]:
-    """Of networks and of parts of networks ("network/part"), those of which there is a tensor."""
-    return [name for name in names if any(key.startswith(_prefix(name)) for key in tensors)]
-
-
 def _prefix(name: str) -> str:
-    """How the keys of a network's tensors start, or of those of a part of it ("network/part")."""
+    """How the keys of a network's tensors start, or of those of a sub-network ("network/sub-network")."""
     return f"{name}." if "/" in name else f"{name}/"
 
 
@@ -90,7 +85,7 @@ def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Ten
     """Fill networks with tensors of the keys "network/parameter"; those of other networks are left alone.
 
     Args:
-        modules: by name; a part of a network by "network/part".
+        modules: by name; a sub-network by "network/sub-network".
         place: where they come from, for messages.
 
     Raises:

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from stages.artifacts.files import atomic_write_text
 from stages.data import intake
 from stages.errors import LrlsError
-from stages.pictures import class_color
+from stages.parts.colors import class_color
 
 SNAP_HEADER = """\
 ################################################

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.artifacts.cohort import Cohort
-from stages.config import Config, MethodSettings, MethodStage, TrainSettings, unknown_setting, validate
+from stages.config import Config, MethodStage, TrainSettings, unknown_setting, validate
 from stages.errors import LrlsError
 from stages.methods import (
     ants,
@@ -24,6 +24,7 @@ from stages.methods import (
     voxelmorph,
 )
 from stages.methods.recipe import Method, Recipe, Task
+from stages.methods.settings import MethodSettings
 
 METHODS = {
     method.name: method

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.config import MethodSettings
 from stages.generating.propagated import PropagatedLabels
 from stages.methods.recipe import Answer, Classical, Generate, Method, Recipe, Task
+from stages.methods.settings import MethodSettings
 from stages.parts.classical import no_displacement, syn_displacement
 
 

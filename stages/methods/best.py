@@ -14,13 +14,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.config import ANSWER, TrainSettings
+from stages.config import TrainSettings
 from stages.generating.path_bank import PathBank
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, segmentation_network
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, short_training
-from stages.methods.settings import AnswerSettings
+from stages.methods.settings import ANSWER, AnswerSettings
 from stages.parts.batches.drawing import Sampler
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.space_style import Always, Beta, Degree, SpaceStyleSampling

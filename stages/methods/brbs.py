@@ -16,13 +16,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.config import ANSWER, TrainSettings
+from stages.config import TrainSettings
 from stages.generating.path_bank import PathBank
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
-from stages.methods.settings import AnswerSettings
+from stages.methods.settings import ANSWER, AnswerSettings
 from stages.parts.batches.pairs import atlas_and_two_unlabeled
 from stages.parts.batches.space_style import Always, Beta, Degree, SpaceStyleSampling
 from stages.parts.players.registering import (

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.config import MethodSettings, TrainSettings
+from stages.config import TrainSettings
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Method, Recipe, Task, registration_alone
 from stages.methods.schedules import joint_training, short_training
+from stages.methods.settings import MethodSettings
 from stages.parts.batches.pairs import atlas_and_different_scans
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.siamese import PooledSiameseUNet, batch_block, instance_block

@@ -20,12 +20,13 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.config import MethodSettings, TrainSettings
+from stages.config import TrainSettings
 from stages.generating.path_bank import PathBank
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
+from stages.methods.settings import MethodSettings
 from stages.parts.batches.pairs import atlas_and_scan
 from stages.parts.batches.space_style import Always, SpaceStyleSampling
 from stages.parts.networks.appearance import AppearanceChange

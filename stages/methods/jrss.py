@@ -38,18 +38,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from stages.config import (
-    ANSWER,
-    LATER_ROUNDS,
-    SEGMENT,
-    SEGMENT_IN_LATER_ROUNDS,
-    TrainSettings,
-)
+from stages.config import TrainSettings
 from stages.generating.pseudo_labels import PseudoLabels
 from stages.methods.networks import registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Ramp, Term, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Step, Task, Train
-from stages.methods.settings import AnswerSettings
+from stages.methods.settings import ANSWER, LATER_ROUNDS, SEGMENT, SEGMENT_IN_LATER_ROUNDS, AnswerSettings
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.partly_labelled import any_pair, atlases_and_scans
 from stages.parts.networks.obelisk import HybridObelisk

@@ -39,12 +39,13 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.config import MethodSettings, TrainSettings
+from stages.config import TrainSettings
 from stages.generating.propagated import PropagatedLabels
 from stages.methods.networks import registration_network
 from stages.methods.phases import Phase, Player, Ramp, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import published_training, short_training
+from stages.methods.settings import MethodSettings
 from stages.parts.batches.pairs import LabelledPair, atlas_and_scan
 from stages.parts.batches.scans import Scans
 from stages.parts.networks.discriminators import PatchDiscriminator

@@ -30,13 +30,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.config import ANSWER, GENERATE, SEGMENT, MethodSettings, TrainSettings
+from stages.config import TrainSettings
 from stages.errors import LrlsError
 from stages.generating.warped_atlases import WarpedAtlases
 from stages.methods.networks import segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, joint_training, short_training
+from stages.methods.settings import ANSWER, GENERATE, SEGMENT, MethodSettings
 from stages.parts.batches.labelled import triples
 from stages.parts.batches.pairs import atlas_and_different_scans, atlas_and_scan
 from stages.parts.instance import InstanceOptimisation

@@ -15,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 from stages.artifacts.made import Role
 from stages.artifacts.manifest import Artifact
 from stages.artifacts.weights import Registration
-from stages.config import MethodSettings, StageName, TrainSettings
+from stages.config import StageName, TrainSettings
 from stages.generating.propagated import PropagatedLabels
 from stages.generating.writer import Writer
 from stages.methods.phases import Phase
+from stages.methods.settings import MethodSettings
 from stages.parts.batches.scans import Scans
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.panels import Panel, Points

@@ -53,14 +53,14 @@ from torch import nn
 from stages.artifacts.manifest import MANIFEST
 from stages.artifacts.store import versions
 from stages.artifacts.weights import Registration
-from stages.config import ANSWER, GENERATE, SEGMENT, MethodStage, TrainSettings
+from stages.config import MethodStage, TrainSettings
 from stages.errors import LrlsError
 from stages.generating.drawn import DrawnScans
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Borrowed, Generate, Method, Page, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
-from stages.methods.settings import AnswerSettings
+from stages.methods.settings import ANSWER, GENERATE, SEGMENT, AnswerSettings
 from stages.methods.sst_pages import show_codes, show_shapes, show_styles
 from stages.parts.batches.drawing import Sampler
 from stages.parts.batches.labelled import generated_samples

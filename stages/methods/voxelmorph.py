@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.config import MethodSettings, TrainSettings
+from stages.config import TrainSettings
 from stages.errors import LrlsError
 from stages.methods.networks import registration_network
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Method, Recipe, Task, registration_alone
 from stages.methods.schedules import published_training, short_training
+from stages.methods.settings import MethodSettings
 from stages.parts.batches.pairs import atlas_and_scan, scans_and_labelled_pairs
 from stages.parts.players.registering import RegisterLabelledPairs, RegisterPair, label_overlap, similarity, smoothness
 

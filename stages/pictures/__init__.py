@@ -4,9 +4,9 @@ Volumes have shape (D, H, W); along D, later slices lie nearer to the head, alon
 Label maps hold class indices, `structures` the names of the classes from 1. Spacings are in mm along (D, H, W).
 """
 
+from stages.parts.colors import class_color
 from stages.pictures.comparison import structures_by_method
 from stages.pictures.couples import couples_page
-from stages.pictures.kit import class_color
 from stages.pictures.losses import loss_curves
 from stages.pictures.overlay import overlay_page
 from stages.pictures.panels import panels_page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from stages.parts.colors import class_color
+
 DOTS_PER_INCH = 110
 MAX_LEGEND = 8
 INK, MUTED = "#222222", "#6b6b6b"
-COLORS = ("#ff5a4f", "#35a7ff", "#5fe04c", "#ffd31a", "#c58bff", "#ff9d2e", "#2fe0cf", "#ff78c8")
 LINE_COLORS = ("#1f6fb4", "#d9541e", "#2a9d4a", "#8a4fc4", "#b8860b", "#c2307a", "#128c8c", "#6b6b6b")
 
 Row = Mapping[str, Any]  # what a page shows of one scan, couple, step or round; a page's docstring names its keys
@@ -91,14 +91,6 @@ def style_plot(axes: Axes, title: str) -> None:
 def name_row(axes: Axes, text: str) -> None:
     """The name of a row of images, beside the first one."""
     axes.set_ylabel(plain(text), fontsize=8.5, color=INK, labelpad=4)
-
-
-def class_color(class_index: int) -> Any:
-    """Colour of a class, from 1, as matplotlib takes it; neighbouring classes are told apart."""
-    if class_index <= len(COLORS):
-        return COLORS[class_index - 1]
-    # Golden-ratio steps round the hues.
-    return colorsys.hsv_to_rgb(class_index * 0.618034 % 1, 0.6 + 0.3 * (class_index % 2), 1.0)
 
 
 def structure_legend(figure: Figure, structures: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from stages.pictures.kit import class_color
+from stages.parts.colors import class_color
 
 PLANES = ("axial", "coronal", "sagittal")
 

@@ -36,7 +36,7 @@ class Scans:
     unlabeled: Sequence[int]
     num_classes: int
     spacing_mm: tuple[float, float, float]
-    bank: PathBank | None = None
+    bank: Paths | None = None
     samples: Sequence[Sample] | None = None
     pseudo: Mapping[int, PseudoLabel] | None = None
 
@@ -58,7 +58,7 @@ class Scans:
         return torch.stack([self.labels[place] for place in places])
 
 
-class PathBank(Protocol):
+class Paths(Protocol):
     """Stored transformation paths of couples (atlas, scan): what `lrls generate` wrote, read couple by couple."""
 
     @property

@@ -1,0 +1,16 @@
+"""Colours of classes, the same in pictures and in label tables."""
+
+from __future__ import annotations
+
+import colorsys
+from typing import Any
+
+COLORS = ("#ff5a4f", "#35a7ff", "#5fe04c", "#ffd31a", "#c58bff", "#ff9d2e", "#2fe0cf", "#ff78c8")
+
+
+def class_color(class_index: int) -> Any:
+    """Colour of a class, from 1, as matplotlib takes it; neighbouring classes are told apart."""
+    if class_index <= len(COLORS):
+        return COLORS[class_index - 1]
+    # Golden-ratio steps round the hues.
+    return colorsys.hsv_to_rgb(class_index * 0.618034 % 1, 0.6 + 0.3 * (class_index % 2), 1.0)
