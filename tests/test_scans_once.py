@@ -362,6 +362,21 @@ def test_a_scan_that_changes_while_it_is_read_is_not_remembered_as_what_it_was(h
     assert facts.known_facts(config, looked) is None
 
 
+def test_a_scan_that_changes_while_it_is_brought_to_the_grid_leaves_nothing_there(here, monkeypatch):
+    examine = prepare.examine
+
+    def changing(config, looked, **options):
+        found = examine(config, looked, **options)
+        if looked.case == "free_2":
+            change(image_file(here, "free_2"))
+        return found
+
+    monkeypatch.setattr(prepare, "examine", changing)
+    done = here.lrls("preprocess")
+    assert "case free_2: its files have changed while they were read; run the command again." in done.err
+    assert list((here.workspace / "cohort").glob(".work-*")) == []
+
+
 def test_a_label_map_that_changes_while_it_is_scored_is_noticed(here, monkeypatch):
     here.made("run", "--method", "affine", "--until", "preprocess")
     from stages import evaluate

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from stages.artifacts.cohort import Cohort, Grid
 from stages.config import Config
 from stages.data.checks import faults_among
-from stages.data.facts import Looked, ScanFacts, known_facts
+from stages.data.facts import Looked, ScanFacts, faults_of, known_facts
 from stages.data.faults import Fault, refuse
 from stages.data.grid import Box, derive_grid, image_box, packed, union
 from stages.data.prepare import Outcome, bring_atlas, bring_scan, check_scan, read_about, spill_atlas, spilled_reference
@@ -52,6 +52,7 @@ class Pass:
     folder: Path
     facts: dict[str, ScanFacts] = field(default_factory=dict)
     off_grid: list[Fault] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)  # case by digest of the voxels
     found: tuple[sitk.Image, Grid] | None = None  # reference and grid, once the pass is over
 
     def file(self, case: str) -> Path:
@@ -92,6 +93,7 @@ class Pass:
         for case, looked in self.looked.items():
             if found := known_facts(self.config, looked):
                 self.facts[case] = found
+                self.seen[found.image.voxels] = case
         is_done = {case: self._is_done(case, self.file(case)) for case in self.members}
         checks = [case for case in self.looked if case not in self.facts and case not in is_done]
         start = sum(is_done.values())
@@ -103,7 +105,7 @@ class Pass:
                     self._take(outcome)
                     if outcome.fault or outcome.case in checks or self.file(outcome.case).exists():
                         progress.advance()
-                    if self.faults():
+                    if self._may_be_faulty(outcome) and self.faults():
                         break
                 if self.faults():
                     rest = [each for case, each in self.looked.items() if case not in self.facts]
@@ -141,6 +143,14 @@ class Pass:
 
     def _is_done(self, case: str, file: Path) -> bool:
         return case in self.facts and all(self.looked[case].digests) and file.exists()
+
+    def _may_be_faulty(self, outcome: Outcome) -> bool:
+        """Whether it is worth the time to look for faults among all scans."""
+        if outcome.fault or outcome.facts is None:
+            return bool(outcome.fault)
+        voxels = outcome.facts.image.voxels
+        twin = self.seen.setdefault(voxels, outcome.case) if voxels else outcome.case
+        return twin != outcome.case or bool(faults_of(self.config, outcome.facts))
 
     def _take(self, outcome: Outcome) -> None:
         if outcome.facts:

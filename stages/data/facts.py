@@ -73,8 +73,9 @@ class Looked:
     kept: Path | None
 
     @property
-    def is_missing(self) -> bool:
-        return isinstance(self.image, Fault) or isinstance(self.label, Fault)
+    def has_changed(self) -> bool:
+        """Whether files that were looked at hold something else by now."""
+        return any(content.digest and not content.is_still_there() for content in self.contents)
 
     @property
     def contents(self) -> tuple[Content, ...]:
@@ -159,7 +160,7 @@ def faults_of(config: Config, facts: ScanFacts) -> list[Fault]:
     if image.geometry and label.geometry:
         faults += geometry_faults(image.geometry, label.geometry, case)
     faults += [Fault(case, *each) for each in label.faults]
-    if case in config.part("atlases") and not label.faults and not any(label.classes):
+    if not label.faults and not any(label.classes) and case in config.part("atlases"):
         faults.append(intake.no_structures(case))
     return faults
 

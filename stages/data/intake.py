@@ -136,7 +136,7 @@ def read_scan(config: Config, case: str, *, label: bool) -> Scan:
         raise IntakeError(fault)
     found = as_integers(found, case)
     classes = classes_of(found, config, case)
-    if case in config.part("atlases") and not classes.any():
+    if not classes.any() and case in config.part("atlases"):
         raise IntakeError(no_structures(case))
     return Scan(case, image, found)
 

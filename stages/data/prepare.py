@@ -38,7 +38,7 @@ from stages.errors import LrlsError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scan: what is known of it, and why it does not reach the grid."""
+    """What became of a scan: what is known of it, and why it is not brought to the grid though it is sound."""
 
     case: str
     facts: ScanFacts | None = None
@@ -60,6 +60,8 @@ def bring_scan(config: Config, looked: Looked, reference: tuple, grid: Grid, to:
     found = examine(config, looked)
     if faults_of(config, found.facts) or found.image is None:
         return Outcome(looked.case, found.facts)
+    if looked.has_changed:
+        return Outcome(looked.case, found.facts, _changed(looked.case))
     normalised, record = prepare(found.image, unpacked(reference), config.preprocess, kept=looked.kept)
     about: dict[str, Any] = {"record": record}
     if found.label is not None:
@@ -78,6 +80,8 @@ def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Pat
     image, label = found.image, found.label
     if faults_of(config, found.facts) or image is None or label is None:
         return Outcome(looked.case, found.facts)
+    if looked.has_changed:
+        return Outcome(looked.case, found.facts, _changed(looked.case))
     normalised, low, high = normalise(image, config.preprocess)
     fixed = unpacked(reference) if reference else coarsened(normalised, config.preprocess.align_spacing_mm)
     record = _record(image, aligned(fixed, normalised, config.preprocess, looked.kept), low, high)
@@ -114,6 +118,10 @@ def read_about(path: Path) -> dict[str, Any]:
 def about_of(file: Any) -> dict[str, Any]:
     """ "about" of an opened file of this module."""
     return json.loads(str(file["about"]))
+
+
+def _changed(case: str) -> Fault:
+    return Fault(case, "its files have changed while they were read", "run the command again")
 
 
 def _bring(
