@@ -263,7 +263,9 @@ class Method:
     cohort: Literal["train", "supervised"] = "train"
     registration_share: float = 0.5
 
-    def plan(self, settings: MethodSettings, *, num_atlases: int, shape: tuple[int, int, int] = (32, 32, 32)) -> Recipe:
+    def plan(
+        self, settings: MethodSettings, *, num_atlases: int, shape: tuple[int, int, int] = (128, 128, 128)
+    ) -> Recipe:
         """The recipe with networks that hold no weights: says what the method needs and does, and costs no memory."""
         with torch.device("meta"), _NothingDrawn():
             return self.recipe(Task(shape, 2, num_atlases), settings)

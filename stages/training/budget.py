@@ -86,7 +86,7 @@ def with_steps(
         LrlsError: the time left is too short for `LEAST_STEPS`.
     """
     method, section, stage = find_method(method_name), SECTION[step.makes], STAGE_OF[step.makes]
-    plan_recipe = plan_of(method, config)
+    plan_recipe = plan_of(method, config, cohort)
     shares = shares_of(plan_recipe)
     if budget.steps is not None:
         own = {name: training_of(method, config, name).steps or 1 for _, name in shares}
