@@ -262,8 +262,12 @@ class Method:
     cohort: Literal["train", "supervised"] = "train"
     registration_share: float = 0.5
 
-    def plan(self, settings: MethodSettings, *, num_atlases: int, shape: tuple[int, int, int] = (32, 32, 32)) -> Recipe:
-        """The recipe with networks that hold no weights: says what the method needs and does, and costs no memory."""
+    def plan(self, settings: MethodSettings, *, num_atlases: int) -> Recipe:
+        """The recipe with networks that hold no weights: says what the method needs and does, and costs no memory.
+
+        The grid is large: where a small one has no room for some setting, the recipe says so once the grid is known.
+        """
+        shape = (256, 256, 256)
         with torch.device("meta"), _NothingDrawn():
             return self.recipe(Task(shape, 2, num_atlases), settings)
 
