@@ -22,6 +22,7 @@ from stages.artifacts.generated import Generated
 from stages.artifacts.store import latest
 from stages.config import Config
 from stages.errors import LrlsError
+from stages.generating.pseudo_labels import PseudoLabels
 from stages.methods import METHODS, deep_atlas, jrss, rsegnet, settings_of, training_of
 from stages.methods.phases import Ramp
 from stages.methods.recipe import Task
@@ -590,6 +591,7 @@ def test_every_stage_of_every_round_gets_its_share_of_the_time(copied, monkeypat
         shutil.rmtree(copied.workspace / "jrss" / kind)
     # 4 steps are trained whatever the plan says.
     monkeypatch.setattr("stages.training.runs.train", lambda _: [])
+    monkeypatch.setattr(PseudoLabels, "planned_seconds", lambda *_: 7.0)
     copied.made(
         "run", "--method", "jrss", "--until", "train-seg", "--budget", "2h", "--set", "methods.jrss.round_share=0.5"
     )
@@ -606,9 +608,12 @@ def test_every_stage_of_every_round_gets_its_share_of_the_time(copied, monkeypat
     # 1 + 1/2 + 1/2 for either stage; nothing is really trained, so that nearly all the time is left each time.
     shares = [0.5 / 2, 0.5 / 1.5, 0.25 / 1, 0.25 / 0.75, 0.25 / 0.5, 1]
     for (identity, plan), share in zip(plans, shares, strict=True):
-        assert plan["left_s"] == pytest.approx((7200 * (1 - budgets.MARGIN) - plan["spent_s"]) * share)
+        left = 7200 * (1 - budgets.MARGIN) - plan["spent_s"] - plan["generate_s"]
+        assert plan["left_s"] == pytest.approx(left * share)
         step_s = 20.0 * (0.5 if identity.round else 1)
         assert plan["steps"] == pytest.approx(plan["left_s"] / step_s, abs=2)
+    # Pseudo-labels of rounds 1 and 2 are still to be made.
+    assert [plan["generate_s"] for _, plan in plans] == [14.0, 14.0, 7.0, 7.0, 0, 0]
     assert [plan["spent_s"] for _, plan in plans] == sorted(plan["spent_s"] for _, plan in plans)
 
 

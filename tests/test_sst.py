@@ -574,4 +574,5 @@ def test_looks_of_a_memory_of_another_size_are_taken_and_an_empty_one_is_refused
     assert list(samples["style"]) == [b"memory"]
     blank = project("blank")
     done = blank.lrls("run", "--method", "sst", "--until", "generate", "--set", "train_reg.steps=0")
-    assert done.code == 1 and "remembers no scan; raise train_reg.steps, or set methods.sst.looks to prior" in done.err
+    message = "remembers no scan; raise train_reg.steps, or draw looks from the prior (methods.<name>.looks=prior)."
+    assert done.code == 1 and message in done.err
