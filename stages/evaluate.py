@@ -73,7 +73,7 @@ def evaluate(
         LrlsError: the part is empty, a label map is faulty, or nothing was trained.
     """
     method = find_method(method_name)
-    answer_by = plan_of(method, config).answer
+    answer_by = plan_of(method, config, cohort).answer
     trained = {role: artifact for role, artifact in (inputs or {}).items() if role != "generated"}
     part = config.eval.part
     cases = held_out.parts[part]

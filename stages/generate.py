@@ -42,7 +42,7 @@ def generate(
         LrlsError: the method generates nothing, the disk has no room, or the screening accepts nothing.
     """
     method, inputs = find_method(method_name), inputs or {}
-    plan = plan_of(method, config)
+    plan = plan_of(method, config, cohort)
     step = plan.step("generated", round)
     if not isinstance(step, Generate):
         if plan.last_round:

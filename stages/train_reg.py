@@ -33,7 +33,7 @@ def train_registration(
         LrlsError: the method learns no registration.
     """
     method = find_method(method_name)
-    plan = plan_of(method, config)
+    plan = plan_of(method, config, cohort)
     step = plan.step("registration", round)
     if not isinstance(step, Train):
         raise LrlsError(f"{method.name} learns no registration; go on with `lrls {plan.next_stage(round)}`.")

@@ -33,7 +33,7 @@ def train_segmentation(
         LrlsError: the method trains no segmentation network.
     """
     method = find_method(method_name)
-    step = plan_of(method, config).step("segmentation", round)
+    step = plan_of(method, config, cohort).step("segmentation", round)
     if not isinstance(step, Train):
         raise LrlsError(f"{method.name} trains no segmentation network; go on with `lrls eval`.")
 

@@ -1,10 +1,12 @@
 """Random changes of space and intensity: what each setting does, and that nothing else is random."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
+from stages.config import Augmentation
 from stages.parts.augmentation import (
     AUGMENTATIONS,
     IntensityAugmentation,
@@ -58,7 +60,7 @@ def test_probability_is_the_share_of_samples_that_move():
     assert 0.2 < float(moved.float().mean()) < 0.4
 
 
-@pytest.mark.parametrize("name", ["paper", "strong"])
+@pytest.mark.parametrize("name", ["rotate-scale", "strong"])
 def test_the_same_generator_state_gives_the_same_displacement_and_another_one_another(name):
     space = AUGMENTATIONS[name][0]
     first, second, third = (space.displacement(2, SHAPE, SPACING_MM, generator(seed)) for seed in (1, 1, 2))
@@ -209,10 +211,14 @@ def test_uniform_stays_within_its_bounds():
     assert float(values.mean()) == pytest.approx(0.5, abs=0.2)
 
 
-def test_the_papers_augmentation_turns_20_degrees_and_scales_by_a_quarter():
-    space, intensity = AUGMENTATIONS["paper"]
+def test_rotate_scale_turns_20_degrees_and_scales_by_a_quarter():
+    space, intensity = AUGMENTATIONS["rotate-scale"]
     assert (space.degrees, space.scale, space.elastic_mm, intensity) == (20, (0.75, 1.25), 0, None)
     assert AUGMENTATIONS["none"] == (None, None)
+
+
+def test_every_augmentation_that_the_configuration_names_is_there():
+    assert set(get_args(Augmentation)) == set(AUGMENTATIONS)
 
 
 def test_augmentation_moves_content_as_its_displacement_says():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from conftest import Project
 
 from stages.artifacts.store import Draft
 from stages.errors import LrlsError
-from stages.methods import METHODS, training_of
-from stages.train_reg import make_recipe, registration_run
+from stages.generating.path_bank import PathBank
+from stages.methods import METHODS, recipe_of, training_of
 from stages.training import budget as budgets
 from stages.training.budget import Budget
 from stages.training.loop import step_seconds
+from stages.training.runs import run_of
 from stages.workflow import opened_cohort
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 @pytest.fixture
 def half_a_second(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A step takes half a second, whatever runs; the runs that were measured."""
+    """A step takes half a second, whatever runs, and is not really done; the runs that were measured."""
     runs: list[object] = []
 
     def step(run: object) -> float:
@@ -31,6 +33,7 @@ def half_a_second(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         return 0.5
 
     monkeypatch.setattr(budgets, "step_seconds", step)
+    monkeypatch.setattr("stages.training.runs.train", lambda _: [])
     return runs
 
 
@@ -119,16 +122,84 @@ def test_measured_steps_are_real_ones_and_phases_count_by_their_share(project, t
     config = project.config
     config = config.model_copy(update={"methods": config.methods | {"brbs": config.methods["brbs"] | {"warm_up": 0.5}}})
     method, cohort = METHODS["brbs"], opened_cohort(config, "train")
-    recipe = make_recipe(method, cohort, config)
-    device = budgets.choose_device(config)
-    run = registration_run(cohort, config, method, recipe, device, Draft(tmp_path))
+    recipe = recipe_of(method, cohort, config)
+    device, step = budgets.choose_device(config), recipe.step("registration", 0)
+    run = run_of(step, recipe, cohort, config, method, device, Draft(tmp_path))
     clock = iter(range(10_000))
     monkeypatch.setattr("stages.training.loop.time.monotonic", lambda: float(next(clock)))
-    before = {name: tensor.clone() for name, tensor in recipe.registration.state_dict().items()}
+    R = recipe.networks["registration"]
+    before = {name: tensor.clone() for name, tensor in R.state_dict().items()}
     # Every look at this clock takes a second: a step is two looks, of either phase.
     assert step_seconds(run, patience_s=1e9) == pytest.approx(0.5 * 1 + 0.5 * 1)
-    assert all(torch.equal(before[name], tensor) for name, tensor in recipe.registration.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in R.state_dict().items())
     assert training_of(method, config, "train_reg").steps == 4
+
+
+def test_what_is_generated_between_two_trainings_is_measured_and_taken_off(project, half_a_second, monkeypatch):
+    measured = []
+
+    def seconds(writer, job):
+        measured.append((type(writer).__name__, job.cohort.parts["unlabeled"]))
+        return 100.0
+
+    monkeypatch.setattr(PathBank, "planned_seconds", seconds)
+    project.made("run", "--method", "brbs", "--until", "train-seg", "--budget", "2h")
+    first, second = plan_of(project, "brbs"), plan_of(project, "brbs", "v0002")
+    assert measured == [("PathBank", ["free_1", "free_2"])]  # before the first of them alone
+    assert (first["generate_s"], second["generate_s"]) == (100, 0)
+    available = 7200 * (1 - budgets.MARGIN) - took(project, "cohort") - 100
+    assert first["left_s"] == pytest.approx(available / 2)
+    assert second["spent_s"] == pytest.approx(
+        took(project, "cohort", "brbs/registration", "brbs/generated", "brbs/plan")
+    )  # what it did take
+
+
+def test_the_time_of_generated_data_is_that_of_a_registration_times_couples_and_ways(project, tmp_path, monkeypatch):
+    project.made("preprocess")
+    config, cohort = project.config, opened_cohort(project.config, "train")
+    clock = iter(range(10_000))
+    monkeypatch.setattr("time.monotonic", lambda: 3.0 * next(clock))  # every look at it takes 3 s
+    device = budgets.choose_device(config)
+
+    def seconds(method):
+        recipe = recipe_of(METHODS[method], cohort, config)
+        step = recipe.step("registration", 0)
+        return budgets._generate_seconds(recipe, 0, step, cohort, config, device, Draft(tmp_path))
+
+    assert seconds("brbs") == 2 * 2 * 3.0  # two scans, there and, for style maps, back
+    assert seconds("data-aug") == 2 * 3 * 3.0  # and the network for style maps
+    assert seconds("os-medseg") == 2 * 3.0
+    assert seconds("voxelmorph") == 0  # nothing reads its propagated labels
+
+
+@pytest.fixture
+def built(monkeypatch) -> list[str]:
+    """Methods whose networks got weights, once for every time."""
+    networks: list[str] = []
+    for name, method in METHODS.items():
+
+        def recipe(task, settings, name=name, build=method.recipe):
+            found = build(task, settings)
+            if any(p.device.type != "meta" for network in found.networks.values() for p in network.parameters()):
+                networks.append(name)
+            return found
+
+        monkeypatch.setitem(METHODS, name, replace(method, recipe=recipe))
+    return networks
+
+
+def test_networks_are_built_once_for_each_artifact_and_not_at_all_where_all_is_up_to_date(
+    project, half_a_second, built
+):
+    command = ("run", "--method", "brbs", "--until", "train-seg", "--budget")
+    project.made(*command, "2h")
+    made = [name for name in project.digests() if name.startswith("brbs/")]
+    assert len(made) == 5  # two plans, and what `run` makes
+    assert built == ["brbs"] * 5
+    project.made(*command, "2h")
+    assert len(built) == 5
+    project.made(*command, "8steps", "--force")  # steps are not measured
+    assert len(built) == 5 + 3
 
 
 def test_a_method_that_trains_nothing_says_that_a_budget_has_no_effect(project):

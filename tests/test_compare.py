@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stages.artifacts.kinds import KINDS
 from stages.artifacts.manifest import Identity, Manifest, read_manifest
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import new_artifact
-from stages.artifacts.weights import Segmentation
+from stages.artifacts.weights import Registration, Segmentation
 from stages.compare import cost, newest_scores
 from stages.data.phantoms import STRUCTURES
 from stages.data.subsets import cohort_settings
@@ -228,25 +229,25 @@ def test_no_row_is_so_long_that_it_hides_numbers(scored):
     assert "0.7350" in done.out and "+0.2000" in done.out
 
 
-def test_rounds_and_looks_of_another_cohort_choose_among_runs(scored):
-    made = {}
-    for digest in ("", "f" * 64):
-        identity = Identity(
-            kind="segmentation",
-            format_version=Segmentation.FORMAT,
-            made_by="train-seg",
-            config={"appearance_from": digest} if digest else {},
-            seed=0,
-        )
-        with new_artifact(scored.workspace / "brbs" / "segmentation", identity) as draft:
-            (draft.folder / "weights.safetensors").write_bytes(digest.encode())
-        manifest = read_manifest(draft.result)
-        made[manifest.digest] = manifest
-        write_scores(scored, "brbs", 0.0, inputs={"segmentation": manifest.digest})
-    for row, version in (("brbs appearance_from=false round=0", "v0002"), ("brbs appearance_from=true", "v0003")):
-        assert newest_scores(scored.config, row, 0, made).folder.name == version
+def test_rounds_and_looks_of_another_cohort_choose_among_runs(scored, tmp_path):
+    identity = Identity("registration", Registration.FORMAT, "train-reg", {"method": "sst"}, seed=0)
+    with new_artifact(tmp_path / "elsewhere" / "sst" / "registration", identity) as draft:
+        (draft.folder / "weights.safetensors").write_bytes(b"")
+    digest, there = read_manifest(draft.result).digest, tmp_path / "elsewhere"
+    for looks in (None, digest):  # what runs keep of the path
+        write_scores(scored, "sst", 0.0, settings={"appearance_from": looks})
+    for row, version in (
+        ("sst appearance_from=null round=0", "v0001"),
+        (f"sst appearance_from={there}", "v0002"),
+        (f"sst appearance_from={os.path.relpath(draft.result, scored.folder)} round=0", "v0002"),
+    ):
+        assert newest_scores(scored.config, row, 0, {}).folder.name == version
     with pytest.raises(LrlsError, match="has no scores"):
-        newest_scores(scored.config, "brbs round=1", 0, made)
+        newest_scores(scored.config, "sst round=1", 0, {})
+    with pytest.raises(LrlsError, match=r"^methods\.sst\.appearance_from: found no sst/registration in "):
+        newest_scores(scored.config, f"sst appearance_from={scored.folder}", 0, {})
+    # Of runs that the row leaves open, the file's come first.
+    assert newest_scores(scored.config, "sst", 0, {}).folder.name == "v0001"
 
 
 def test_settings_of_training_choose_among_runs_too(scored):
@@ -271,7 +272,7 @@ def test_settings_of_training_choose_among_runs_too(scored):
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ("brbs mrr=true", "mrr; there are appearance_from, mmr, round"),
+        ("brbs mrr=true", "mrr; there are mmr, round"),
         ("brbs mmr=1", "has no scores"),
         ("brbs mmr", "expected setting=value"),
     ],
@@ -285,12 +286,9 @@ def test_settings_that_no_run_had_are_named(scored, row, named):
 
 def test_settings_without_scores_name_a_command_that_makes_them(scored):
     write_scores(scored, "jrss", 0.2, settings={"rounds": 2})
-    row = "jrss rounds=1 round=0 appearance_from=true train_reg.steps=7"
+    row = "jrss rounds=1 round=0 train_reg.steps=7"
     done = scored.lrls("compare", "--method", "unet", "--method", row)
-    assert (
-        "`lrls run --method jrss --set methods.jrss.rounds=1 --round 0 --appearance-from WORKSPACE "
-        "--set train_reg.steps=7`" in done.err
-    )
+    assert "`lrls run --method jrss --set methods.jrss.rounds=1 --round 0 --set train_reg.steps=7`" in done.err
 
 
 def test_scores_of_different_scans_are_not_compared(scored):

@@ -14,18 +14,21 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import CASES, Project, draw_no_pictures
-from test_methods import config, generator, recipe_of, scans, textured
 
 from stages.answering.exported import open_model
 from stages.answering.model import model_of
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.store import latest
+from stages.config import Config
 from stages.errors import LrlsError
+from stages.generating.pseudo_labels import PseudoLabels
 from stages.methods import METHODS, deep_atlas, jrss, rsegnet, settings_of, training_of
-from stages.methods.recipe import Ramp
+from stages.methods.phases import Ramp
+from stages.methods.recipe import Task
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.pseudo_labels import PseudoLabel
+from stages.parts.batches.scans import Scans
 from stages.parts.losses import dice_loss
 from stages.parts.networks.obelisk import HybridObelisk
 from stages.parts.networks.standardised import Standardised
@@ -39,6 +42,33 @@ SHAPE = (10, 12, 12)
 SEED = 1  # draws pairs with an atlas, and a scan that is moved by noise
 
 
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def textured(*size, seed=0):
+    return torch.rand(size, generator=generator(seed))
+
+
+def config(**methods):
+    values = {"workspace": "runs", "data": {"folder": "."}, "structures": {"a": 1, "b": 2}}
+    return Config.model_validate(values | {"methods": methods})
+
+
+def recipe_of(name, **settings):
+    return METHODS[name].recipe(Task(SHAPE, 3, 1), settings_of(METHODS[name], config(**{name: settings})))
+
+
+def scans():
+    labels = {0: torch.randint(3, SHAPE, generator=generator()).short()}
+    return Scans(["a", "u1", "u2"], textured(3, 1, *SHAPE).half(), labels, [0], [1, 2], 3, (1.0, 1.0, 1.0))
+
+
+def phases_of(recipe, number=0):
+    """Of both training steps of a round."""
+    return [phase for makes in ("registration", "segmentation") for phase in recipe.step(makes, number).phases]
+
+
 def labelled(name):
     """Scans, for `jrss` with pseudo-labels."""
     label = torch.randint(3, SHAPE, generator=generator(3)).short()
@@ -50,13 +80,12 @@ def labelled(name):
 def terms(name, **settings):
     """Every term of a step of every phase of every round, and the totals."""
     recipe = recipe_of(name, **settings)
-    body = recipe.registration.body
+    body = recipe.networks["registration"].body
     head = (body.body if isinstance(body, Standardised) else body).head
     head.weight.data = 0.5 * (textured(*head.weight.shape) - 0.5)  # away from the identity
     values = {}
     for number in range(min(recipe.last_round, 1) + 1):
-        of_round = recipe.at_round(number)
-        for phase in (*of_round.train_registration, *of_round.train_segmentation):
+        for phase in phases_of(recipe, number):
             batch = phase.batches(labelled(name), Draw(4, None, None, generator(SEED)))
             for player in phase.players:
                 with torch.no_grad():
@@ -82,7 +111,7 @@ def under(name, *starts):
 JRSS_R, JRSS_STUDENT = ("0/registration", "1/registration"), "1/student/student"
 JRSS_SWITCHES: list[tuple[str, object, Callable[[], set[str]], Callable[[], set[str]]]] = [
     # setting, its value, terms that go, terms that change
-    ("registration_network", "light", set, lambda: under("jrss", "")),  # S is drawn after R
+    ("registration_network", "light", set, lambda: under("jrss", *JRSS_R, JRSS_STUDENT)),
     ("segmentation_network", "light", set, lambda: under("jrss", "0/atlases", JRSS_STUDENT)),
     ("slope", 0.025, set, lambda: under("jrss", "")),
     ("diffeomorphic", True, set, lambda: under("jrss", *JRSS_R, JRSS_STUDENT)),
@@ -108,20 +137,18 @@ JRSS_SWITCHES: list[tuple[str, object, Callable[[], set[str]], Callable[[], set[
 ]
 
 
-def phases_of_a_round(recipe):
-    later = recipe.at_round(1)
-    return [*later.train_registration, *later.train_segmentation]
+def smoothness_weight(recipe, number=0):
+    return recipe.step("registration", number).phases[0].players[0].loss.terms["smoothness"][0]
 
 
 OTHERS = {  # what they change is no term of a step: setting -> value, what to look at
     "rounds": (5, lambda recipe: recipe.last_round),
-    "round_share": (1.0, lambda recipe: [p.share for p in recipe.at_round(1).train_registration]),
-    "smoothness_warm_up": (7, lambda recipe: recipe.train_registration[0].players[0].loss.terms["smoothness"][0]),
-    "threshold": (0.5, lambda recipe: recipe.at_round(1).generate),
-    "round_pace": (0.3, lambda recipe: [[pace for _, pace in p.players[0].paces] for p in phases_of_a_round(recipe)]),
-    "decay": (0.5, lambda recipe: recipe.at_round(1).train_segmentation[0].players[0].ema),
-    "score_pseudo_labels": (True, lambda recipe: recipe.scores_pseudo_labels),
-    "flat_borders": (True, lambda recipe: recipe.flat_borders),
+    "round_share": (1.0, lambda recipe: [phase.share for phase in phases_of(recipe, 1)]),
+    "smoothness_warm_up": (7, smoothness_weight),
+    "threshold": (0.5, lambda recipe: recipe.step("generated", 1).writers),
+    "round_pace": (0.3, lambda recipe: [[pace for _, pace in p.players[0].paces] for p in phases_of(recipe, 1)]),
+    "decay": (0.5, lambda recipe: recipe.step("segmentation", 1).phases[0].players[0].ema),
+    "flat_borders": (True, lambda recipe: recipe.answer.flat_borders),
 }
 
 
@@ -155,9 +182,10 @@ def test_jrss_has_the_papers_weights_numbers_and_networks():
     assert default[f"{s}/total"] == pytest.approx(expected)
     recipe = recipe_of("jrss")
     assert recipe.last_round == 3
-    assert all(type(each.body) is HybridObelisk for each in (recipe.registration.body, recipe.segmentation))
-    assert recipe.train_registration[0].players[0].loss.terms["smoothness"][0] == Ramp(0.25, 0.025, 300, most=0.2)
-    assert (recipe.at_round(1).train_registration[0].players[0].loss.terms["smoothness"][0]) == 0.025
+    R, S = recipe.networks["registration"], recipe.networks["segmentation"]
+    assert all(type(each.body) is HybridObelisk for each in (R.body, S))
+    assert smoothness_weight(recipe) == Ramp(0.25, 0.025, 300, most=0.2)
+    assert smoothness_weight(recipe, 1) == 0.025
     reg, seg = (training_of(METHODS["jrss"], config(), stage) for stage in ("train_reg", "train_seg"))
     assert (reg.learning_rate, seg.learning_rate, reg.batch_size, seg.batch_size) == (4e-4, 1e-3, 2, 2)
     assert (reg.schedule, reg.optimizer, reg.augmentation, seg.augmentation) == (
@@ -166,11 +194,9 @@ def test_jrss_has_the_papers_weights_numbers_and_networks():
         "half-affine",
         "affine",
     )
+    assert (reg.epochs, seg.epochs) == (300, 300)
     assert reg.steps == 5 * seg.steps
-    decays = {
-        number: [p.weight_decay for phase in (*r.train_registration, *r.train_segmentation) for p in phase.players]
-        for number, r in ((n, recipe.at_round(n)) for n in (0, 1))
-    }
+    decays = {n: [p.weight_decay for phase in phases_of(recipe, n) for p in phase.players] for n in (0, 1)}
     assert decays == {0: [0.0, 1e-4], 1: [0.0, 1e-4]}
 
 
@@ -188,23 +214,32 @@ def test_presets_of_jrss_change_the_readings_that_they_are_about():
 
 def test_networks_of_jrss_are_those_that_are_named_and_see_standardised_images():
     recipe = recipe_of("jrss", registration_network="light", segmentation_network="light")
-    assert type(recipe.registration.body) is Standardised and type(recipe.segmentation) is Standardised
-    assert type(recipe.registration.body.body) is LightUNet and type(recipe.segmentation.body) is LightUNet
+    R, S = recipe.networks["registration"], recipe.networks["segmentation"]
+    assert type(R.body) is Standardised and type(S) is Standardised
+    assert type(R.body.body) is LightUNet and type(S.body) is LightUNet
     image = textured(1, 1, *SHAPE)
     with torch.no_grad():
-        recipe.segmentation.eval()
-        torch.testing.assert_close(
-            recipe.segmentation(image), recipe.segmentation(0.3 + 2 * image), atol=1e-3, rtol=1e-3
-        )
+        S.eval()
+        torch.testing.assert_close(S(image), S(0.3 + 2 * image), atol=1e-3, rtol=1e-3)
 
 
 def test_teacher_is_no_network_that_is_trained_or_kept():
-    recipe = recipe_of("jrss").at_round(2)
-    student = recipe.train_segmentation[0].players[0]
-    assert student.trains is recipe.segmentation and student.forward.teacher is recipe.teacher
-    kept = [*recipe.registration_networks.values(), *recipe.segmentation_networks.values()]
-    assert all(each is not recipe.teacher for each in kept)
-    assert recipe_of("jrss", rounds=0).self_training is None and recipe_of("brbs").at_round(1).last_round == 0
+    recipe = recipe_of("jrss")
+    step = recipe.step("segmentation", 2)
+    teacher, student = step.as_before["segmentation"], step.phases[0].players[0]
+    assert student.trains is recipe.networks["segmentation"] and student.forward.teacher is teacher
+    assert recipe.networks.keys() == {"registration", "segmentation"}
+    assert all(each is not teacher for each in recipe.networks.values())
+    assert recipe.trained(step) == {"segmentation": recipe.networks["segmentation"]}
+    assert recipe_of("jrss", rounds=0).last_round == 0 and recipe_of("brbs").last_round == 0
+
+
+def test_every_round_starts_with_what_the_last_one_trained_and_its_teacher_is_that():
+    rounds = recipe_of("jrss", rounds=2).rounds
+    made = [[step.makes for step in of_round] for of_round in rounds]
+    assert made == [["registration", "segmentation"], *[["generated", "registration", "segmentation"]] * 2]
+    assert not any(step.as_before for step in rounds[0])
+    assert [step.uses for step in rounds[1]] == [["segmentation"], ["generated"], ["registration", "generated"]]
 
 
 JOINT_SWITCHES = {
@@ -224,15 +259,15 @@ JOINT_SWITCHES = {
     },
 }  # fmt: skip
 JOINT_OTHERS = {
-    "registration_network": ("light", lambda recipe: type(recipe.registration.body)),
-    "segmentation_network": ("light", lambda recipe: type(recipe.segmentation)),
-    "alone_share": (0.1, lambda recipe: [phase.share for phase in recipe.train_registration]),
-    "alternating_share": (0.1, lambda recipe: [phase.share for phase in recipe.train_registration]),
+    "registration_network": ("light", lambda recipe: type(recipe.networks["registration"].body)),
+    "segmentation_network": ("light", lambda recipe: type(recipe.networks["segmentation"])),
+    "alone_share": (0.1, lambda recipe: [phase.share for phase in phases_of(recipe)]),
+    "alternating_share": (0.1, lambda recipe: [phase.share for phase in phases_of(recipe)]),
     "segmentation_learning_rate": (
         0.5,
-        lambda recipe: {p.learning_rate for x in recipe.train_registration for p in x.players},
+        lambda recipe: {p.learning_rate for x in phases_of(recipe) for p in x.players},
     ),
-    "flat_borders": (True, lambda recipe: recipe.flat_borders),
+    "flat_borders": (True, lambda recipe: recipe.answer.flat_borders),
 }
 
 
@@ -248,7 +283,7 @@ def test_switch_of_joint_training_changes_the_terms_that_it_is_about(name, setti
 @pytest.mark.parametrize("model", [deep_atlas, rsegnet], ids=["deep-atlas", "rsegnet"])
 def test_other_settings_of_joint_training_reach_what_they_are_about(model):
     name = model.METHOD.name
-    others = set(model.Settings.model_fields) - set(JOINT_SWITCHES[name])
+    others = set(model.Settings.model_fields) - set(JOINT_SWITCHES[name]) - {"preset"}
     assert others <= set(JOINT_OTHERS)
     for setting in others:
         value, look = JOINT_OTHERS[setting]
@@ -256,7 +291,7 @@ def test_other_settings_of_joint_training_reach_what_they_are_about(model):
 
 
 def test_deep_atlas_learns_alone_then_in_turn_then_together():
-    phases = recipe_of("deep-atlas").train_registration
+    phases = recipe_of("deep-atlas").step("registration", 0).phases
     assert [[(p.name, p.every) for p in phase.players] for phase in phases] == [
         [("registration", 1)], [("segmentation", 1)], [("registration", 1), ("segmentation", 20)],
         [("registration", 1), ("segmentation", 1)],
@@ -264,7 +299,9 @@ def test_deep_atlas_learns_alone_then_in_turn_then_together():
     assert sum(phase.share for phase in phases) == pytest.approx(1)
     for name in ("deep-atlas", "rsegnet"):
         recipe = recipe_of(name)
-        assert recipe.segmentation is recipe.helpers["segmentation"] and not recipe.train_segmentation
+        assert recipe.answer.network is recipe.networks["segmentation"]
+        assert recipe.trained(recipe.step("registration", 0)) == recipe.networks
+        assert not recipe.step("segmentation", 0).phases  # it keeps what was trained beside R
         light = config(**{name: {"registration_network": "light"}})
         sizes = [training_of(METHODS[name], each, "train_reg").batch_size for each in (light, config())]
         assert sizes == [2, 1]
@@ -362,7 +399,7 @@ def test_scores_say_how_pseudo_labels_changed_and_their_dice_only_when_asked(sha
     sizes = [(label > 0).sum() / len(label) / (cohort.label("atlas_1") > 0).sum() for label in labels]
     assert cohort.parts["atlases"] == ["atlas_1"] and list(table["volume_of_atlas"]) == pytest.approx(sizes, abs=1e-5)
     assert not any(role.startswith("scan/") for role in shared.manifest("jrss/scores").identity.inputs)
-    done = copied.made("run", "--method", "jrss", "--set", "methods.jrss.score_pseudo_labels=true")
+    done = copied.made("run", "--method", "jrss", "--set", "eval.pseudo_labels=true")
     assert rounds_of(copied, "segmentation") == [0, 1, 2]  # nothing is trained anew
     newest = copied.workspace / "jrss" / "scores" / "v0002"
     assert done.out.splitlines()[-1] == str(newest)
@@ -420,10 +457,10 @@ def test_new_scans_are_answered_by_the_last_round_or_the_one_that_is_named(copie
     opened, made = open_model(model), trained(copied.config, "jrss", round=1)
     assert opened.calibration is not None
     assert made.generated.manifest.identity.round == made.segmentation.manifest.identity.round == 1
-    expected = model_of(made, copied.config, "jrss").recipe.segmentation.state_dict()
-    kept = opened.recipe.segmentation.state_dict()
+    expected = model_of(made, copied.config, "jrss").recipe.answer.network.state_dict()
+    kept = opened.recipe.answer.network.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in expected.items())
-    last = model_of(trained(copied.config, "jrss"), copied.config, "jrss").recipe.segmentation.state_dict()
+    last = model_of(trained(copied.config, "jrss"), copied.config, "jrss").recipe.answer.network.state_dict()
     assert any(not torch.equal(kept[name], value) for name, value in last.items())
 
 
@@ -455,7 +492,7 @@ def test_the_first_training_alone_and_single_stages_of_a_round_in_turn_make_what
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("generate", "--method", "jrss"), "jrss generates nothing in round 0; name a later one with --round."),
+        (("generate", "--method", "jrss"), "jrss generates nothing in round 0; name another one with --round."),
         (("eval", "--method", "jrss", "--round", "3"),
          "--round: found 3, expected 0 to 2; set methods.jrss.rounds for more."),
         (("run", "--method", "jrss", "--round", "-1"),
@@ -472,9 +509,14 @@ def test_rounds_that_there_are_not_are_refused(arguments, message, shared):
 
 def test_rounds_and_looks_that_there_are_not_are_refused_before_scans_are_aligned(new_project, tmp_path):
     project = new_project(tmp_path, **SMALL)
-    for rest in (("--round", "7"), ("--appearance-from", str(tmp_path))):
-        done = project.lrls("run", "--method", "jrss", *rest)
-        assert done.code == 1 and rest[0] in done.err
+    looks = f"appearance_from={tmp_path}"
+    for method, option, value, message in (
+        ("jrss", "--round", "7", "--round: found 7"),
+        ("jrss", "--set", f"methods.jrss.{looks}", "methods.jrss: unknown setting appearance_from; known here: "),
+        ("sst", "--set", f"methods.sst.{looks}", "methods.sst.appearance_from: found no sst/registration in "),
+    ):
+        done = project.lrls("run", "--method", method, option, value)
+        assert done.code == 1 and message in done.err
     assert not project.versions("cohort")
 
 
@@ -490,7 +532,7 @@ def test_pseudo_labels_are_scored_where_there_are_labels(copied, scans, tmp_path
     shutil.copytree(scans, folder)
     for scan in ("free_1", "free_2"):
         (folder / "labels" / f"{scan}.nii.gz").unlink()
-    settings = ("methods.jrss.score_pseudo_labels=true", f"data.folder={folder}")
+    settings = ("eval.pseudo_labels=true", f"data.folder={folder}")
     done = copied.made("eval", "--method", "jrss", *(word for each in settings for word in ("--set", each)))
     assert "no unlabelled scan has a label map in data.labels: pseudo-labels are not scored" in done.out
     newest = copied.workspace / "jrss" / "scores" / copied.versions("jrss/scores")[-1]
@@ -548,8 +590,8 @@ def test_every_stage_of_every_round_gets_its_share_of_the_time(copied, monkeypat
     for kind in ("registration", "segmentation", "generated", "scores"):
         shutil.rmtree(copied.workspace / "jrss" / kind)
     # 4 steps are trained whatever the plan says.
-    monkeypatch.setattr("stages.train_reg.train", lambda _: [])
-    monkeypatch.setattr("stages.train_seg.train", lambda _: [])
+    monkeypatch.setattr("stages.training.runs.train", lambda _: [])
+    monkeypatch.setattr(PseudoLabels, "planned_seconds", lambda *_: 7.0)
     copied.made(
         "run", "--method", "jrss", "--until", "train-seg", "--budget", "2h", "--set", "methods.jrss.round_share=0.5"
     )
@@ -566,9 +608,12 @@ def test_every_stage_of_every_round_gets_its_share_of_the_time(copied, monkeypat
     # 1 + 1/2 + 1/2 for either stage; nothing is really trained, so that nearly all the time is left each time.
     shares = [0.5 / 2, 0.5 / 1.5, 0.25 / 1, 0.25 / 0.75, 0.25 / 0.5, 1]
     for (identity, plan), share in zip(plans, shares, strict=True):
-        assert plan["left_s"] == pytest.approx((7200 * (1 - budgets.MARGIN) - plan["spent_s"]) * share)
+        left = 7200 * (1 - budgets.MARGIN) - plan["spent_s"] - plan["generate_s"]
+        assert plan["left_s"] == pytest.approx(left * share)
         step_s = 20.0 * (0.5 if identity.round else 1)
         assert plan["steps"] == pytest.approx(plan["left_s"] / step_s, abs=2)
+    # Pseudo-labels of rounds 1 and 2 are still to be made.
+    assert [plan["generate_s"] for _, plan in plans] == [14.0, 14.0, 7.0, 7.0, 0, 0]
     assert [plan["spent_s"] for _, plan in plans] == sorted(plan["spent_s"] for _, plan in plans)
 
 

@@ -143,6 +143,8 @@ def drive(project: Path, scratch: Path) -> None:
         before = scratch / stage / "before"
         shutil.copytree(project, before)
         shutil.rmtree(before / "runs" / STAGES[stage][0], ignore_errors=True)
+        if stage == "preprocess":
+            shutil.rmtree(before / "runs" / ".scans")  # nothing is known of the scans
         jobs = [fork(lambda number=number, stage=stage: job(number, scratch / stage, stage)) for number in range(JOBS)]
         if any([os.waitpid(pid, 0)[1] for pid in jobs]):
             continue

@@ -7,20 +7,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from recipes import SHAPE, built, config, generator, phases, textured, writer
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from stages.answering.registering import displacements
-from stages.config import Config
 from stages.device import Device
 from stages.errors import LrlsError
-from stages.generate import couples
+from stages.generating.path_bank import PathBank
+from stages.generating.propagated import PropagatedLabels
+from stages.generating.writer import atlas_scan_pairs
 from stages.methods import METHODS, best, brbs, data_aug, find_method, lt_net, settings_of, training_of
-from stages.methods.recipe import PathBankWriter, PropagatedLabels, Ramp, Task, WeightedSum
+from stages.methods.phases import Ramp, WeightedSum
+from stages.methods.recipe import Task
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.labelled import Labelled, labelled_scans
 from stages.parts.batches.pairs import LabelledPair, Triplet
+from stages.parts.batches.pseudo_labels import PseudoLabel
 from stages.parts.batches.scans import Scans
 from stages.parts.batches.space_style import Always, Beta, SpaceStyleSampling
 from stages.parts.instance import InstanceOptimisation
@@ -28,29 +32,11 @@ from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import VoxelMorphUNet
 from stages.parts.warps import compose, warp
 from stages.training.loop import give_turn
-
-SHAPE = (10, 12, 12)
-TASK = Task(SHAPE, num_classes=3, num_atlases=1)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def textured(*size, seed=0):
-    return torch.rand(size, generator=generator(seed))
-
-
-def config(**methods):
-    values = {"workspace": "runs", "data": {"folder": "."}, "structures": {"a": 1, "b": 2}}
-    return Config.model_validate(values | {"methods": methods})
+from stages.training.runs import SECTION
 
 
 def recipe_of(name, **settings):
-    torch.manual_seed(0)
-    method = find_method(name)
-    task = replace(TASK, num_atlases=len(scans_for(name).atlases))
-    return method.recipe(task, settings_of(method, config(**{name: settings})))
+    return built(name, atlases=len(scans_for(name).atlases), **settings)
 
 
 class Bank:
@@ -76,7 +62,8 @@ def scans_for(name):
     if name == "lc-voxelmorph":
         return replace(data, atlases=[0, 1], unlabeled=[2], labels={0: data.labels[0], 1: data.labels[0].flip(0)})
     couples = [SimpleNamespace(image=data.images[0].flip(1), label=data.labels[0], scan=name) for name in ("u1", "u2")]
-    return replace(data, samples=couples)
+    sure = torch.ones(SHAPE, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
+    return replace(data, samples=couples, pseudo={place: PseudoLabel(data.labels[0], *sure) for place in (1, 2)})
 
 
 # Every method
@@ -85,9 +72,9 @@ def scans_for(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_phase_of_every_method_trains_its_own_network(name):
     recipe = recipe_of(name)
-    stages = {"train_reg": recipe.train_registration, "train_seg": recipe.train_segmentation}
-    for stage, phase in ((stage, phase) for stage, phases in stages.items() for phase in phases):
-        batch_size = training_of(METHODS[name], config(), stage).batch_size
+    trains = [step for number, step in recipe.training_steps() if number <= 1]  # later rounds are as the first one
+    for step, phase in ((each, phase) for each in trains for phase in each.phases):
+        batch_size = training_of(METHODS[name], config(), SECTION[step.makes]).batch_size
         batch = phase.batches(scans_for(name), Draw(batch_size, None, None, generator()))
         for player in phase.players:
             give_turn(player, phase)
@@ -96,7 +83,7 @@ def test_every_phase_of_every_method_trains_its_own_network(name):
             total.backward()
             own = list(player.trains.parameters())
             assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in own)
-            for network in recipe.registration_networks.values():
+            for network in (*recipe.networks.values(), *step.as_before.values()):
                 assert all(p.grad is None or any(p is each for each in own) for p in network.parameters())
             player.trains.zero_grad()
 
@@ -104,30 +91,32 @@ def test_every_phase_of_every_method_trains_its_own_network(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_segments_or_registers_and_says_what_it_generates(name):
     recipe = recipe_of(name)
-    assert recipe.registers or recipe.segmentation
-    if recipe.segmentation:
-        assert recipe.segmentation(textured(1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
+    registers, segments = recipe.answer.registers, recipe.answer.network
+    assert registers or segments
+    if segments:
+        assert segments(textured(1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
     else:
-        assert recipe.registers
-        assert isinstance(recipe.generate, PropagatedLabels)
-    if recipe.registration:
-        assert recipe.registration(*textured(2, 1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
-    if recipe.generate:
-        assert recipe.registers
+        assert registers
+        assert isinstance(writer(recipe), PropagatedLabels)
+    if recipe.learns_registration:
+        assert registers(*textured(2, 1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
+    if recipe.step("generated", 0):
+        assert registers
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_training_number_is_set_by_the_recipe(name):
     for stage in ("train_reg", "train_seg"):
         if getattr(METHODS[name], stage):
-            assert None not in training_of(METHODS[name], config(), stage).model_dump().values()
+            numbers = training_of(METHODS[name], config(), stage).model_dump()
+            only_of_some = set() if numbers["schedule"] == "exponential" else {"epochs"}
+            assert {number for number, value in numbers.items() if value is None} == only_of_some
 
 
 def register(method, moving, fixed, spacing_mm=(1.0, 1.0, 1.0), **settings):
     device = Device(torch.device("cpu"), torch.float32)
-    found = displacements(
-        recipe_of(method, **settings), [(moving, fixed)], ["b"], spacing_mm=spacing_mm, device=device, config=config()
-    )
+    registers = recipe_of(method, **settings).answer.registers
+    found = displacements(registers, [(moving, fixed)], ["b"], spacing_mm=spacing_mm, device=device, config=config())
     return dict(found)[0]
 
 
@@ -189,9 +178,9 @@ def test_unknown_setting_is_answered_with_the_nearest_one():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "theirs"}, r"setting preset: input should be 'default', 'paper' or 'official'.*correct it"),
+        ({"preset": "theirs"}, r"preset is theirs; choose one of default, light, official, paper; correct it"),
         ({"inverse_weight": -1}, r"setting inverse_weight: .*greater than or equal to 0.*correct it"),
-        ({"registration_network": "big"}, r"registration_network: input should be 'published' or 'light'"),
+        ({"registration_network": "big"}, r"registration_network: input should be 'brbs' or 'light'"),
     ],
 )
 def test_bad_values_name_the_setting_and_what_it_takes(settings, message):
@@ -239,7 +228,7 @@ def test_light_networks_come_with_their_own_schedule():
     found = training_of(brbs.METHOD, config(brbs=light), "train_reg")
     assert (found.optimizer, found.schedule, found.augmentation) == ("adamw", "one-cycle", "strong")
     published = training_of(brbs.METHOD, config(), "train_reg")
-    assert (published.learning_rate, published.schedule, published.augmentation) == (1e-4, "constant", "paper")
+    assert (published.learning_rate, published.schedule, published.augmentation) == (1e-4, "constant", "rotate-scale")
 
 
 # Terms
@@ -276,7 +265,7 @@ def terms(**settings):
 
 def terms_of(recipe, batch):
     values = {}
-    for player in recipe.train_registration[-1].players:
+    for player in phases(recipe, "registration")[-1].players:
         with torch.no_grad():
             total, found = player.loss(player.forward(batch()))
         values |= {f"{player.name}/{name}": float(term) for name, term in {**found, "total": total}.items()}
@@ -338,7 +327,8 @@ def test_switch_changes_the_terms_that_it_is_about_and_no_other(default, setting
 def test_every_setting_of_brbs_is_in_the_table_above():
     answers = {"flat_borders"}  # see test_flat_borders.py
     assert {row[0] for row in SWITCHES} | {"preset"} | answers == set(brbs.Settings.model_fields)
-    assert recipe_of("brbs", flat_borders=True).flat_borders and not recipe_of("brbs").flat_borders
+    assert recipe_of("brbs", flat_borders=True).answer.flat_borders
+    assert not recipe_of("brbs").answer.flat_borders
 
 
 def test_totals_have_the_papers_weights(default):
@@ -362,15 +352,18 @@ def test_presets_change_the_readings_that_they_are_about(default, preset, change
 
 
 @pytest.mark.parametrize("diffeomorphic", [False, True])
-@pytest.mark.parametrize(("name", "body"), [("published", UNet), ("light", LightUNet)])
+@pytest.mark.parametrize(("name", "body"), [("brbs", UNet), ("light", LightUNet)])
 def test_networks_are_those_that_are_named(name, body, diffeomorphic):
     recipe = recipe_of("brbs", registration_network=name, segmentation_network=name, diffeomorphic=diffeomorphic)
-    assert type(recipe.registration.body) is body and type(recipe.segmentation) is body
-    assert recipe.registration.diffeomorphic == diffeomorphic
+    registration, segmentation = recipe.networks["registration"], recipe.networks["segmentation"]
+    assert type(registration.body) is body and type(segmentation) is body
+    assert registration.diffeomorphic == diffeomorphic
 
 
 def test_full_network_is_the_published_one_with_instance_norm_and_the_short_schedule():
-    full, published = (recipe_of("unet", segmentation_network=name).segmentation for name in ("full", "published"))
+    full, published = (
+        recipe_of("unet", segmentation_network=name).networks["segmentation"] for name in ("full", "brbs")
+    )
     assert {name: p.shape for name, p in full.named_parameters()} == {
         name: p.shape for name, p in published.named_parameters()
     }
@@ -386,22 +379,24 @@ def test_full_network_is_the_published_one_with_instance_norm_and_the_short_sche
 
 def test_light_registration_starts_at_the_identity():
     for name in ("brbs", "voxelmorph"):
-        field = recipe_of(name, registration_network="light").registration(*textured(2, 1, 1, *SHAPE))
+        field = recipe_of(name, registration_network="light").answer.registers(*textured(2, 1, 1, *SHAPE))
         assert field.abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
 def test_published_readings_end_with_the_network_that_was_trained_beside_the_registration(preset):
     recipe = recipe_of("brbs", preset=preset)
-    assert recipe.segmentation is recipe.helpers["segmentation"]
-    assert not recipe.train_segmentation
+    assert recipe.answer.network is recipe.trained(recipe.step("registration", 0))["segmentation"]
+    assert not phases(recipe, "segmentation")
+    assert recipe.step("segmentation", 0).uses == ["registration"]
 
 
 def test_default_goes_on_with_the_helper_on_the_path_bank():
     recipe = recipe_of("brbs")
-    (phase,) = recipe.train_segmentation
+    (phase,) = phases(recipe, "segmentation")
     (player,) = phase.players
-    assert player.trains is recipe.segmentation is recipe.helpers["segmentation"]
+    helper = recipe.trained(recipe.step("registration", 0))["segmentation"]
+    assert player.trains is recipe.answer.network is helper
     batch = phase.batches(scans(), Draw(1, None, None, generator()))
     assert set(player.loss(player.forward(batch))[1]) == {"overlap", "mixing"}
 
@@ -409,16 +404,16 @@ def test_default_goes_on_with_the_helper_on_the_path_bank():
 @pytest.mark.parametrize("moves", [True, False])
 def test_in_the_warm_up_r_learns_without_the_helper_and_the_helper_from_atlases(moves):
     recipe = recipe_of("brbs", warm_up=0.25, augment_pairs=moves)
-    warm_up, main = recipe.train_registration
+    warm_up, main = phases(recipe, "registration")
     assert (warm_up.share, main.share) == (0.25, 0.75)
     assert [player.trains for player in warm_up.players] == [player.trains for player in main.players]
-    batch = warm_up.batches(scans(), Draw(1, AUGMENTATIONS["paper"][0], None, generator()))
+    batch = warm_up.batches(scans(), Draw(1, AUGMENTATIONS["rotate-scale"][0], None, generator()))
     registration, helper = warm_up.players
     kept = {"similarity", "smoothness", "inverse_consistency"}
     assert set(registration.loss(registration.forward(batch))[1]) == kept
     assert set(main.players[0].loss.terms) == {*kept, "semantic_consistency"}
     seen = []
-    handle = recipe.helpers["segmentation"].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    handle = recipe.networks["segmentation"].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     assert set(helper.loss(helper.forward(batch))[1]) == {"overlap"}
     handle.remove()
     atlas = scans().image(scans().atlases)
@@ -426,27 +421,27 @@ def test_in_the_warm_up_r_learns_without_the_helper_and_the_helper_from_atlases(
     assert (around is None) == moves
     torch.testing.assert_close(seen[0], batch.atlas if moves else warp(atlas, around, padding="zeros"))
     assert not torch.equal(seen[0], atlas)
-    (only,) = recipe_of("brbs").train_registration
+    (only,) = phases(recipe_of("brbs"), "registration")
     assert only.share == 1
 
 
 def test_pairs_stay_unaugmented_where_the_setting_says_so():
-    turned = Draw(1, AUGMENTATIONS["paper"][0], None, generator())
+    turned = Draw(1, AUGMENTATIONS["rotate-scale"][0], None, generator())
     for moves in (True, False):
-        (phase,) = recipe_of("brbs", augment_pairs=moves).train_registration
+        (phase,) = phases(recipe_of("brbs", augment_pairs=moves), "registration")
         batch = phase.batches(scans(), turned)
         assert (batch.around is None) == moves
         assert torch.equal(batch.atlas, scans().image(scans().atlases)) != moves
 
 
 def test_helper_may_learn_faster_than_the_registration():
-    phases = recipe_of("brbs", warm_up=0.25, helper_learning_rate=0.5).train_registration
-    rates = {player.name: player.learning_rate for phase in phases for player in phase.players}
+    both = phases(recipe_of("brbs", warm_up=0.25, helper_learning_rate=0.5), "registration")
+    rates = {player.name: player.learning_rate for phase in both for player in phase.players}
     assert rates == {"registration": None, "helper": 0.5}
 
 
 def test_registration_moves_before_the_helper_in_every_step():
-    (phase,) = recipe_of("brbs").train_registration
+    (phase,) = phases(recipe_of("brbs"), "registration")
     assert [player.name for player in phase.players] == ["registration", "helper"]
 
 
@@ -460,7 +455,7 @@ def test_registration_moves_before_the_helper_in_every_step():
     ],
 )
 def test_rows_of_the_ablation_sample_space_and_style_as_the_paper_says(settings, space, style):
-    assert recipe_of("brbs", **settings).generate == PathBankWriter(space=space, style=style)
+    assert writer(recipe_of("brbs", **settings)) == PathBank(space=space, style=style)
 
 
 # VoxelMorph and U-Net
@@ -468,14 +463,15 @@ def test_rows_of_the_ablation_sample_space_and_style_as_the_paper_says(settings,
 
 def test_voxelmorph_has_its_own_network_and_two_terms():
     recipe = recipe_of("voxelmorph")
-    assert type(recipe.registration.body) is VoxelMorphUNet and recipe.registration.diffeomorphic
-    (player,) = recipe.train_registration[0].players
+    network = recipe.answer.registers
+    assert type(network.body) is VoxelMorphUNet and network.diffeomorphic
+    (player,) = phases(recipe, "registration")[0].players
     assert player.loss.terms.keys() == {"similarity", "smoothness"}
-    assert not recipe_of("voxelmorph", diffeomorphic=False).registration.diffeomorphic
+    assert not recipe_of("voxelmorph", diffeomorphic=False).answer.registers.diffeomorphic
 
 
 def test_smoothness_weight_of_voxelmorph_reaches_its_loss():
-    (player,) = recipe_of("voxelmorph", smoothness_weight=0.25).train_registration[0].players
+    (player,) = phases(recipe_of("voxelmorph", smoothness_weight=0.25), "registration")[0].players
     assert player.loss.terms["smoothness"][0] == 0.25
 
 
@@ -493,7 +489,7 @@ def test_unet_trains_with_dice_and_cross_entropy_or_with_dice():
     batch_of = Draw(1, None, None, generator())
     values = []
     for loss in ("dice-ce", "dice"):
-        (phase,) = recipe_of("unet", segmentation_loss=loss).train_segmentation
+        (phase,) = phases(recipe_of("unet", segmentation_loss=loss), "segmentation")
         (player,) = phase.players
         values.append(float(player.loss(player.forward(phase.batches(scans(), batch_of)))[0].detach()))
     assert values[0] > values[1] + 0.3  # cross-entropy comes on top
@@ -505,7 +501,7 @@ def test_unet_trains_with_dice_and_cross_entropy_or_with_dice():
 def steps_of(**settings):
     """Every term of a step of both phases of `train-reg`, and the totals."""
     values = {}
-    for phase in recipe_of("data-aug", **settings).train_registration:
+    for phase in phases(recipe_of("data-aug", **settings), "registration"):
         for player in phase.players:
             with torch.no_grad():
                 for parameter in player.trains.parameters():  # heads that start from nothing say something
@@ -518,7 +514,7 @@ def steps_of(**settings):
 
 def what_is_drawn(**settings):
     """Images and targets that S learns from."""
-    (phase,) = recipe_of("data-aug", **settings).train_segmentation
+    (phase,) = phases(recipe_of("data-aug", **settings), "segmentation")
     batch = phase.batches(scans(), Draw(4, None, None, generator(5)))
     return torch.cat([batch.image, batch.target], 1)
 
@@ -557,18 +553,18 @@ def test_switch_of_data_aug_changes_what_it_is_about(setting, value, gone, chang
 
 
 def test_every_setting_of_data_aug_is_in_the_table_above():
-    assert {row[0] for row in DATA_AUG_SWITCHES} == set(data_aug.Settings.model_fields)
+    assert {row[0] for row in DATA_AUG_SWITCHES} | {"preset"} == set(data_aug.Settings.model_fields)
 
 
 def test_data_aug_trains_space_both_ways_and_then_appearance_with_the_papers_weights():
     recipe = recipe_of("data-aug")
-    space, appearance = recipe.train_registration
+    space, appearance = phases(recipe, "registration")
     assert [player.name for player in space.players] == ["forward", "backward"]
     assert (space.share, appearance.share) == (0.98, 0.02)
-    assert recipe_of("data-aug", appearance_share=0.5).train_registration[0].share == 0.5
-    assert recipe.registration_networks.keys() == {"registration", "backward", "appearance"}
+    assert phases(recipe_of("data-aug", appearance_share=0.5), "registration")[0].share == 0.5
+    assert recipe.trained(recipe.step("registration", 0)).keys() == {"registration", "backward", "appearance"}
     assert all(type(each.trains.body) is VoxelMorphUNet for each in space.players)
-    assert not recipe.registration.diffeomorphic
+    assert not recipe.answer.registers.diffeomorphic
     values = steps_of()
     expected = 50 * values["appearance/reconstruction"] + values["appearance/smoothness"]
     assert values["appearance/total"] == pytest.approx(expected)
@@ -581,7 +577,7 @@ def test_appearance_network_of_data_aug_has_the_published_channels_on_a_large_gr
     assert [c.out_channels for c in network.encoder] == [16, 32, 32, 32, 32, 32]
     assert [c.out_channels for c in (*network.decoder, *network.final)] == [64, 64, 32, 32, 32, 16, 16]
     for name in ("voxelmorph", "light"):
-        change = data_aug.appearance_network(name, TASK)(textured(1, 2, *SHAPE))
+        change = data_aug.appearance_network(name, Task(SHAPE, 3, 1))(textured(1, 2, *SHAPE))
         assert change.shape == (1, 1, *SHAPE) and change.abs().max() < 1e-2
 
 
@@ -598,13 +594,13 @@ def test_data_aug_deforms_and_recolours_in_full_and_without_both_is_refused():
 
 
 def test_rows_of_data_aug_are_the_same_for_finished_samples_and_for_training():
-    writer = recipe_of("data-aug").generate
-    assert (writer.space, writer.style, writer.coupled) == (Always(1.0), Always(1.0), False)
-    assert recipe_of("data-aug", space=False).generate.space == Always(0.0)
-    assert recipe_of("data-aug", independent=False).generate.coupled
-    plain = recipe_of("data-aug", appearance=False).generate
+    bank = writer(recipe_of("data-aug"))
+    assert (bank.space, bank.style, bank.coupled) == (Always(1.0), Always(1.0), False)
+    assert writer(recipe_of("data-aug", space=False)).space == Always(0.0)
+    assert writer(recipe_of("data-aug", independent=False)).coupled
+    plain = writer(recipe_of("data-aug", appearance=False))
     assert plain.style is None and plain.style_map is None
-    assert type(recipe_of("data-aug", segmentation_network="light").segmentation) is LightUNet
+    assert type(recipe_of("data-aug", segmentation_network="light").answer.network) is LightUNet
 
 
 # LT-Net
@@ -618,7 +614,7 @@ def atlas_and_scan():
 
 def lt_net_terms(**settings):
     recipe = recipe_of("lt-net", **settings)
-    generators = [n for name, n in recipe.registration_networks.items() if name != "discriminator"]
+    generators = [n for name, n in recipe.networks.items() if name != "discriminator"]
     for seed, network in enumerate(generators):  # away from the identity
         head = network.body.head
         head.weight.data = 0.2 * (textured(*head.weight.shape, seed=seed) - 0.5)
@@ -643,9 +639,9 @@ LT_NET_SWITCHES = [
     ("anatomy_weight", 0.0, {"generators/anatomy_cycle"}, {"generators/total"}),
     ("difference_weight", 0.0, {"generators/difference_cycle"}, {"generators/total"}),
     ("transformation_unit", "voxels", set(), {"generators/transformation_cycle", "generators/total"}),
-    ("registration_network", "light", set(), LT_NET | DISCRIMINATOR),
+    ("registration_network", "light", set(), LT_NET | {"discriminator/fake", "discriminator/total"}),
     ("diffeomorphic", True, set(), LT_NET | {"discriminator/fake", "discriminator/total"}),
-    ("backward_network", "shared", set(), LT_NET - {"generators/similarity"} | DISCRIMINATOR),  # D is drawn earlier
+    ("backward_network", "shared", set(), {"generators/smoothness", "generators/total"} | CYCLE),
     ("rebuild", "twice", set(), CYCLE - {"generators/transformation_cycle"} | {"generators/total"}),
     ("warm_up", 0.25, set(), {"generators/total"}),  # cycle weights of 0 in the first step
 ]
@@ -660,7 +656,7 @@ def test_switch_of_lt_net_changes_the_terms_that_it_is_about(lt_net_default, set
 
 
 def test_every_setting_of_lt_net_is_in_the_table_above():
-    assert {row[0] for row in LT_NET_SWITCHES} == set(lt_net.Settings.model_fields)
+    assert {row[0] for row in LT_NET_SWITCHES} | {"preset"} == set(lt_net.Settings.model_fields)
 
 
 def test_totals_of_lt_net_have_the_papers_weights(lt_net_default):
@@ -700,11 +696,12 @@ ROWS = [  # of the paper's Tables 2 and 3: weights that are on, networks, terms
 def test_rows_of_the_ablation_have_the_networks_and_terms_that_they_need(on, networks, terms):
     settings = {name: weight for name, weight in OFF.items() if name.removesuffix("_weight") not in on}
     recipe = recipe_of("lt-net", **settings)
-    assert list(recipe.registration_networks) == networks
-    (phase,) = recipe.train_registration
+    step = recipe.step("registration", 0)
+    assert list(recipe.networks) == list(recipe.trained(step)) == networks
+    (phase,) = step.phases
     assert sorted(phase.players[0].loss.terms) == sorted(terms)
     assert [player.name for player in phase.players][1:] == ["discriminator"] * ("gan" in on)
-    assert list(recipe.registration_pictures) == ["cycle"] * ("cycle" in on)
+    assert list(step.pages) == ["cycle"] * ("cycle" in on)
 
 
 def test_lt_net_that_looks_at_no_scan_is_refused():
@@ -718,48 +715,50 @@ def test_lt_net_trains_with_the_papers_schedule_and_starts_at_the_identity():
     assert (training.batch_size, training.augmentation) == (1, "none")
     for name in ("voxelmorph", "light"):
         recipe = recipe_of("lt-net", registration_network=name, backward_network="own")
-        for network in (recipe.registration, recipe.helpers["backward"]):
+        for network in (recipe.networks["registration"], recipe.networks["backward"]):
             assert network(*textured(2, 1, 1, *SHAPE)).abs().max() < 1e-2
-    assert recipe.registration is not recipe.helpers["backward"]
+    assert recipe.networks["registration"] is not recipe.networks["backward"]
 
 
 def test_cycle_weights_of_lt_net_rise_where_minutes_must_do():
-    weights = {
-        name: weight for name, (weight, _) in recipe_of("lt-net").train_registration[0].players[0].loss.terms.items()
-    }
+    (published,) = phases(recipe_of("lt-net"), "registration")
+    weights = {name: weight for name, (weight, _) in published.players[0].loss.terms.items()}
     assert not any(isinstance(weight, Ramp) for weight in weights.values())  # the paper has no warm-up
-    (phase,) = recipe_of("lt-net", registration_network="light").train_registration
+    (phase,) = phases(recipe_of("lt-net", registration_network="light"), "registration")
     rising = {name: weight for name, (weight, _) in phase.players[0].loss.terms.items() if isinstance(weight, Ramp)}
     assert {f"generators/{name}" for name in rising} == CYCLE
     assert rising["image_cycle"] == Ramp(0.0, 10.0, most=0.5)
     assert [rising["image_cycle"](step, of=80) for step in (0, 20, 40, 79)] == [0, 5, 10, 10]
-    given = recipe_of("lt-net", registration_network="light", warm_up=0).train_registration[0].players[0].loss.terms
-    assert given["image_cycle"][0] == 10
+    (given,) = phases(recipe_of("lt-net", registration_network="light", warm_up=0), "registration")
+    assert given.players[0].loss.terms["image_cycle"][0] == 10
 
 
 def test_light_generators_of_lt_net_are_one_network_whose_answer_to_swapped_images_is_the_inverse():
     recipe = recipe_of("lt-net", registration_network="light", diffeomorphic=True)
-    assert recipe.registration_networks.keys() == {"registration", "discriminator"}
-    forward = recipe.train_registration[0].players[0].forward
-    assert forward.back is forward.there is recipe.registration
-    nn.init.normal_(recipe.registration.body.head.weight, std=0.01, generator=generator())
+    assert recipe.networks.keys() == {"registration", "discriminator"}
+    forward, network = phases(recipe, "registration")[0].players[0].forward, recipe.networks["registration"]
+    assert forward.back is forward.there is network
+    nn.init.normal_(network.body.head.weight, std=0.01, generator=generator())
     moving, fixed = textured(2, 1, 1, *SHAPE)
-    there, back = recipe.registration(moving, fixed), recipe.registration(fixed, moving)
+    there, back = network(moving, fixed), network(fixed, moving)
     residual = compose(there, back)[..., 2:-2, 2:-2, 2:-2]
     assert residual.abs().mean() < 0.1 * there.abs().mean()
     own = recipe_of("lt-net", registration_network="light", backward_network="own")
-    assert own.registration_networks.keys() == {"registration", "backward", "discriminator"}
-    assert own.train_registration[0].players[0].forward.back is own.helpers["backward"]
+    assert own.networks.keys() == {"registration", "backward", "discriminator"}
+    assert phases(own, "registration")[0].players[0].forward.back is own.networks["backward"]
 
 
 def test_the_picture_of_the_cycle_has_labels_in_the_space_of_the_image_and_an_error():
-    batch = atlas_and_scan()
+    data = scans()
     with torch.inference_mode():
-        panels = recipe_of("lt-net").registration_pictures["cycle"](batch)
+        rows = recipe_of("lt-net").step("registration", 0).pages["cycle"](data)
+    assert [case for case, _ in rows] == ["u1", "u2"]
+    panels = rows[1][1]
     assert [panel.image.shape for panel in panels] == [SHAPE] * 5
     assert [panel.shows for panel in panels] == ["intensities"] * 4 + ["error"]
     atlas, scan, _, rebuilt, error = panels
-    assert torch.equal(atlas.label, batch.label[0]) and torch.equal(scan.image, batch.fixed[0, 0])
+    assert torch.equal(atlas.image, data.images[0, 0].float()) and torch.equal(atlas.label, data.labels[0])
+    assert torch.equal(scan.image, data.images[2, 0].float())
     torch.testing.assert_close(error.image, (rebuilt.image - atlas.image).abs())
 
 
@@ -768,11 +767,11 @@ def test_the_picture_of_the_cycle_has_labels_in_the_space_of_the_image_and_an_er
 
 def test_best_learns_from_atlases_in_the_shapes_of_scans_and_answers_with_the_mean():
     recipe = recipe_of("best")
-    assert recipe.registers and not recipe.train_registration and recipe.looks_at_unlabeled
-    assert recipe.generate == PathBankWriter(space=Beta(0.3), style=None, most=150)
-    assert recipe.instance == InstanceOptimisation()
-    assert recipe.fuse
-    (phase,) = recipe.train_segmentation
+    assert not recipe.step("registration", 0) and recipe.looks_at_unlabeled
+    assert writer(recipe) == PathBank(space=Beta(0.3), style=None, most=150)
+    assert recipe.answer.registers == InstanceOptimisation()
+    assert recipe.answer.fuse
+    (phase,) = phases(recipe, "segmentation")
     draw = Draw(1, None, None, generator())
     drawn = phase.batches(replace(scans(), bank=NoStyle()), draw)
     assert isinstance(drawn, Labelled)
@@ -782,18 +781,18 @@ def test_best_learns_from_atlases_in_the_shapes_of_scans_and_answers_with_the_me
 
 
 BEST_SWITCHES = {
-    "segmentation_network": ("full", lambda recipe: type(recipe.segmentation)),
-    "space": (False, lambda recipe: recipe.train_segmentation[0].batches),
-    "most_paths": (3, lambda recipe: recipe.generate.most),
-    "coarse_steps": (7, lambda recipe: recipe.instance.coarse_steps),
-    "fine_steps": (7, lambda recipe: recipe.instance.fine_steps),
-    "smoothness_weight": (3.0, lambda recipe: recipe.instance.smoothness),
-    "fuse": (False, lambda recipe: recipe.fuse),
-    "flat_borders": (False, lambda recipe: recipe.flat_borders),
+    "segmentation_network": ("full", lambda recipe: type(recipe.answer.network)),
+    "space": (False, lambda recipe: phases(recipe, "segmentation")[0].batches),
+    "most_paths": (3, lambda recipe: writer(recipe).most),
+    "coarse_steps": (7, lambda recipe: recipe.answer.registers.coarse_steps),
+    "fine_steps": (7, lambda recipe: recipe.answer.registers.fine_steps),
+    "smoothness_weight": (3.0, lambda recipe: recipe.answer.registers.smoothness),
+    "fuse": (False, lambda recipe: recipe.answer.fuse),
+    "flat_borders": (False, lambda recipe: recipe.answer.flat_borders),
 }
 
 
-@pytest.mark.parametrize("setting", best.Settings.model_fields)
+@pytest.mark.parametrize("setting", sorted(set(best.Settings.model_fields) - {"preset"}))
 def test_switch_of_best_changes_what_it_is_about(setting):
     value, look = BEST_SWITCHES[setting]
     assert look(recipe_of("best", **{setting: value})) != look(recipe_of("best"))
@@ -801,24 +800,25 @@ def test_switch_of_best_changes_what_it_is_about(setting):
 
 def test_atlases_take_turns_so_that_every_scan_is_registered_before_one_is_again():
     cohort = SimpleNamespace(parts={"atlases": ["a", "b"], "unlabeled": ["1", "2", "3"]})
-    every = PathBankWriter(space=Beta(0.3), style=None)
-    assert couples(cohort, every) == [("a", "1"), ("b", "2"), ("a", "3"), ("b", "1"), ("a", "2"), ("b", "3")]
-    assert couples(cohort, replace(every, most=4)) == couples(cohort, every)[:4]
+    every = atlas_scan_pairs(cohort)
+    assert every == [("a", "1"), ("b", "2"), ("a", "3"), ("b", "1"), ("a", "2"), ("b", "3")]
+    assert atlas_scan_pairs(cohort, 4) == every[:4]
 
 
 def test_best_without_space_generates_nothing_and_learns_from_atlases():
     recipe = recipe_of("best", space=False)
-    assert recipe.generate is None and not recipe.looks_at_unlabeled
-    assert recipe.train_segmentation[0].batches is labelled_scans
+    assert recipe.step("generated", 0) is None and not recipe.looks_at_unlabeled
+    assert phases(recipe, "segmentation")[0].batches is labelled_scans
 
 
 def test_style_maps_are_not_made_where_nothing_looks_at_them():
     recipe = recipe_of("brbs", preset="paper")
-    helper = recipe.train_registration[-1].players[1]
+    phase = phases(recipe, "registration")[-1]
+    helper = phase.players[1]
     helper.forward.sampling = SpaceStyleSampling(space=Beta(0.3), style=Always(0.0), mixing=None)
     calls = []
-    recipe.registration.register_forward_hook(lambda _module, inputs, _out: calls.append(len(inputs[0])))
-    helper.forward(recipe.train_registration[-1].batches(scans(), Draw(1, None, None, generator())))
+    recipe.networks["registration"].register_forward_hook(lambda _module, inputs, _out: calls.append(len(inputs[0])))
+    helper.forward(phase.batches(scans(), Draw(1, None, None, generator())))
     assert calls == [1]
 
 

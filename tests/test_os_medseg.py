@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import Project, goes_on_after_a_fault
+from recipes import SHAPE, built, config, generator, phases, textured, writer
 from torch import nn
 
 from stages.answering.registering import displacements
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.weights import Registration
 from stages.artifacts.weights_file import load_weights
-from stages.config import Config, load_config
+from stages.config import load_config
 from stages.device import Device
 from stages.errors import LrlsError
-from stages.methods import METHODS, clmorph, os_medseg, settings_of, training_of, voxelmorph
-from stages.methods.recipe import PropagatedLabels, Task, WarpedAtlases
+from stages.generating.propagated import PropagatedLabels
+from stages.generating.warped_atlases import WarpedAtlases
+from stages.methods import METHODS, clmorph, os_medseg, recipe_of, settings_of, training_of, voxelmorph
 from stages.parts.augmentation import IntensityAugmentation, SpatialAugmentation
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.labelled import triples
@@ -31,18 +33,8 @@ from stages.parts.networks.teacher_student import ResidualUNet
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.players.registering import Registered, mean_squares, mutual_information
 from stages.parts.warps import one_hot, warp, warp_label
-from stages.train_reg import make_recipe
 
-SHAPE = (10, 12, 12)
 TURNED = SpatialAugmentation(degrees=15.0, scale=(0.8, 1.2))
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def textured(*size, seed=0):
-    return torch.rand(size, generator=generator(seed))
 
 
 def scans(**changes):
@@ -58,24 +50,18 @@ def drawing(batch_size=2, space=None, seed=0):
     return Draw(batch_size, space, None, generator(seed))
 
 
-def config(name, **settings):
-    values = {"workspace": "runs", "data": {"folder": "."}, "structures": {"a": 1, "b": 2}}
-    return Config.model_validate(values | {"methods": {name: settings}})
-
-
-def recipe_of(name, atlases=2, **settings):
-    torch.manual_seed(0)
-    method = METHODS[name]
-    return method.recipe(Task(SHAPE, 3, atlases), settings_of(method, config(name, **settings)))
+def of_two(name, **settings):
+    """The recipe for two atlases."""
+    return built(name, atlases=2, **settings)
 
 
 def terms(name, **settings):
     """Every term of a step of both stages, and the totals; R moves things."""
-    recipe = recipe_of(name, **settings)
-    if recipe.registration:
-        nn.init.normal_(recipe.registration.body.head.weight, std=0.1, generator=generator())
+    recipe = of_two(name, **settings)
+    if recipe.learns_registration:
+        nn.init.normal_(recipe.networks["registration"].body.head.weight, std=0.1, generator=generator())
     values = {}
-    for phase in (*recipe.train_registration, *recipe.train_segmentation):
+    for phase in (*phases(recipe, "registration"), *phases(recipe, "segmentation")):
         (player,) = phase.players
         with torch.no_grad():
             total, found = player.loss(player.forward(phase.batches(scans(), drawing())))
@@ -94,8 +80,8 @@ REG = {f"reg/{name}" for name in ("similarity", "smoothness", "contrast", "total
 SEG = {f"seg/{name}" for name in ("segmentation", "reconstruction", "hint", "total")}
 SWITCHES = [
     # setting, its value, terms that go, terms that change
-    ("registration", "instance", REG, SEG),  # the networks are drawn one after the other
-    ("registration_network", "light", set(), REG | SEG),
+    ("registration", "instance", REG, set()),
+    ("registration_network", "light", set(), REG),
     ("diffeomorphic", True, set(), {"reg/similarity", "reg/smoothness", "reg/total"}),
     ("similarity", "mi", set(), {"reg/similarity", "reg/total"}),
     ("smoothness", "bending", set(), {"reg/smoothness", "reg/total"}),
@@ -141,63 +127,66 @@ def test_totals_have_the_papers_weights(default):
 
 
 def test_presets_are_the_papers_abdomen_and_the_published_code(default):
-    abdomen = settings_of(os_medseg.METHOD, config("os-medseg", preset="abdomen"))
+    abdomen = settings_of(os_medseg.METHOD, config(**{"os-medseg": {"preset": "abdomen"}}))
     assert (abdomen.similarity, abdomen.smoothness, abdomen.hint_weight) == ("mi", "bending", 10)
-    official = settings_of(os_medseg.METHOD, config("os-medseg", preset="official"))
+    official = settings_of(os_medseg.METHOD, config(**{"os-medseg": {"preset": "official"}}))
     assert (official.contrast, official.hint_detach) == ("nt-xent", "both")
-    mine = settings_of(os_medseg.METHOD, config("os-medseg", preset="abdomen", hint_weight=2))
+    mine = settings_of(os_medseg.METHOD, config(**{"os-medseg": {"preset": "abdomen", "hint_weight": 2}}))
     assert (mine.similarity, mine.hint_weight) == ("mi", 2)
 
 
 def test_networks_are_those_that_are_named():
-    recipe = recipe_of("os-medseg")
-    assert type(recipe.registration.body) is SiameseUNet
-    for name, kind in (("published", ResidualUNet), ("full", UNet), ("light", LightUNet)):
-        recipe = recipe_of("os-medseg", segmentation_network=name)
-        assert type(getattr(recipe.segmentation, "body", recipe.segmentation)) is kind
-        assert type(recipe.segmentation_helpers["teacher"]) is kind
-        assert recipe.segmentation_helpers["teacher"](textured(1, 1, *SHAPE)).shape == (1, 1, *SHAPE)
-    assert recipe.segmentation(textured(1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
+    recipe = of_two("os-medseg")
+    assert type(recipe.networks["registration"].body) is SiameseUNet
+    for name, kind in (("os-medseg", ResidualUNet), ("full", UNet), ("light", LightUNet)):
+        recipe = of_two("os-medseg", segmentation_network=name)
+        student = recipe.answer.network
+        assert type(getattr(student, "body", student)) is kind
+        assert type(recipe.networks["teacher"]) is kind
+        assert recipe.networks["teacher"](textured(1, 1, *SHAPE)).shape == (1, 1, *SHAPE)
+    assert student(textured(1, 1, *SHAPE)).shape == (1, 3, *SHAPE)
 
 
 def test_instance_optimisation_takes_the_place_of_training():
-    recipe = recipe_of("os-medseg", registration="instance", smoothness_weight=2.0)
-    assert recipe.registration is None and not recipe.train_registration
-    assert recipe.instance == InstanceOptimisation(smoothness=2.0)
+    recipe = of_two("os-medseg", registration="instance", smoothness_weight=2.0)
+    assert not recipe.learns_registration and recipe.step("registration", 0) is None
+    assert recipe.answer.registers == InstanceOptimisation(smoothness=2.0)
     assert recipe.looks_at_unlabeled
 
 
 def test_as_many_warped_atlases_are_written_as_the_setting_says():
-    assert recipe_of("os-medseg").generate == WarpedAtlases(most=None)
-    assert recipe_of("os-medseg", most_samples=2).generate == WarpedAtlases(most=2)
+    assert writer(of_two("os-medseg")) == WarpedAtlases(most=None)
+    assert writer(of_two("os-medseg", most_samples=2)) == WarpedAtlases(most=2)
 
 
 def test_student_alone_has_no_teacher_in_its_artifact_and_no_picture_of_one():
-    recipe = recipe_of("os-medseg", teacher=False)
-    assert recipe.segmentation_networks.keys() == {"segmentation"} and not recipe.segmentation_pictures
-    assert recipe_of("os-medseg").segmentation_networks.keys() == {"segmentation", "teacher"}
+    recipe = of_two("os-medseg", teacher=False)
+    step = recipe.step("segmentation", 0)
+    assert recipe.trained(step).keys() == {"segmentation"} and not step.pages
+    both = of_two("os-medseg")
+    assert both.trained(both.step("segmentation", 0)).keys() == {"segmentation", "teacher"}
 
 
-@pytest.mark.parametrize("network", ["published", "light"])
+@pytest.mark.parametrize("network", ["os-medseg", "light"])
 @pytest.mark.parametrize("settings", [{"teacher": False}, {"hint_weight": 0}, {"hint_detach": "both"}])
 def test_nothing_left_to_learn_from_is_an_error(network, settings):
     with pytest.raises(LrlsError, match="leaves it nothing to learn from; set segmentation_weight, or teacher"):
-        recipe_of("os-medseg", segmentation_network=network, segmentation_weight=0, **settings)
+        of_two("os-medseg", segmentation_network=network, segmentation_weight=0, **settings)
 
 
-@pytest.mark.parametrize("network", ["published", "light"])
+@pytest.mark.parametrize("network", ["os-medseg", "light"])
 @pytest.mark.parametrize(
     "off", ["segmentation_weight", "reconstruction_weight", "hint_weight"], ids=lambda name: name.split("_")[0]
 )
 def test_rows_of_table_iv_train(network, off):
-    recipe = recipe_of("os-medseg", segmentation_network=network, **{off: 0})
-    for phase in recipe.train_segmentation:
+    recipe = of_two("os-medseg", segmentation_network=network, **{off: 0})
+    for phase in phases(recipe, "segmentation"):
         for player in phase.players:
             total, _ = player.loss(player.forward(phase.batches(scans(), drawing())))
             total.backward()
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in recipe.segmentation.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in recipe.networks["segmentation"].parameters())
     # A teacher learns first only where it learns, and has somebody to tell.
-    assert [phase.name for phase in recipe.train_segmentation][:-1] == (
+    assert [phase.name for phase in phases(recipe, "segmentation")][:-1] == (
         ["reconstruction"] if (network, off) == ("light", "segmentation_weight") else []
     )
 
@@ -205,8 +194,8 @@ def test_rows_of_table_iv_train(network, off):
 def test_more_hint_layers_than_the_decoder_has_are_refused():
     message = r"^methods\.os-medseg\.hint_layers: found 5, expected at most 3, which .*; set hint_layers lower"
     with pytest.raises(LrlsError, match=message):
-        recipe_of("os-medseg", hint_layers=5)
-    recipe_of("os-medseg", hint_layers=5, teacher=False)
+        of_two("os-medseg", hint_layers=5)
+    of_two("os-medseg", hint_layers=5, teacher=False)
 
 
 def test_similarities_fall_as_images_come_together():
@@ -222,10 +211,10 @@ def test_similarities_fall_as_images_come_together():
 
 
 def test_schedules_are_the_papers_or_short_for_the_light_networks():
-    stages = {stage: training_of(os_medseg.METHOD, config("os-medseg"), stage) for stage in ("train_reg", "train_seg")}
+    stages = {stage: training_of(os_medseg.METHOD, config(), stage) for stage in ("train_reg", "train_seg")}
     assert [stage.learning_rate for stage in stages.values()] == [1e-4, 1e-3]
     assert {(each.batch_size, each.optimizer, each.schedule) for each in stages.values()} == {(2, "adam", "constant")}
-    light = config("os-medseg", registration_network="light", segmentation_network="light")
+    light = config(**{"os-medseg": {"registration_network": "light", "segmentation_network": "light"}})
     for stage in stages:
         found = training_of(os_medseg.METHOD, light, stage)
         assert (found.schedule, found.batch_size) == ("one-cycle", 2)
@@ -236,15 +225,15 @@ def test_schedules_are_the_papers_or_short_for_the_light_networks():
 
 def hint_gradients(**settings):
     """Largest gradient of the hint alone over the decoder of (student, teacher); None: it has none."""
-    recipe = recipe_of("os-medseg", **settings)
-    (phase,) = recipe.train_segmentation
+    recipe = of_two("os-medseg", **settings)
+    (phase,) = phases(recipe, "segmentation")
     (player,) = phase.players
     hint = player.loss(player.forward(phase.batches(scans(), drawing())))[1]["hint"]
     if not hint.requires_grad:
         return None, None
     hint.backward()
     found = []
-    for network in (recipe.segmentation, recipe.segmentation_helpers["teacher"]):
+    for network in (recipe.networks["segmentation"], recipe.networks["teacher"]):
         gradients = [p.grad.abs().max() for p in network.parameters() if p.grad is not None]
         found.append(float(max(gradients)) if gradients else None)
     return tuple(found)
@@ -260,11 +249,11 @@ def test_hint_reaches_the_student_and_not_the_teacher(loss):
 
 
 def test_segmentation_teaches_the_student_and_reconstruction_the_teacher():
-    recipe = recipe_of("os-medseg")
-    (phase,) = recipe.train_segmentation
+    recipe = of_two("os-medseg")
+    (phase,) = phases(recipe, "segmentation")
     (player,) = phase.players
     found = player.loss(player.forward(phase.batches(scans(), drawing())))[1]
-    student, teacher = list(recipe.segmentation.parameters()), list(recipe.segmentation_helpers["teacher"].parameters())
+    student, teacher = list(recipe.networks["segmentation"].parameters()), list(recipe.networks["teacher"].parameters())
     for term, moved, still in (("segmentation", student, teacher), ("reconstruction", teacher, student)):
         gradients = torch.autograd.grad(found[term], [*moved, *still], retain_graph=True, allow_unused=True)
         assert all(g is not None for g in gradients[: len(moved)])
@@ -272,24 +261,25 @@ def test_segmentation_teaches_the_student_and_reconstruction_the_teacher():
 
 
 def test_a_teacher_that_learned_first_stands_still():
-    recipe = recipe_of("os-medseg", teacher_share=0.3)
-    first, then = recipe.train_segmentation
+    recipe = of_two("os-medseg", teacher_share=0.3)
+    first, then = phases(recipe, "segmentation")
     assert (first.share, then.share) == (0.3, 0.7)
-    assert first.players[0].trains is recipe.segmentation_helpers["teacher"]
-    assert then.players[0].trains is recipe.segmentation
+    assert first.players[0].trains is recipe.networks["teacher"]
+    assert then.players[0].trains is recipe.networks["segmentation"]
     alone = first.players[0].forward(first.batches(scans(), drawing()))
     reconstructed = first.players[0].loss(alone)[1]["reconstruction"]
     with torch.no_grad():
         assert float(reconstructed) == pytest.approx(
-            float((recipe.segmentation_helpers["teacher"](alone.scan) - alone.scan).square().mean())
+            float((recipe.networks["teacher"](alone.scan) - alone.scan).square().mean())
         )
     player = then.players[0]
     player.loss(player.forward(then.batches(scans(), drawing())))[0].backward()
-    assert all(p.grad is None for p in recipe.segmentation_helpers["teacher"].parameters())
-    assert all(p.grad is not None for p in recipe.segmentation.parameters())
-    light = recipe_of("os-medseg", segmentation_network="light").train_segmentation
+    assert all(p.grad is None for p in recipe.networks["teacher"].parameters())
+    assert all(p.grad is not None for p in recipe.networks["segmentation"].parameters())
+    light = phases(of_two("os-medseg", segmentation_network="light"), "segmentation")
     assert [phase.name for phase in light] == ["reconstruction", "distillation"]
-    assert len(recipe_of("os-medseg", segmentation_network="light", hint_detach="none").train_segmentation) == 1
+    at_once = of_two("os-medseg", segmentation_network="light", hint_detach="none")
+    assert len(phases(at_once, "segmentation")) == 1
 
 
 @pytest.mark.parametrize(
@@ -301,27 +291,27 @@ def test_a_teacher_that_learned_first_stands_still():
 )
 def test_settings_that_would_be_ignored_are_refused(settings, message):
     with pytest.raises(LrlsError, match=message):
-        settings_of(os_medseg.METHOD, config("os-medseg", **settings))
+        settings_of(os_medseg.METHOD, config(**{"os-medseg": settings}))
 
 
 def test_teacher_sees_the_scan_and_the_student_what_imitates_it():
-    recipe = recipe_of("os-medseg")
-    (phase,) = recipe.train_segmentation
+    recipe = of_two("os-medseg")
+    (phase,) = phases(recipe, "segmentation")
     seen = {}
-    for name, network in recipe.segmentation_networks.items():
+    for name, network in recipe.trained(recipe.step("segmentation", 0)).items():
         first = network.down[0]
         first.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
     batch = phase.batches(scans(), drawing())
     result = phase.players[0].forward(batch)
     inside = (..., *(slice(n) for n in SHAPE))  # of the padded grid
     assert torch.equal(seen["teacher"][inside], batch.scan) and torch.equal(seen["segmentation"][inside], batch.image)
-    torch.testing.assert_close(result.logits, recipe.segmentation(batch.image))
+    torch.testing.assert_close(result.logits, recipe.answer.network(batch.image))
     assert [len(side) for side in result.hints] == [2, 2]
 
 
 def test_pictures_show_both_networks_on_the_same_couple():
-    recipe = recipe_of("os-medseg", segmentation_network="light")
-    rows = recipe.segmentation_pictures["distillation"](scans())
+    recipe = of_two("os-medseg", segmentation_network="light")
+    rows = recipe.step("segmentation", 0).pages["distillation"](scans())
     assert [case for case, _ in rows] == ["u2", "u3", "u4"]
     assert [panel.heading for panel in rows[0][1]] == [
         "student sees", "teacher sees", "reconstruction",
@@ -332,8 +322,8 @@ def test_pictures_show_both_networks_on_the_same_couple():
     _, teacher_sees, _, taught, learned = (panel.image for panel in rows[0][1][:5])
     student_sees = rows[0][1][0].image
     for network, seen, shown in (
-        (recipe.segmentation_helpers["teacher"], teacher_sees, taught),
-        (recipe.segmentation, student_sees, learned),
+        (recipe.networks["teacher"], teacher_sees, taught),
+        (recipe.networks["segmentation"], student_sees, learned),
     ):
         with torch.no_grad():
             last = network.features(seen[None, None])[-1][0].float()
@@ -393,8 +383,8 @@ def test_contrast_without_others_names_the_setting():
 
 
 def test_without_contrast_any_batch_goes():
-    recipe = recipe_of("os-medseg", contrastive_weight=0)
-    (phase,) = recipe.train_registration
+    recipe = of_two("os-medseg", contrastive_weight=0)
+    (phase,) = phases(recipe, "registration")
     assert phase.batches is atlas_and_scan
     (player,) = phase.players
     assert player.loss(player.forward(phase.batches(scans(), drawing(batch_size=1))))[1].keys() == {
@@ -409,13 +399,14 @@ def test_generated_samples_are_atlases_warped_to_the_scans_that_they_name(projec
     project.made("run", "--method", "os-medseg", "--until", "generate")
     config = project.config
     cohort = Cohort.open(project.workspace / "cohort" / "v0001")
-    recipe = make_recipe(METHODS["os-medseg"], cohort, config)
-    assert recipe.generate == WarpedAtlases()
-    Registration.open(project.workspace / "os-medseg" / "registration" / "v0001").load(recipe.registration_networks)
+    recipe = recipe_of(METHODS["os-medseg"], cohort, config)
+    assert writer(recipe) == WarpedAtlases()
+    recipe.load([Registration.open(project.workspace / "os-medseg" / "registration" / "v0001")])
     device = Device(torch.device("cpu"), torch.float32)
     atlas, names = cohort.image("atlas_1"), ["free_1", "free_2"]
     pairs = [(atlas, cohort.image(case)) for case in names]
-    fields = dict(displacements(recipe, pairs, names, spacing_mm=cohort.grid.spacing_mm, device=device, config=config))
+    registers, spacing_mm = recipe.answer.registers, cohort.grid.spacing_mm
+    fields = dict(displacements(registers, pairs, names, spacing_mm=spacing_mm, device=device, config=config))
     with h5py.File(project.workspace / "os-medseg" / "generated" / "v0001" / "generated.h5") as file:
         samples = {name: column[()] for name, column in file["samples"].items()}
         assert list(file["samples"]["space"].asstr()[()]) == names
@@ -432,9 +423,10 @@ def test_generated_samples_are_atlases_warped_to_the_scans_that_they_name(projec
     only_segments = ("methods.os-medseg.hint_layers=1", "methods.os-medseg.segmentation_network=full")
     project.made("run", "--method", "os-medseg", *(word for setting in only_segments for word in ("--set", setting)))
     assert project.versions("os-medseg/registration") == project.versions("os-medseg/generated") == ["v0001"]
-    fresh = make_recipe(METHODS["os-medseg"], cohort, load_config(project.config_file, [*only_segments]))
-    again = make_recipe(METHODS["os-medseg"], cohort, config)
-    for one, other in zip(fresh.registration.parameters(), again.registration.parameters(), strict=True):
+    fresh = recipe_of(METHODS["os-medseg"], cohort, load_config(project.config_file, [*only_segments]))
+    again = recipe_of(METHODS["os-medseg"], cohort, config)
+    both = (recipe.networks["registration"].parameters() for recipe in (fresh, again))
+    for one, other in zip(*both, strict=True):
         assert torch.equal(one, other)
 
 
@@ -442,8 +434,8 @@ def test_interrupted_distillation_goes_on_with_both_networks(project: Project, n
     project.made("run", "--method", "os-medseg", "--until", "train-seg")
     weights = project.workspace / "os-medseg" / "segmentation" / "v0001" / "weights.safetensors"
     cohort = Cohort.open(project.workspace / "cohort" / "v0001")
-    recipe = make_recipe(METHODS["os-medseg"], cohort, project.config)
-    load_weights(recipe.segmentation_networks, weights)  # student and teacher, and nothing else
+    recipe = recipe_of(METHODS["os-medseg"], cohort, project.config)
+    load_weights(recipe.trained(recipe.step("segmentation", 0)), weights)  # student and teacher, and nothing else
     goes_on_after_a_fault(
         project, monkeypatch, method="os-medseg", stage="train-seg", kind="segmentation", term="cosine_hint_loss",
         player="distillation",
@@ -467,22 +459,23 @@ def test_switch_of_clmorph_changes_the_terms_that_it_is_about(setting, value, go
     default, found = terms("clmorph"), terms("clmorph", **{setting: value})
     assert default.keys() == REG and found.keys() == REG - gone
     assert changed(default, found) == moved
-    assert {row[0] for row in CLMORPH} == set(clmorph.Settings.model_fields)
+    assert {row[0] for row in CLMORPH} | {"preset"} == set(clmorph.Settings.model_fields)
 
 
 def test_clmorph_registers_by_squared_differences_with_batch_norm_and_propagates():
-    recipe = recipe_of("clmorph")
-    assert type(recipe.registration.body) is PooledSiameseUNet and not recipe.registration.body.light
-    assert any(isinstance(module, nn.BatchNorm3d) for module in recipe.registration.modules())
-    assert recipe.generate == PropagatedLabels()
-    (player,) = recipe.train_registration[0].players
+    recipe = of_two("clmorph")
+    network = recipe.answer.registers
+    assert type(network.body) is PooledSiameseUNet and not network.body.light
+    assert any(isinstance(module, nn.BatchNorm3d) for module in network.modules())
+    assert writer(recipe) == PropagatedLabels()
+    (player,) = phases(recipe, "registration")[0].players
     assert {name: weight for name, (weight, _) in player.loss.terms.items()} == {
         "similarity": 1, "smoothness": 0.01, "contrast": 0.01,
     }  # fmt: skip
     same = atlas_and_different_scans(scans(images=textured(1, *SHAPE).half().expand(5, 1, *SHAPE)), drawing())
     found = player.loss(player.forward(same))[1]
     assert float(found["similarity"].detach()) == pytest.approx(0, abs=1e-6)
-    training = training_of(clmorph.METHOD, config("clmorph"), "train_reg")
+    training = training_of(clmorph.METHOD, config(), "train_reg")
     assert (training.learning_rate, training.batch_size) == (3e-3, 2)
 
 
@@ -514,22 +507,22 @@ def test_labelled_pairs_move_with_their_labels():
 
 
 def test_overlap_is_the_dice_of_the_labelled_pairs_and_its_gradient_moves_the_network():
-    recipe = recipe_of("lc-voxelmorph", diffeomorphic=False)
-    (phase,) = recipe.train_registration
+    recipe = of_two("lc-voxelmorph", diffeomorphic=False)
+    (phase,) = phases(recipe, "registration")
     (player,) = phase.players
     batch = phase.batches(scans(), drawing(batch_size=1))
     found = player.loss(player.forward(batch))[1]  # a fresh network stays where it is
     expected = dice_loss(one_hot(batch.moving_label, 3), one_hot(batch.fixed_label, 3))
     assert float(found["overlap"].detach()) == pytest.approx(float(expected), abs=1e-3)
     found["overlap"].backward()
-    assert recipe.registration.body.head.weight.grad.abs().max() > 0
+    assert recipe.networks["registration"].body.head.weight.grad.abs().max() > 0
 
 
 def test_settings_of_lc_voxelmorph_are_voxelmorphs_and_a_weight():
     added = set(voxelmorph.LabelConstrainedSettings.model_fields) - set(voxelmorph.Settings.model_fields)
     assert added == {"overlap_weight"}
     for name, value in (("overlap_weight", 3.0), ("smoothness_weight", 4.0)):
-        (player,) = recipe_of("lc-voxelmorph", **{name: value}).train_registration[0].players
+        (player,) = phases(of_two("lc-voxelmorph", **{name: value}), "registration")[0].players
         assert player.loss.terms[name.removesuffix("_weight")][0] == value
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -26,7 +25,8 @@ from stages.artifacts.cohort import Grid
 from stages.calibrate import made_couples
 from stages.config import Config
 from stages.device import Device
-from stages.methods.recipe import PathBankWriter, Recipe
+from stages.generating.path_bank import PathBank
+from stages.methods.recipe import Answer as AnswerBy
 from stages.parts.batches.space_style import Beta
 from stages.parts.warps import one_hot
 
@@ -60,7 +60,7 @@ def answering(network=None, **changes) -> Answering:
     image, label = phantom()
     config = Config.model_validate({"workspace": ".", "data": {"folder": "."}, "structures": {"a": 1, "b": 2}})
     found = Answering(
-        Recipe(segmentation=network or Threshold()), GRID, 3, (Atlas("a", image, label),), (), False, config,
+        AnswerBy(network or Threshold()), GRID, 3, (Atlas("a", image, label),), (), False, config,
         Device(torch.device("cpu"), torch.float32),
     )  # fmt: skip
     return replace(found, **changes)
@@ -213,12 +213,40 @@ def test_damage_grows_with_severity_and_the_label_moves_with_the_anatomy(kind):
     assert changes[0] < changes[1] < changes[2]
 
 
-def test_couples_to_learn_from_go_all_the_way_to_the_scans_shapes(tmp_path, monkeypatch):
+def test_couples_to_learn_from_go_all_the_way_to_the_scans_shapes(monkeypatch):
     drawn = []
-    monkeypatch.setattr("stages.calibrate.draw_samples", lambda file, recipe, *rest: drawn.append(recipe) or [])
-    with h5py.File(tmp_path / "generated.h5", "w"):
-        pass
-    recipe = Recipe(generate=PathBankWriter(space=Beta(0.3), style=None))
-    made_couples(None, recipe, SimpleNamespace(folder=tmp_path), None, 3)
-    assert drawn[0].generate.space(2, torch.Generator()).tolist() == [[[[[1.0]]]]] * 2
-    assert recipe.generate.space == Beta(0.3)
+    monkeypatch.setattr(PathBank, "couples", lambda writer, *rest: drawn.append((writer, *rest)) or iter(()))
+    writer = PathBank(space=Beta(0.3), style=None)
+    assert list(writer.true_couples("generated", "cohort", 3, 7)) == []
+    ((asked, *rest),) = drawn
+    assert rest == ["generated", "cohort", 3, 7]
+    assert asked.space(2, torch.Generator()).tolist() == [[[[[1.0]]]]] * 2
+    assert writer.space == Beta(0.3)
+
+
+def test_couples_to_learn_from_are_true_ones_and_where_there_are_none_moved_atlases(monkeypatch):
+    config = Config.model_validate(
+        {"workspace": ".", "data": {"folder": ".", "atlases": ["a"]}, "structures": {"a": 1, "b": 2}}
+    )
+    image, label = phantom()
+    cohort = SimpleNamespace(
+        parts={"atlases": ["a"]}, grid=GRID, image=lambda _: image.astype(np.float16), label=lambda _: label
+    )
+    made = SimpleNamespace(cohort=cohort, generated=SimpleNamespace(), round=0)
+    asked = []
+
+    def true_couples(writer, *rest):
+        asked.append(rest)
+        return iter([SimpleNamespace(image=image + k, label=label) for k in range(4)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PathBank, "true_couples", true_couples)
+        found = made_couples(made, config, "best", 3)
+    assert asked == [(made.generated, cohort, 3, config.seed)]
+    assert [float((each - image).mean()) for each, _ in found] == pytest.approx([0, 1, 2])
+    # A label that was propagated is no truth: atlases are moved instead, image and label alike.
+    moved = made_couples(made, config, "voxelmorph", 3)
+    assert len(moved) == 3
+    for each, classes in moved:
+        assert not np.array_equal(classes, label)
+        assert ((each > 0.3) == (classes > 0)).mean() > 0.94

@@ -12,7 +12,7 @@ from stages.artifacts.store import Draft
 from stages.config import TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError
-from stages.methods.recipe import Phase, Player, Ramp, WeightedSum
+from stages.methods.phases import Phase, Player, Ramp, WeightedSum
 from stages.parts import losses
 from stages.parts.augmentation import AffineAugmentation
 from stages.parts.batches.drawing import Draw
@@ -35,7 +35,8 @@ from stages.parts.players.self_training import (
     weighted_cross_entropy,
 )
 from stages.parts.warps import one_hot, warp_label
-from stages.training.loop import Run, _Average, learning_rate, train
+from stages.training.loop import Run, _Average, train
+from stages.training.schedules import learning_rate
 
 SHAPE = (6, 7, 8)
 
@@ -279,7 +280,7 @@ def test_pairs_without_an_accepted_class_are_registered_by_their_images_alone():
         Standardised(UNet(1, 3, (12, 12, 12))),
         Standardised(LightUNet(1, 3, (12, 12, 12))),
     ],
-    ids=["obelisk", "published", "light"],
+    ids=["obelisk", "brbs", "light"],
 )
 def test_dropout_is_there_within_its_block_only_and_drawn_from_the_generator(network):
     network.eval()
@@ -593,6 +594,15 @@ def test_player_may_move_seldom_have_an_average_of_its_own_and_decay(tmp_path):
 
 
 def test_exponential_schedule_falls_by_a_hundredth_with_each_of_300_epochs():
-    run = settings(schedule="exponential", steps=600)
+    run = settings(schedule="exponential", epochs=300, steps=600)
     rates = [learning_rate(1.0, step, 600, run) for step in (0, 1, 2, 599)]
     assert rates == pytest.approx([1, 1, 0.99, 0.99**299])
+    few = [learning_rate(2.0, step, 3, settings(schedule="exponential", epochs=300)) for step in range(3)]
+    assert few == pytest.approx([2, 2 * 0.99**100, 2 * 0.99**200])  # epochs do not depend on the number of steps
+
+
+def test_exponential_schedule_without_epochs_falls_smoothly_to_a_twentieth():
+    run = settings(schedule="exponential")
+    assert run.epochs is None
+    rates = [learning_rate(2.0, step, 100, run) for step in (0, 1, 50, 100)]
+    assert rates == pytest.approx([2, 2 * 0.05**0.01, 2 * 0.05**0.5, 0.1])

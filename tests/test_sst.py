@@ -1,5 +1,6 @@
 """SST: every switch, the order of the phases, resume within them, samples on disk, and looks of another site."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from conftest import CASES, Project
 from torch import nn
 
 from stages import workflow
+from stages.answering.jobs import job_of
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import Draft
 from stages.artifacts.weights import Registration
@@ -19,9 +21,9 @@ from stages.calibrate import made_couples
 from stages.config import Config, TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError
-from stages.generate import APPEARANCE, CODES, with_appearance
-from stages.methods import METHODS, settings_of, sst, training_of
-from stages.methods.recipe import Phase, Player, Task, WeightedSum
+from stages.methods import METHODS, recipe_of, settings_of, settings_read, sst, sst_pages, training_of
+from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.recipe import Task
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
 from stages.parts.networks.flow_autoencoder import FlowAutoencoder
@@ -29,7 +31,6 @@ from stages.parts.networks.styled_registration import StyledRegistration
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import StridedUNet
 from stages.parts.panels import Points
-from stages.train_reg import make_recipe, stage_config
 from stages.training import budget
 from stages.training.loop import Run, _optimizer, train
 
@@ -56,22 +57,31 @@ def config(**settings):
     return Config.model_validate(values | {"methods": {"sst": settings}})
 
 
-def recipe_of(shape=SHAPE, **settings):
-    torch.manual_seed(0)
+def built(shape=SHAPE, **settings):
     return METHODS["sst"].recipe(Task(shape, 3, 1), settings_of(METHODS["sst"], config(**{**LIGHT, **settings})))
+
+
+def learning(recipe):
+    """The phases of train-reg."""
+    return recipe.step("registration", 0).phases
+
+
+def writer_of(recipe):
+    (writer,) = recipe.step("generated", 0).writers
+    return writer
 
 
 def terms(**settings):
     """Every term of a step of every phase, and the totals; the flow model moves things, and styles tell."""
-    recipe = recipe_of(**{**ALIKE, **settings})
-    R = recipe.registration
+    recipe = built(**{**ALIKE, **settings})
+    R = recipe.networks["registration"]
     flow = R.flow if isinstance(R, StyledRegistration) else R
     nn.init.normal_(flow.body.head.weight, std=0.05, generator=generator())
     if isinstance(R, StyledRegistration):
         for number, block in enumerate(R.appearance.up):
             nn.init.normal_(block.scale.weight, std=0.1, generator=generator(number))
     values = {}
-    for phase in recipe.train_registration:
+    for phase in learning(recipe):
         batch = phase.batches(scans(), Draw(phase.batch_size or 2, None, None, generator(1)))
         for player in phase.players:
             with torch.no_grad():
@@ -106,6 +116,8 @@ BY_FLOW = {*FLOW, *of("style/style", "contrast", "total"), *of("joint/joint", "c
 BY_CODES = CODE | of("autoencoder/flow-discriminator", "fake", "total")
 TOTALS = of("style/style", "total") | of("joint/joint", "total")
 ALL = FLOW | STYLE | STYLE_JUDGE | JOINT | JOINT_JUDGE | CODE | CODE_JUDGE
+# Discriminators say of the prior what they said, whichever networks they judge: their weights are drawn apart.
+OF_PRIOR = {"style/style-discriminator/real", "joint/style-discriminator/real", "autoencoder/flow-discriminator/real"}
 BY_CONTRAST = TOTALS | of("style/style", "contrast") | of("joint/joint", "contrast")
 FLOW_ALONE = of("joint/flow", "reconstruction", "smoothness", "total")
 STYLE_ALONE = {name.replace("joint/joint", "joint/appearance") for name in JOINT_STYLE} | of(
@@ -115,7 +127,7 @@ TOLD = of("style/style", "adversarial") | of("joint/joint", "adversarial")
 NO, TOTAL, CODED = set(), of("joint/joint", "total"), of("autoencoder/autoencoder", "total")
 SWITCHES = [
     # setting, its value, terms that go, terms that come, terms that change
-    ("registration_network", "published", NO, NO, ALL),
+    ("registration_network", "sst", NO, NO, ALL - OF_PRIOR),
     ("diffeomorphic", True, NO, NO, BY_FLOW | BY_CODES),
     ("appearance", False, STYLE | STYLE_JUDGE | JOINT | JOINT_JUDGE, FLOW_ALONE, BY_CODES),
     ("joint", False, JOINT, FLOW_ALONE | STYLE_ALONE, NO),
@@ -141,7 +153,8 @@ SWITCHES = [
     ("style_batch_size", 3, NO, NO, STYLE | STYLE_JUDGE | of("joint/joint", "contrast", "total")),
 ]
 SHARES = {"flow_share", "style_share", "autoencoder_share"}
-OTHERS = {"preset", "style_pace", "flat_borders", "segmentation_network", "sampling", "looks", "samples", *SHARES}
+OTHERS = {"preset", "style_pace", "flat_borders", "segmentation_network", "samples", *SHARES}
+OTHERS |= {"sampling", "looks", "appearance_from"}
 
 
 @pytest.mark.parametrize(("setting", "value", "gone", "new", "moved"), SWITCHES, ids=[row[0] for row in SWITCHES])
@@ -153,15 +166,15 @@ def test_switch_changes_the_terms_that_it_is_about_and_no_other(default, setting
     assert {name for name in both if found[name] != pytest.approx(default[name], rel=1e-6, abs=1e-9)} == moved
 
 
-@pytest.mark.parametrize("networks", ["published", "light"])
+@pytest.mark.parametrize("networks", ["sst", "light"])
 @pytest.mark.parametrize("row", [{row[0]: row[1]} for row in SWITCHES if row[0] != "registration_network"], ids=str)
 def test_every_row_of_an_ablation_trains_what_it_has(row, networks):
-    recipe = recipe_of((16, 16, 16), **{"registration_network": networks, **row})
+    recipe = built((16, 16, 16), **{"registration_network": networks, **row})
     data = replace(
         scans(), images=textured(4, 1, 16, 16, 16), labels={0: torch.randint(3, (16, 16, 16), generator=generator())}
     )
     moved = set()
-    for phase in recipe.train_registration:
+    for phase in learning(recipe):
         batch = phase.batches(data, Draw(phase.batch_size or 2, None, None, generator(1)))
         for player in phase.players:
             player.trains.zero_grad()
@@ -170,7 +183,7 @@ def test_every_row_of_an_ablation_trains_what_it_has(row, networks):
             gradients = {n: p.grad for n, p in player.trains.named_parameters() if p.grad is not None}
             assert gradients and all(bool(g.isfinite().all()) for g in gradients.values())
             moved |= {id(p) for p in player.trains.parameters() if p.grad is not None}
-    networks = nn.ModuleList(recipe.registration_networks.values())
+    networks = nn.ModuleList(recipe.trained(recipe.step("registration", 0)).values())
     assert all(id(p) in moved for p in networks.parameters() if p.requires_grad)
 
 
@@ -179,18 +192,19 @@ def test_every_setting_is_in_the_table_above_or_below():
 
 
 def test_settings_that_no_term_of_train_reg_shows_change_what_they_are_about():
-    assert type(recipe_of(segmentation_network="full").segmentation) is UNet
-    assert type(recipe_of().segmentation) is LightUNet
-    assert recipe_of(flat_borders=True).flat_borders and not recipe_of().flat_borders
-    plain, between = recipe_of().generate, recipe_of(sampling="interpolate", samples=7).generate
+    assert type(built(segmentation_network="full").networks["segmentation"]) is UNet
+    assert type(built().networks["segmentation"]) is LightUNet
+    assert built(flat_borders=True).answer.flat_borders and not built().answer.flat_borders
+    plain, between = writer_of(built()), writer_of(built(sampling="interpolate", samples=7))
     assert (plain.count, plain.synthesis.interpolate) == (1850, False)
     assert (between.count, between.synthesis.interpolate) == (7, True)
-    assert recipe_of(appearance=False).generate.synthesis.appearance is None
-    remembering = recipe_of(looks="memory")
-    assert remembering.generate.synthesis.memory is remembering.registration.style
+    assert writer_of(built(appearance=False)).synthesis.appearance is None
+    remembering = built(looks="memory")
+    assert writer_of(remembering).synthesis.memory is remembering.networks["registration"].style
     assert plain.synthesis.memory is None
-    assert [recipe_of(style_code=code).registration.style.looks_of for code in ("query", "key")] == ["query", "key"]
-    assert [recipe_of(jitter=jitter).registration.style.own for jitter in (True, False)] == [True, False]
+    codes = [built(style_code=code).networks["registration"].style for code in ("query", "key")]
+    assert [style.looks_of for style in codes] == ["query", "key"]
+    assert [built(jitter=jitter).networks["registration"].style.own for jitter in (True, False)] == [True, False]
 
 
 def test_a_pair_looks_alike_in_pre_training_and_each_scan_its_own_way_in_the_joint_phase():
@@ -201,32 +215,32 @@ def test_a_pair_looks_alike_in_pre_training_and_each_scan_its_own_way_in_the_joi
         batch = phase.batches(replace(scans(), images=images), Draw(3, None, None, generator()))
         return torch.cat([batch.moving, batch.fixed]).amax((1, 2, 3, 4)).view(2, 3)
 
-    flow, style, joint, _ = recipe_of().train_registration
-    for phase in (flow, style, *recipe_of(appearance=False).train_registration[:2]):
+    flow, style, joint, _ = learning(built())
+    for phase in (flow, style, *learning(built(appearance=False))[:2]):
         first, second = changes(phase)
         assert torch.equal(first, second) and len(set(first.tolist())) == 3
     assert len(set(changes(joint).flatten().tolist())) == 6
-    assert set(changes(recipe_of(jitter=False).train_registration[2]).flatten().tolist()) == {0.5}
+    assert set(changes(learning(built(jitter=False))[2]).flatten().tolist()) == {0.5}
 
 
 def test_phases_have_the_papers_order_shares_and_batches():
-    phases = recipe_of(style_batch_size=32).train_registration
+    phases = learning(built(style_batch_size=32))
     assert [phase.name for phase in phases] == ["flow", "style", "joint", "autoencoder"]
     assert [phase.share for phase in phases] == pytest.approx([0.15, 0.1, 0.45, 0.3])
     assert [phase.batch_size for phase in phases] == [None, 32, None, None]
     shares = {"flow_share": 0.3, "style_share": 0.2, "autoencoder_share": 0.1}
-    assert [phase.share for phase in recipe_of(**shares).train_registration] == pytest.approx([0.3, 0.2, 0.4, 0.1])
-    without = recipe_of(appearance=False).train_registration
+    assert [phase.share for phase in learning(built(**shares))] == pytest.approx([0.3, 0.2, 0.4, 0.1])
+    without = learning(built(appearance=False))
     assert [(phase.name, phase.share) for phase in without] == [
         ("flow", 0.15), ("joint", pytest.approx(0.55)), ("autoencoder", 0.3),
     ]  # fmt: skip
     players = [player for phase in phases for player in phase.players]
     assert all(player.momentum == (0.5 if "discriminator" in player.name else 0.9) for player in players)
-    for settings, pace in (({}, 0.3), ({"registration_network": "published"}, 1), ({"style_pace": 0.5}, 0.5)):
-        paces = [player.paces for phase in recipe_of(**settings).train_registration for player in phase.players]
+    for settings, pace in (({}, 0.3), ({"registration_network": "sst"}, 1), ({"style_pace": 0.5}, 0.5)):
+        paces = [player.paces for phase in learning(built(**settings)) for player in phase.players]
         assert [[found for _, found in each] for each in paces] == [[], *[[pace]] * 4, [], [pace]]
     with pytest.raises(LrlsError, match=r"add up to 1\.2, which leaves the joint phase nothing"):
-        recipe_of(flow_share=0.8)
+        built(flow_share=0.8)
 
 
 def test_totals_have_the_papers_weights(default):
@@ -259,22 +273,22 @@ def test_presets_are_the_text_and_the_published_code_and_what_is_given_wins():
 
 
 def test_published_networks_are_the_default():
-    torch.manual_seed(0)
     recipe = METHODS["sst"].recipe(Task((48, 64, 48), 3, 1), settings_of(METHODS["sst"], config()))
-    R = recipe.registration
+    R = recipe.networks["registration"]
     assert type(R.flow.body) is StridedUNet and not R.appearance.light and len(R.appearance.up) == 3
-    autoencoder = recipe.helpers["autoencoder"]
+    autoencoder = recipe.networks["autoencoder"]
     assert type(autoencoder) is FlowAutoencoder and autoencoder.grid == (64, 64, 64)
     assert len(R.style.queue) == 1024
     names = {"registration", "autoencoder", "flow_discriminator", "style_discriminator"}
-    assert recipe.registration_networks.keys() == names
-    assert recipe_of((16, 17, 40)).registration(*textured(2, 1, 1, 16, 17, 40)).shape == (1, 3, 16, 17, 40)
+    assert recipe.trained(recipe.step("registration", 0)).keys() == names
+    assert built((16, 17, 40)).networks["registration"](*textured(2, 1, 1, 16, 17, 40)).shape == (1, 3, 16, 17, 40)
 
 
 def test_pages_show_codes_looks_and_shapes():
-    recipe, data = recipe_of(), scans()
+    recipe, data = built(), scans()
+    R = recipe.networks["registration"]
     with torch.inference_mode():
-        shown = {name: page(data) for name, page in recipe.registration_pages.items()}
+        shown = {name: page(data) for name, page in recipe.step("registration", 0).pages.items()}
     assert list(shown) == ["shapes", "style-codes", "styles"]
     codes = shown["style-codes"]
     assert isinstance(codes, Points) and list(codes.groups) == list("abcd")
@@ -285,10 +299,10 @@ def test_pages_show_codes_looks_and_shapes():
     assert [case for case, _ in shown["styles"]] == ["who gives it", "a", "b", "d"]
     _, looks = shown["styles"][2]
     assert [panel.heading for panel in looks] == ["as it is", *(f"in the look of {n}" for n in "bcd")]
-    torch.testing.assert_close(looks[2].image, recipe.registration.restyled(data.image([1]), data.image([2]))[0, 0])
-    assert sst._spread(range(100), 5) == [0, 25, 50, 74, 99] and sst._spread([4], 2) == [4]
+    torch.testing.assert_close(looks[2].image, R.restyled(data.image([1]), data.image([2]))[0, 0])
+    assert sst_pages._spread(range(100), 5) == [0, 25, 50, 74, 99] and sst_pages._spread([4], 2) == [4]
     assert len({float(panels[2].image.sum()) for _, panels in shown["shapes"]}) == 4
-    assert list(recipe_of(appearance=False).registration_pages) == ["shapes"]
+    assert list(built(appearance=False).step("registration", 0).pages) == ["shapes"]
 
 
 # Training and artifacts
@@ -327,8 +341,8 @@ def test_a_run_that_is_killed_in_any_phase_ends_with_the_same_networks_and_queue
     )
 
     def run(name, stop_in=None, after=0):
-        recipe = recipe_of(flow_share=0.2, style_share=0.2, autoencoder_share=0.3)  # 4, 4, 6 and 6 steps
-        phases = list(recipe.train_registration)
+        recipe = built(flow_share=0.2, style_share=0.2, autoencoder_share=0.3)  # 4, 4, 6 and 6 steps
+        phases, networks = list(learning(recipe)), recipe.trained(recipe.step("registration", 0))
         if stop_in is not None:
             left = iter(range(after))
 
@@ -340,11 +354,9 @@ def test_a_run_that_is_killed_in_any_phase_ends_with_the_same_networks_and_queue
             phases[stop_in] = replace(phases[stop_in], batches=until)
         device = Device(torch.device("cpu"), torch.float32)
         (tmp_path / name).mkdir(exist_ok=True)
-        train(Run(phases, recipe.registration_networks, scans(), training, device, 3, Draft(tmp_path / name)))
+        train(Run(phases, networks, scans(), training, device, 3, Draft(tmp_path / name)))
         return {
-            f"{name}.{key}": value
-            for name, network in recipe.registration_networks.items()
-            for key, value in network.state_dict().items()
+            f"{name}.{key}": value for name, network in networks.items() for key, value in network.state_dict().items()
         }
 
     whole = run("whole")
@@ -382,10 +394,6 @@ def elsewhere(tmp_path_factory, new_project, scans) -> Project:
     return project
 
 
-def looks_of(project, looks):
-    return {**project.config.methods["sst"], "looks": looks}
-
-
 def samples_of(project, version):
     with h5py.File(project.workspace / "sst" / "generated" / version / "generated.h5") as file:
         return {name: file["samples"][name][()] for name in file["samples"]}
@@ -401,14 +409,24 @@ def test_samples_are_images_and_labels_from_the_prior_with_their_quality(trained
     assert len({image.tobytes() for image in samples["image"]}) == 3
 
 
-def test_a_budget_counts_the_drawing_of_every_scan(trained, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("stages.training.budget._seconds", lambda draw, _: drawn.append(draw().shape) or 2.0)
+def test_a_budget_counts_the_drawing_of_every_scan(trained, monkeypatch, tmp_path):
+    clock, drawn = iter(range(100)), []
+    monkeypatch.setattr("stages.generating.drawn.time.monotonic", lambda: 2.0 * next(clock))
     cohort = Cohort.open(trained.workspace / "cohort" / "v0001")
-    recipe = make_recipe(METHODS["sst"], cohort, trained.config)
+    recipe = recipe_of(METHODS["sst"], cohort, trained.config)
+    synthesis = writer_of(recipe).synthesis
+    monkeypatch.setattr(
+        type(synthesis), "__call__", lambda self, data, *rest, draw=type(synthesis).__call__: drawn.append(
+            draw(self, data, *rest)
+        ) or drawn[-1]
+    )  # fmt: skip
     device = Device(torch.device("cpu"), torch.float32)
-    assert budget._generate_seconds(recipe, cohort, device) == 3 * 2.0
-    assert drawn == [(1, 1, 24, 16, 24)]
+    step = recipe.step("registration", 0)
+    took = budget._generate_seconds(recipe, 0, step, cohort, trained.config, device, Draft(tmp_path))
+    assert took == 3 * 2.0  # every look at this clock takes two seconds
+    assert [each.image.shape for each in drawn] == [(1, 1, 24, 16, 24)] * 2  # the first one warms up
+    job = job_of(recipe, cohort, trained.config, device, Draft(tmp_path))
+    assert writer_of(recipe).planned_seconds(job) == took
 
 
 def test_more_samples_are_drawn_without_training_anew_and_the_first_ones_stay(trained):
@@ -422,95 +440,125 @@ def test_more_samples_are_drawn_without_training_anew_and_the_first_ones_stay(tr
     between = samples_of(trained, newest)
     assert all(set(space.decode().split("+")) <= {"free_1", "free_2"} for space in between["space"])
     assert trained.versions("sst/registration") == ["v0001"]
-    kept = [stage_config(METHODS["sst"], trained.config, generates=generates) for generates in (True, False)]
-    assert kept[0]["settings"].keys() - kept[1]["settings"].keys() == {"samples", "sampling", "looks"}
+    read = [settings_read(METHODS["sst"], trained.config, stage)["settings"] for stage in ("generate", "train-reg")]
+    assert read[0].keys() - read[1].keys() == {"samples", "sampling", "looks", "appearance_from"}
+
+
+def looking_at(project, place, **settings):
+    """The project's configuration, whose samples take the looks of what is at a place."""
+    own = {**project.config.methods["sst"], "appearance_from": str(place), **settings}
+    return project.config.model_copy(update={"methods": {"sst": own}})
+
+
+def looks_from(place):
+    return ("--set", f"methods.sst.appearance_from={place}")
 
 
 def test_looks_of_another_site_go_with_the_shapes_of_this_one(trained, elsewhere):
-    option = ("--appearance-from", str(elsewhere.workspace))
-    trained.made("generate", "--method", "sst", *option)
+    trained.made("generate", "--method", "sst", *looks_from(elsewhere.workspace))
     newest = trained.versions("sst/generated")[-1]
     identity = trained.manifest("sst/generated", newest).identity
     other = elsewhere.manifest("sst/registration")
-    assert identity.inputs["appearance"] == other.digest
+    assert identity.inputs["borrowed"] == other.digest
     assert identity.inputs["registration"] == trained.manifest("sst/registration").digest != other.digest
     own, foreign = samples_of(trained, "v0001"), samples_of(trained, newest)
     assert np.array_equal(own["label"], foreign["label"])  # shapes are this site's
     assert np.array_equal(own["folding_fraction"], foreign["folding_fraction"])
 
     cohort = Cohort.open(trained.workspace / "cohort" / "v0001")
-    recipe = make_recipe(METHODS["sst"], cohort, trained.config)
-    Registration.open(trained.workspace / "sst" / "registration" / "v0001").load(recipe.registration_networks)
-    there = Registration.open(elsewhere.workspace / "sst" / "registration" / "v0001")
-    crossed = with_appearance(recipe, there)
-    looks, A = crossed.generate.synthesis.appearance, recipe.registration.appearance
-    assert looks is not A and crossed.registration is recipe.registration
+    crossed = recipe_of(METHODS["sst"], cohort, looking_at(trained, elsewhere.workspace))
+    here = Registration.open(trained.workspace / "sst" / "registration" / "v0001")
+    crossed.load([here])
+    borrowed, R = crossed.step("generated", 0).borrowed, crossed.networks["registration"]
+    synthesis, there = writer_of(crossed).synthesis, borrowed.artifact
+    assert there.manifest.digest == other.digest
+    there.load(borrowed.networks)
+    looks, A = synthesis.appearance, R.appearance
+    assert looks is not A and synthesis.registration is R
     before = {name: tensor.clone() for name, tensor in A.state_dict().items()}
-    remembering = make_recipe(
-        METHODS["sst"], cohort, trained.config.model_copy(update={"methods": {"sst": looks_of(trained, "memory")}})
-    )
-    crossed_too, E = with_appearance(remembering, there).generate.synthesis.memory, remembering.registration.style
+    remembering = recipe_of(METHODS["sst"], cohort, looking_at(trained, elsewhere.workspace, looks="memory"))
+    there.load(remembering.step("generated", 0).borrowed.networks)
+    crossed_too, E = writer_of(remembering).synthesis.memory, remembering.networks["registration"].style
     assert crossed_too is not E and not torch.equal(crossed_too.queue, E.queue)
-    there.load({CODES: E})
+    there.load({"registration/style": E})
     assert torch.equal(crossed_too.queue, E.queue)
-    there.load({APPEARANCE: A})
+    there.load({"registration/appearance": A})
     assert all(torch.equal(tensor, looks.state_dict()[name]) for name, tensor in A.state_dict().items())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in A.state_dict().items())
     draw = generator(int(foreign["seed"][0]))
     torch.randint(1, (1,), generator=draw)  # the atlas
+    for network in synthesis.networks:
+        network.eval()
     with torch.inference_mode():
-        expected = crossed.generate.synthesis(cohort.scans(torch.device("cpu")), 0, draw).image
+        expected = synthesis(cohort.scans(torch.device("cpu")), 0, draw).image
     assert np.abs(expected[0].numpy() - foreign["image"][0]).max() < 0.05  # of bfloat16
     assert np.abs(own["image"][0] - foreign["image"][0]).max() > 0.05
 
 
+def test_looks_depend_on_the_other_artifact_and_not_on_where_it_lies(trained, elsewhere):
+    trained.made("generate", "--method", "sst", *looks_from(elsewhere.workspace))
+    before = trained.digests()
+    artifact = elsewhere.workspace / "sst" / "registration" / "v0001"
+    for place in (artifact, os.path.relpath(artifact, trained.folder)):  # relative to the configuration file
+        trained.made("generate", "--method", "sst", *looks_from(place))
+    assert trained.digests() == before
+    read = settings_read(METHODS["sst"], looking_at(trained, artifact), "generate")["settings"]
+    assert read["appearance_from"] == elsewhere.manifest("sst/registration").digest
+    settings = settings_of(METHODS["sst"], looking_at(trained, artifact))
+    assert "appearance_from" not in settings.portable()
+
+
 def test_single_commands_tell_the_looks_of_here_from_those_of_elsewhere(trained, elsewhere):
-    option = ("--appearance-from", str(elsewhere.workspace / "sst" / "registration" / "v0001"))
-    trained.made("generate", "--method", "sst", *option)
+    place = elsewhere.workspace / "sst" / "registration" / "v0001"
+    trained.made("generate", "--method", "sst", *looks_from(place))
     made = [trained.manifest("sst/generated", version) for version in trained.versions("sst/generated")]
-    versions = {manifest.digest: "appearance" in manifest.identity.inputs for manifest in made}
-    for arguments, is_foreign in ((), False), (option, True):
+    versions = {manifest.digest: "borrowed" in manifest.identity.inputs for manifest in made}
+    for arguments, is_foreign in ((), False), (looks_from(place), True):
         done = trained.made("train-seg", "--method", "sst", *arguments)
         newest = done.out.splitlines()[-1].rpartition("/")[2]
         assert versions[trained.manifest("sst/segmentation", newest).identity.inputs["generated"]] is is_foreign
         done = trained.made("eval", "--method", "sst", *arguments)
         scores = trained.manifest("sst/scores", done.out.splitlines()[-1].rpartition("/")[2]).identity
         assert scores.inputs["segmentation"] == trained.manifest("sst/segmentation", newest).digest
-        place = elsewhere.workspace if is_foreign else None
-        found = workflow.trained(trained.config, "sst", appearance_from=place)  # what is exported and predicts
+        settings = looking_at(trained, elsewhere.workspace) if is_foreign else trained.config
+        found = workflow.trained(settings, "sst")  # what is exported and predicts
         assert found.segmentation.manifest.digest == scores.inputs["segmentation"]
         assert versions[found.generated.manifest.digest] is is_foreign
-        recipe = make_recipe(METHODS["sst"], found.cohort, trained.config)
-        couples = made_couples(found.cohort, recipe, found.generated, trained.config, 4)
+        couples = made_couples(found, settings, "sst", 4)
         samples = samples_of(trained, found.generated.folder.name)
-        for (image, label), place in zip(couples, (0, 1, 2, 0), strict=True):  # drawn scans, whose labels are known
-            assert np.array_equal(image, samples["image"][place, 0]) and np.array_equal(label, samples["label"][place])
+        for (image, label), row in zip(couples, (0, 1, 2, 0), strict=True):  # drawn scans, whose labels are known
+            assert np.array_equal(image, samples["image"][row, 0]) and np.array_equal(label, samples["label"][row])
 
 
 def test_looks_are_refused_before_anything_is_trained(trained, elsewhere):
-    option = ("--appearance-from", str(elsewhere.workspace / "sst" / "registration" / "v0001"))
-    done = trained.lrls("run", "--method", "jrss", *option)
-    assert "--appearance-from: jrss with these settings has no appearance model" in done.err
+    place = elsewhere.workspace / "sst" / "registration" / "v0001"
+    done = trained.lrls("run", "--method", "jrss", "--set", f"methods.jrss.appearance_from={place}")
+    assert done.code == 1 and "methods.jrss: unknown setting appearance_from; " in done.err
     assert not trained.versions("jrss/registration")
 
 
 def test_looks_that_do_not_fit_or_are_not_there_are_refused(trained, tmp_path):
-    for place, settings, message in (
-        (tmp_path, (), f"--appearance-from: found no sst/registration in {tmp_path.name}, expected the workspace"),
-        (trained.workspace / "cohort" / "v0001", (), "holds a cohort artifact, expected registration"),
+    for place, message in (
+        (
+            tmp_path,
+            f"methods.sst.appearance_from: found no sst/registration in {tmp_path.name}, expected the workspace",
+        ),
+        (trained.workspace / "cohort" / "v0001", "holds a cohort artifact, expected registration"),
     ):
-        done = trained.lrls("generate", "--method", "sst", "--appearance-from", str(place), *settings)
+        done = trained.lrls("generate", "--method", "sst", *looks_from(place))
         assert done.code == 1 and message in done.err and done.err.count("\n") == 1
     trained.made("run", "--method", "voxelmorph", "--until", "train-reg")
     place = trained.workspace / "voxelmorph" / "registration" / "v0001"
-    done = trained.lrls("generate", "--method", "voxelmorph", "--appearance-from", str(place))
-    assert "--appearance-from: voxelmorph with these settings has no appearance model; leave the option out" in done.err
-    done = trained.lrls("generate", "--method", "sst", "--appearance-from", str(place))
+    done = trained.lrls("generate", "--method", "voxelmorph", "--set", f"methods.voxelmorph.appearance_from={place}")
+    assert done.code == 1 and "methods.voxelmorph: unknown setting appearance_from; " in done.err
+    done = trained.lrls("generate", "--method", "sst", *looks_from(place))
     assert "was trained by voxelmorph, expected sst; name a workspace where" in done.err
     trained.made("run", "--method", "sst", "--until", "train-reg", "--set", "methods.sst.appearance=false")
     place = trained.workspace / "sst" / "registration" / trained.versions("sst/registration")[-1]
-    done = trained.lrls("generate", "--method", "sst", "--appearance-from", str(place))
+    done = trained.lrls("generate", "--method", "sst", *looks_from(place))
     assert "has no appearance model, expected an appearance model of light networks; train both" in done.err
+    done = trained.lrls("generate", "--method", "sst", *looks_from(place), "--set", "methods.sst.appearance=false")
+    assert "appearance_from needs an appearance model, but appearance is off" in done.err
 
 
 def test_looks_of_a_memory_of_another_size_are_taken_and_an_empty_one_is_refused(new_project, tmp_path, no_pictures):
@@ -521,9 +569,10 @@ def test_looks_of_a_memory_of_another_size_are_taken_and_an_empty_one_is_refused
     here, there = project("here"), project("there", queue=5)
     for each in (here, there):
         each.made("run", "--method", "sst", "--until", "train-reg")
-    here.made("generate", "--method", "sst", "--appearance-from", str(there.workspace))
+    here.made("generate", "--method", "sst", *looks_from(there.workspace))
     samples = samples_of(here, here.versions("sst/generated")[-1])
     assert list(samples["style"]) == [b"memory"]
     blank = project("blank")
     done = blank.lrls("run", "--method", "sst", "--until", "generate", "--set", "train_reg.steps=0")
-    assert done.code == 1 and "remembers no scan; raise train_reg.steps, or set methods.sst.looks to prior" in done.err
+    message = "remembers no scan; raise train_reg.steps, or draw looks from the prior (methods.<name>.looks=prior)."
+    assert done.code == 1 and message in done.err

@@ -119,7 +119,6 @@ def label_to_grid(
     label: sitk.Image, classes: np.ndarray, num_classes: int, record: dict[str, Any], grid: Grid
 ) -> np.ndarray:
     """A label map on the grid, (D, H, W) class indices: the class with the largest share of each voxel."""
-    best = np.full(grid.shape, 0.5, np.float32)  # background unless a structure has at least half of it
     result = np.zeros(grid.shape, classes.dtype)
     total = np.zeros(grid.shape, np.float32)
     shares = {}

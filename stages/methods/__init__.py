@@ -97,9 +97,16 @@ def recipe_of(method: Method, cohort: Cohort, config: Config) -> Recipe:
     return method.recipe(task, settings_of(method, config))
 
 
-def plan_of(method: Method, config: Config) -> Recipe:
-    """The recipe with networks that hold no weights, before there is a cohort; cheap."""
-    return method.plan(settings_of(method, config), num_atlases=len(config.part("atlases")))
+def plan_of(method: Method, config: Config, cohort: Cohort | None = None) -> Recipe:
+    """The recipe with networks that hold no weights; cheap.
+
+    Args:
+        cohort: None: there is none yet, and the grid is taken to be large.
+    """
+    if cohort is None:
+        return method.plan(settings_of(method, config), num_atlases=len(config.part("atlases")))
+    atlases = len(cohort.parts.get("atlases", ()))
+    return method.plan(settings_of(method, config), num_atlases=atlases, shape=cohort.grid.shape)
 
 
 def settings_read(

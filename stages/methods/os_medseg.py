@@ -250,7 +250,10 @@ def student_or_teacher(kind: str, task: Task, *, reconstructs: bool = False) -> 
         with task.initialises(role):
             return ResidualUNet(1, outputs, task.shape, reconstructs=reconstructs)
     network = cast(UNet | LightUNet, segmentation_network(kind, replace(task, num_classes=outputs), name=role))
-    return network if reconstructs else OwnHead(network)
+    if reconstructs:
+        return network
+    with task.initialises("segmentation head"):
+        return OwnHead(network)
 
 
 def train_reg(settings: Settings) -> TrainSettings:

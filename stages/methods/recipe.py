@@ -263,8 +263,14 @@ class Method:
     cohort: Literal["train", "supervised"] = "train"
     registration_share: float = 0.5
 
-    def plan(self, settings: MethodSettings, *, num_atlases: int, shape: tuple[int, int, int] = (32, 32, 32)) -> Recipe:
-        """The recipe with networks that hold no weights: says what the method needs and does, and costs no memory."""
+    def plan(
+        self, settings: MethodSettings, *, num_atlases: int, shape: tuple[int, int, int] = (256, 256, 256)
+    ) -> Recipe:
+        """The recipe with networks that hold no weights: says what the method needs and does, and costs no memory.
+
+        Args:
+            shape: grid; large where it is not known, since a small one has no room for some settings.
+        """
         with torch.device("meta"), _NothingDrawn():
             return self.recipe(Task(shape, 2, num_atlases), settings)
 

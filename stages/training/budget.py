@@ -86,7 +86,7 @@ def with_steps(
         LrlsError: the time left is too short for `LEAST_STEPS`.
     """
     method, section, stage = find_method(method_name), SECTION[step.makes], STAGE_OF[step.makes]
-    plan_recipe = plan_of(method, config)
+    plan_recipe = plan_of(method, config, cohort)
     shares = shares_of(plan_recipe)
     if budget.steps is not None:
         own = {name: training_of(method, config, name).steps or 1 for _, name in shares}
@@ -146,13 +146,17 @@ def with_steps(
 def _generate_seconds(
     recipe: Recipe, round: int, after: Train, cohort: Cohort, config: Config, device: Device, draft: Draft
 ) -> float:
-    """What the round still generates after a step."""
-    steps = recipe.steps(round)
+    """What is still generated after a step, in its round and those after it."""
+    steps = [step for number in range(round, len(recipe.rounds)) for step in recipe.steps(number)]
     later = [step for step in steps[steps.index(after) + 1 :] if isinstance(step, Generate)]
     if not later:
         return 0.0
     job = job_of(recipe, cohort, config, device, draft)
-    return sum(writer.planned_seconds(job) for step in later for writer in step.writers)
+    took: dict[int, float] = {}
+    for step in later:
+        if id(step) not in took:  # rounds have it in common
+            took[id(step)] = sum(writer.planned_seconds(job) for writer in step.writers)
+    return sum(took[id(step)] for step in later)
 
 
 def shares_of(recipe: Recipe) -> dict[tuple[int, TrainSection], float]:

@@ -29,7 +29,8 @@ class Obelisk(nn.Module):
     def __init__(self, count: int, factor: int, *, deviation: float = 0.05) -> None:
         super().__init__()
         self.factor = factor
-        self.offsets = nn.Parameter(torch.randn(count, 3) * deviation)
+        self.offsets = nn.Parameter(torch.empty(count, 3))
+        nn.init.normal_(self.offsets, std=deviation)
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, C, D, H, W) -> (N, C count, d, h, w), d = D / factor rounded up; all samples of a channel in a row."""
