@@ -14,7 +14,8 @@ from torch import nn
 from stages.config import load_config
 from stages.data.intake import read_scan
 from stages.methods import data_aug
-from stages.methods.recipe import Task, registration_network
+from stages.methods.networks import registration_network
+from stages.methods.recipe import Task
 from stages.parts.augmentation import gaussian_blur
 from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.networks.blocks import Block
