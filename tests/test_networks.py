@@ -16,7 +16,8 @@ from stages.data.intake import read_scan
 from stages.data.intensities import normalise
 from stages.data.labels import classes_of
 from stages.methods import data_aug
-from stages.methods.recipe import Task, registration_network
+from stages.methods.networks import registration_network
+from stages.methods.recipe import Task
 from stages.parts.augmentation import gaussian_blur
 from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.networks.blocks import Block

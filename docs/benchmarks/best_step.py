@@ -82,8 +82,8 @@ def make_best(network: str) -> Callable[[], Any]:
     images = torch.cat([batch.atlas, batch.first, batch.second]).half()
     data = Scans(["a", "1", "2"], images, {0: batch.label[0]}, [0], [1, 2], CLASSES, (1.0, 1.0, 1.0), bank=Bank())
     settings = best.Settings.model_validate({"segmentation_network": network})
-    torch.manual_seed(0)
-    (phase,) = best.METHOD.recipe(Task(SHAPE, CLASSES, num_atlases=1), settings).train_segmentation
+    ((_, learn),) = best.METHOD.recipe(Task(SHAPE, CLASSES, num_atlases=1), settings).training_steps()
+    (phase,) = learn.phases
     (player,) = phase.players
     optimizer = training._optimizer(player, TrainSettings(optimizer="adamw"))
     optimizer.param_groups[0]["lr"] = 1e-4

@@ -72,10 +72,11 @@ def next_draws(batch: Triplet) -> Draws:
 class Ours:
     """The recipe's networks and players, moved by the training loop's own step."""
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, seed: int) -> None:
         method, settings = brbs.METHOD, brbs.Settings()
-        self.recipe = method.recipe(Task(shape, num_classes, num_atlases=1), settings)
-        (self.phase,) = self.recipe.train_registration
+        self.recipe = method.recipe(Task(shape, num_classes, num_atlases=1, seed=seed), settings)
+        (_, register), _ = self.recipe.training_steps()
+        (self.phase,) = register.phases
         assert method.train_reg is not None
         self.optimizers = [training._optimizer(player, method.train_reg(settings)) for player in self.phase.players]
         for optimizer in self.optimizers:
@@ -91,18 +92,16 @@ class Ours:
 def same_weights(plain: PlainBRBS, ours: Ours) -> None:
     """Give the plain networks our weights."""
     with torch.no_grad():
-        for theirs, network in ((plain.R, ours.recipe.registration), (plain.S, ours.recipe.segmentation)):
-            assert network is not None
-            for to, source in zip(theirs.parameters(), network.parameters(), strict=True):
+        for theirs, name in ((plain.R, "registration"), (plain.S, "segmentation")):
+            for to, source in zip(theirs.parameters(), ours.recipe.networks[name].parameters(), strict=True):
                 assert to.shape == source.shape
                 to.copy_(source)
 
 
 def make_both(shape: tuple[int, int, int], num_classes: int, seed: int) -> tuple[PlainBRBS, Ours]:
     """The plain and our networks with equal weights."""
-    torch.manual_seed(seed)
-    ours = Ours(shape, num_classes)
-    levels = len(ours.recipe.segmentation.down)  # type: ignore[union-attr, arg-type]
+    ours = Ours(shape, num_classes, seed)
+    levels = len(ours.recipe.networks["segmentation"].down)  # type: ignore[arg-type]
     plain = PlainBRBS(num_classes, UNet.WIDTHS[:levels])
     same_weights(plain, ours)
     return plain, ours

@@ -23,14 +23,13 @@ from torch import Tensor
 
 from stages.artifacts.weights_file import load_weights
 from stages.config import load_config
-from stages.methods import METHODS
+from stages.methods import METHODS, recipe_of
 from stages.methods.lt_net import Settings
 from stages.parts.batches.pairs import LabelledPair
 from stages.parts.losses import dice_loss
 from stages.parts.players import cycle
 from stages.parts.players.cycle import RegisterCycle
 from stages.parts.warps import one_hot
-from stages.train_reg import task_of
 from stages.workflow import opened_cohort
 
 PUBLISHED = Settings()
@@ -58,11 +57,10 @@ def main() -> None:
     weights = arguments.registration / "weights.safetensors"
     with safe_open(weights, "pt") as file:
         judged = any(name.startswith("discriminator/") for name in file.keys())  # noqa: SIM118
-    settings = Settings(registration_network="light", diffeomorphic=True, gan_weight=float(judged))
-    recipe = METHODS["lt-net"].recipe(task_of(atlases), settings)
-    load_weights(recipe.registration_networks, weights)
-    G, D = recipe.registration, recipe.helpers.get("discriminator")
-    assert G is not None
+    settings = {"registration_network": "light", "diffeomorphic": True, "gan_weight": float(judged)}
+    recipe = recipe_of(METHODS["lt-net"], atlases, config.model_copy(update={"methods": {"lt-net": settings}}))
+    load_weights(recipe.networks, weights)
+    G, D = recipe.networks["registration"], recipe.networks.get("discriminator")
     register = RegisterCycle(G, G, D, labels=True)  # type: ignore[arg-type]
 
     data, truths = (cohort.scans(torch.device("cpu")) for cohort in (atlases, others))

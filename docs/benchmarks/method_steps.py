@@ -34,12 +34,14 @@ from stages.artifacts.generated import StoredSample  # noqa: E402
 from stages.config import Config  # noqa: E402
 from stages.device import choose_device  # noqa: E402
 from stages.methods import METHODS, settings_of, training_of  # noqa: E402
-from stages.methods.recipe import Method, Phase, Recipe, Task  # noqa: E402
+from stages.methods.phases import Phase  # noqa: E402
+from stages.methods.recipe import Method, Recipe, Task  # noqa: E402
 from stages.parts.augmentation import AUGMENTATIONS  # noqa: E402
 from stages.parts.batches.drawing import Draw  # noqa: E402
 from stages.parts.batches.pseudo_labels import PseudoLabel  # noqa: E402
 from stages.parts.batches.scans import Scans  # noqa: E402
 from stages.training import loop as training  # noqa: E402
+from stages.training.runs import SECTION, TrainSection  # noqa: E402
 
 GRIDS = {"hippocampus": ((48, 64, 48), 3), "brain": ((80, 96, 80), 29)}  # shape, classes
 ATLASES, SCANS = 2, 4
@@ -91,14 +93,10 @@ def variants(method: Method, *, light_only: bool) -> Iterator[dict[str, Any]]:
         yield light
 
 
-def phases(recipe: Recipe) -> list[tuple[int, str, Phase]]:
+def phases(recipe: Recipe) -> list[tuple[int, TrainSection, Phase]]:
     """(round, stage, phase), in the order in which they train."""
-    found = []
-    for number in range(min(recipe.last_round, 1) + 1):
-        at = recipe.at_round(number)
-        found += [(number, "train_reg", phase) for phase in at.train_registration]
-        found += [(number, "train_seg", phase) for phase in at.train_segmentation]
-    return found
+    steps = [(number, step) for number, step in recipe.training_steps() if number <= 1]
+    return [(number, SECTION[step.makes], phase) for number, step in steps for phase in step.phases]
 
 
 def prepared(name: str, settings: dict[str, Any], grid: str) -> tuple[Config, Recipe]:
@@ -106,7 +104,6 @@ def prepared(name: str, settings: dict[str, Any], grid: str) -> tuple[Config, Re
         {"workspace": "runs", "data": {"folder": "."}, "structures": {"a": 1}, "methods": {name: settings}}
     )
     shape, num_classes = GRIDS[grid]
-    torch.manual_seed(0)
     return config, METHODS[name].recipe(Task(shape, num_classes, atlases_of(name)), settings_of(METHODS[name], config))
 
 
