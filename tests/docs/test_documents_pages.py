@@ -16,7 +16,7 @@ from stages.config import Config, load_config
 from stages.methods import METHODS, settings_of, training_of
 from stages.methods.recipe import Generate, Method, Train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = [page for page in PAGES if "benchmarks" not in page.parts]  # the benchmarks have commands of their own time
 START = {"workspace": "runs", "data": {"folder": "."}, "structures": {"a": 1}}

@@ -7,7 +7,7 @@ import pytest
 from stages.config import load_config
 from stages.methods import METHODS, settings_of, training_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def check(config):

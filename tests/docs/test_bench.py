@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stages.parts.losses import box_sum
 from stages.parts.networks.blocks import normalise_and_rectify
 
-BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 @pytest.fixture(autouse=True)

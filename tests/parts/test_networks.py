@@ -29,7 +29,7 @@ from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import VoxelMorphUNet
 from stages.parts.warps import compose, integrate, voxel_grid
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = {
     path.stem: tuple(yaml.safe_load(path.read_text())["preprocess"]["shape"])
     for path in sorted((ROOT / "docs" / "benchmarks").glob("*.yaml"))

@@ -11,7 +11,7 @@ from stages.data.checks import cohort_faults
 from stages.data.phantoms import STRUCTURES, write_phantoms
 from stages.errors import LrlsError
 
-EXAMPLE = Path(__file__).parent.parent / "data.example"
+EXAMPLE = Path(__file__).parents[2] / "data.example"
 
 
 @pytest.fixture(scope="module")
