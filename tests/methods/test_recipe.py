@@ -8,11 +8,11 @@ import torch
 from recipes import SHAPE, built, config
 from torch import nn
 
-from stages.config import ORDER
 from stages.errors import LrlsError
 from stages.generating.propagated import PropagatedLabels
 from stages.methods import METHODS, settings_of, training_of
 from stages.methods.recipe import Answer, Generate, Recipe, Task, Train
+from stages.methods.settings import ORDER
 from stages.seeds import derive
 from stages.training.runs import SECTION
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.methods.recipe import Phase, Player, WeightedSum
+from stages.methods.phases import Phase, Player, WeightedSum
 from stages.parts.batches.pairs import LabelledPair
 from stages.parts.losses import diffusion_loss, lncc_loss
 from stages.parts.networks.discriminators import PatchDiscriminator

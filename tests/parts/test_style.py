@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from monai.metrics.regression import MultiScaleSSIMMetric
 from torch import nn
 
-from stages.methods.recipe import Phase, Player, WeightedSum
+from stages.methods.phases import Phase, Player, WeightedSum
 from stages.parts.augmentation import SpatialAugmentation, brighten
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.pairs import OneAtlas, TwoScans, one_atlas_and_scans, two_scans
