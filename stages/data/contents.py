@@ -91,7 +91,7 @@ class Contents:
         return Content(path, kind, digest, stamps, num_bytes, min([looked_ns, *looks]))
 
     def save(self) -> None:
-        """Keep the new looks beside those of other processes."""
+        """Write the new looks, merged with those that other processes wrote."""
         if self._file and self._new:
             keep(self._file, self._stored() | self._new)
             self._new = {}

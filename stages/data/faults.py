@@ -1,4 +1,4 @@
-"""Faults of scans, each told in one line, and `refuse`, which stops a stage if there are any.
+"""Faults of scans, each reported in one line, and `refuse`, which stops a stage if there are any.
 
 Messages name the case and the fault, never a path or anything from a file's header: headers of medical scans hold
 names and dates.

@@ -1,6 +1,6 @@
 """Reading users' scans: finding files, checking headers, decoding voxels.
 
-Only `read_voxels` decodes voxels. Each fault is told in one line (`faults`).
+Only `read_voxels` decodes voxels. Each fault is reported in one line (`faults`).
 """
 
 from __future__ import annotations
