@@ -20,7 +20,7 @@ HELD_OUT = ("dev", "test")
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a scan: what was found and how to remedy it. Faults of the whole cohort have the case id ""."""
+    """One fault of a scan: what was found and how to remedy it. Faults of the cohort have an empty case id."""
 
     case: str
     found: str
