@@ -451,7 +451,7 @@ def test_a_wrong_folder_is_one_fault(tmp_path, new_project):
         done = project.lrls(*command)
         assert done.code == 1
         lines = (done.out + done.err).splitlines()
-        assert sum("is no folder; correct it." in line for line in lines) == 1
+        assert sum("is not a folder; correct it." in line for line in lines) == 1
         assert not any("no label map" in line for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""What a method answers on scans of the grid: shared by `eval`, `predict` and the calibration of quality."""
+"""Answers of a method for scans on the grid. Shared by `eval`, `predict` and the calibration of quality."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from stages.device import Device
 from stages.methods.recipe import Answer as AnswerBy
 from stages.parts.voting import vote
 
-AT_ONCE = 32  # scans that callers hand to `Answering.answers`; bounds memory
+AT_ONCE = 32  # scans per call of `Answering.answers`; limits memory
 
 
 @dataclass(frozen=True)
 class GridScan:
-    """A scan on the grid: image (D, H, W), float16 in [0, 1], and what `stages.data.prepare.prepare` did to it."""
+    """A scan on the grid: image (D, H, W), float16 in [0, 1], and the record of `stages.data.prepare.prepare`."""
 
     case: str
     image: np.ndarray
@@ -44,20 +44,20 @@ def atlases_of(cohort: Cohort, part: str = "atlases") -> tuple[Atlas, ...]:
 
 
 def registers(answer_by: AnswerBy, cohort: Cohort) -> bool:
-    """Whether a method can carry the atlases' labels over to a scan."""
+    """Whether a method can propagate the atlases' labels to a scan."""
     return answer_by.registers is not None and bool(cohort.parts.get("atlases"))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What networks and registration say of a scan, on the grid.
+    """A method's answer for a scan, on the grid. Class probabilities have shape (C, D, H, W).
 
     Args:
-        network: class probabilities of S, (C, D, H, W), where there is one.
-        votes: the same of the propagated labels, where they are asked for; on the CPU.
+        network: class probabilities of the segmentation network S; None: the method has no network.
+        votes: class probabilities of the propagated labels, on the CPU; None: no labels are propagated.
         fields: displacement of each atlas to the scan, (3, D, H, W), voxels.
-        mean: of both, or the one that there is.
-        probabilities: what the method answers by: `mean` where it fuses, else S's, else the votes.
+        mean: of `network` and `votes`, or the one that is not None.
+        probabilities: the final answer: `mean` if the method fuses, otherwise `network`, without a network `votes`.
     """
 
     case: str
@@ -70,13 +70,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answering:
-    """How a method answers, with trained networks, and all that its answers rest on.
+    """Everything that a method needs to answer: trained networks, grid, atlases and settings.
 
     Args:
         answer_by: the recipe's answer.
-        atlases: their labels are propagated where `registers`.
-        borders: see `stages.answering.flat_borders`; only networks' answers have them.
-        registers: whether labels are propagated at all.
+        atlases: their labels are propagated if `registers`.
+        borders: see `stages.answering.flat_borders`; applied only to a network's answers.
+        registers: whether labels are propagated.
     """
 
     answer_by: AnswerBy
@@ -105,15 +105,15 @@ class Answering:
         fields: dict[int, np.ndarray] = {}
         for turn, scan in enumerate(scans):
             network = self.segment(scan.image) if self.answer_by.network is not None else None
-            votes, here = None, []
+            votes, atlas_fields = None, []
             if self.registers:
-                mine = [turn * len(labelled) + k for k in range(len(labelled))]
-                while not all(k in fields for k in mine):
+                places = [turn * len(labelled) + k for k in range(len(labelled))]
+                while not all(k in fields for k in places):
                     place, field = next(stream)
                     fields[place] = field
-                here = [fields.pop(k) for k in mine]
-                votes = vote(labelled, here, scan.image, self.num_classes)
-            yield self._combined(scan.case, network, votes, here)
+                atlas_fields = [fields.pop(k) for k in places]
+                votes = vote(labelled, atlas_fields, scan.image, self.num_classes)
+            yield self._combined(scan.case, network, votes, atlas_fields)
 
     def _combined(self, case: str, network: Tensor | None, votes: Tensor | None, fields: list[np.ndarray]) -> Answer:
         if network is None:
@@ -123,12 +123,12 @@ class Answering:
         return Answer(case, network, votes, fields, mean, mean if self.answer_by.fuse else network)
 
     def segment(self, image: np.ndarray) -> Tensor:
-        """Class probabilities (C, D, H, W) of S for an image on the grid, on the device."""
+        """Class probabilities (C, D, H, W) of the segmentation network for an image on the grid, on the device."""
         assert self.answer_by.network is not None
         return segment(self.answer_by.network.to(self.device.torch).eval(), image, self.device)
 
     def in_own_space(self, answer: Answer, record: dict[str, Any]) -> np.ndarray:
-        """The answer: class indices (D', H', W') at the scan's own voxels, in its stored order."""
+        """The answer as class indices (D', H', W') at the scan's own voxels, in its stored order."""
         classes = classes_in_own_space(answer.probabilities, record, self.grid)
         if answer.network is not None:
             for border in self.borders:

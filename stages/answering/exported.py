@@ -1,12 +1,12 @@
-"""Trained methods as files of their own: one zip or folder that answers scans on a machine without the cohort.
+"""Exported models: a zip or folder with a trained method, which answers scans on a machine without the cohort.
 
-model.json            what it is (`Description`), with size and SHA-256 of every other file, and of itself
+model.json            the `Description`, with size and SHA-256 of the other files, and a digest of itself
 weights.safetensors   of the networks that answer
-images.safetensors    reference: what scans are aligned to; atlas_<n>_image and atlas_<n>_label on the grid, where the
-                      answer propagates labels
+images.safetensors    reference: the image that scans are aligned to; atlas_<n>_image and atlas_<n>_label on the grid,
+                      if the answer propagates labels
 
-Opening one runs no code and writes nothing: JSON and safetensors are read into memory, from a fixed list of names, up
-to the sizes that are stated, and refused where a digest differs.
+Opening a model runs no code and writes nothing. Only files of fixed names are read, as JSON and safetensors, up to
+their stated sizes; a file whose digest differs is refused.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NAMES = (MODEL, WEIGHTS, IMAGES)
 MOST_JSON_BYTES = 4 * 2**20
 MOST_HEADER_BYTES = 4 * 2**20  # of a safetensors file
 MOST_BYTES = 4 * 2**30
-MOST_EXPANSION = 100  # of a file in a zip; noise of images and weights shrinks little
+MOST_EXPANSION = 100  # of a file in a zip; images and weights are noisy and compress little
 MOST_VOXELS = 2**29  # of a grid
 
 Vector = tuple[float, float, float]
@@ -79,22 +79,22 @@ class StoredFile(Section):
 
 
 class Description(Section):
-    """What `model.json` says."""
+    """The content of `model.json`."""
 
     kind: Literal["lrls-model"] = "lrls-model"
     format_version: Literal[1] = 1
-    lrls: str = Field(description="Version that wrote it.")
+    lrls: str = Field(description="Version of lrls that wrote the model.")
     method: str
-    settings: dict[str, Any] = Field(description="Of the method, all of them.")
+    settings: dict[str, Any] = Field(description="All settings of the method.")
     structures: list[tuple[str, list[int]]] = Field(
-        min_length=1, max_length=2**15, description="In the order of classes, with the label values that each had."
+        min_length=1, max_length=2**15, description="Names and label values, in the order of classes."
     )
     others: Literal["error", "background"]
     seed: int
     precision: Literal["auto", "fp32", "bf16"]
     preprocess: PreprocessSettings
-    num_atlases: int = Field(ge=0, le=2**15, description="That it learned from.")
-    stored_atlases: int = Field(ge=0, le=2**15, description="Whose labels it propagates.")
+    num_atlases: int = Field(ge=0, le=2**15, description="Atlases that the method learned from.")
+    stored_atlases: int = Field(ge=0, le=2**15, description="Atlases whose labels the method propagates.")
     grid: StoredGrid
     reference_spacing: tuple[Positive, Positive, Positive]
     reference_origin: Vector
@@ -110,7 +110,7 @@ def refuse_existing(out: Path, force: bool) -> None:
 
 
 def export_model(model: Model, out: Path, *, force: bool = False) -> Path:
-    """Write a model as a zip (where `out` ends so) or a folder; it is there in full or not at all.
+    """Write a model as a zip (if `out` ends in .zip) or a folder, in full or not at all.
 
     Raises:
         LrlsError: `out` exists.
@@ -122,7 +122,7 @@ def export_model(model: Model, out: Path, *, force: bool = False) -> Path:
     try:
         if out.suffix == ".zip":
             with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as file:
-                for name, data in contents.items():  # ZipInfo's own date, so that equal models are equal files
+                for name, data in contents.items():  # with ZipInfo's default date: equal models are equal files
                     file.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
             os.replace(draft, out)
         else:
@@ -140,7 +140,7 @@ def export_model(model: Model, out: Path, *, force: bool = False) -> Path:
 
 
 def _remove_model(folder: Path) -> None:
-    """Of an older export, and of nothing else."""
+    """Delete the folder of an older export; refuse any other folder."""
     strange = sorted(path.name for path in folder.iterdir() if path.name not in NAMES)
     if strange:
         raise LrlsError(f"{folder} holds {strange[0]}, which no exported model has; choose another folder.")
@@ -186,7 +186,7 @@ def _contents(model: Model) -> dict[str, bytes]:
 
 
 def answering_networks(recipe: Recipe, *, registers: bool) -> dict[str, nn.Module]:
-    """The networks that answer, by their names in the weights."""
+    """The networks that answer, by their names in the file of weights."""
     networks: dict[str, nn.Module] = {}
     if recipe.answer.network is not None:
         networks["segmentation"] = recipe.answer.network
@@ -196,7 +196,7 @@ def answering_networks(recipe: Recipe, *, registers: bool) -> dict[str, nn.Modul
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path is an exported model (and no configuration file)."""
+    """Whether a path is an exported model, not a configuration file."""
     return path.suffix == ".zip" or (path / MODEL).is_file()
 
 
@@ -204,7 +204,7 @@ def open_model(path: Path) -> Model:
     """Read an exported model.
 
     Raises:
-        LrlsError: it is none, was changed, or is of a newer format; the message names the file in it.
+        LrlsError: it is not a model, was changed, or has a newer format. The message names the file.
     """
     if path.is_dir():
         return _read(path, lambda name, most: _of_folder(path / name, most))
@@ -215,11 +215,11 @@ def open_model(path: Path) -> Model:
     except FileNotFoundError:
         raise LrlsError(f"{path}: no such model; `lrls export CONFIG --method M --out model.zip` writes one.") from None
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError):
-        raise LrlsError(f"{path} is no readable zip; copy or export it again.") from None
+        raise LrlsError(f"{path} is not a readable zip; copy or export it again.") from None
 
 
 def _check_names(path: Path, file: zipfile.ZipFile) -> None:
-    """An exported zip holds its three files and nothing else: no folders, links or paths that lead elsewhere."""
+    """Refuse a zip with anything but the three files of a model: folders, links, paths that lead elsewhere."""
     names = [info.filename for info in file.infolist()]
     for info in file.infolist():
         is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
@@ -259,7 +259,7 @@ def _too_large(path: Path, name: str) -> LrlsError:
 
 
 def _read(path: Path, read: Callable[[str, int], bytes]) -> Model:
-    changed = LrlsError(f"{path}: {MODEL} is no description of a model, or was changed; copy or export it again.")
+    changed = LrlsError(f"{path}: {MODEL} does not describe a model, or was changed; copy or export it again.")
     try:
         values = json.loads(read(MODEL, MOST_JSON_BYTES))
         digest = values.pop("digest")
@@ -287,18 +287,18 @@ def _read(path: Path, read: Callable[[str, int], bytes]) -> Model:
 
 
 def tensors_of(data: bytes, shown: str) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file, whose header may claim neither more than the file holds nor a huge size.
+    """Tensors of a safetensors file. Checks first that the header fits into the file and is not huge.
 
     Raises:
-        LrlsError: it is damaged.
+        LrlsError: the file is damaged.
     """
     header = int.from_bytes(data[:8], "little")
     if len(data) < 8 or header > min(len(data) - 8, MOST_HEADER_BYTES):
-        raise LrlsError(f"{shown} has a header of {header} bytes, more than it can be; do not use this file.")
+        raise LrlsError(f"{shown} has a header of {header} bytes, more than is possible; do not use this file.")
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError):
-        raise LrlsError(f"{shown} is no readable safetensors file; copy or export it again.") from None
+        raise LrlsError(f"{shown} is not a readable safetensors file; copy or export it again.") from None
 
 
 def _model(
@@ -323,13 +323,13 @@ def _model(
     networks = answering_networks(recipe, registers=bool(about.stored_atlases))
     fill(networks, weights, f"{path}: {WEIGHTS}")
     if any(not 0 < index < num_classes for border in about.borders for index in border.classes):
-        raise LrlsError(f"{path}: {MODEL}: a border is between classes that there are not; export it again.")
+        raise LrlsError(f"{path}: {MODEL}: a border names a class that does not exist; export it again.")
     damaged = LrlsError(f"{path}: {IMAGES} does not fit {MODEL}; copy or export it again.")
     atlases = []
     try:
         reference = images["reference"].float().numpy()
         for k in range(about.stored_atlases):
-            image, label = (images[f"atlas_{k}_{what}"].numpy() for what in ("image", "label"))
+            image, label = (images[f"atlas_{k}_{kind}"].numpy() for kind in ("image", "label"))
             if image.shape != grid.shape or label.shape != grid.shape or label.min() < 0 or label.max() >= num_classes:
                 raise damaged
             atlases.append(Atlas(f"atlas_{k}", image, label))

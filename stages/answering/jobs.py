@@ -1,4 +1,4 @@
-"""What writers of generated data work with, put together from a recipe."""
+"""Builds the job of a writer of generated data from a recipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def job_of(
     *,
     tell: Callable[[str], None] = print,
 ) -> Job:
-    """A writer's job with the recipe's networks as they are now."""
+    """A writer's job with the recipe's networks in their current state."""
     network = recipe.answer.network
     if network is not None:
         network.to(device.torch).eval()
@@ -36,6 +36,6 @@ def job_of(
         register=partial(
             displacements, recipe.answer.registers, spacing_mm=cohort.grid.spacing_mm, device=device, config=config
         ),
-        segment=partial(segment, network, device=device),  # type: ignore[arg-type]  # asked only where there is one
+        segment=partial(segment, network, device=device),  # type: ignore[arg-type]  # called only if there is a network
         tell=tell,
     )

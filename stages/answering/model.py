@@ -1,4 +1,4 @@
-"""A trained method with all that it needs to answer a new scan, from a workspace or from an exported file."""
+"""A trained method with everything it needs to answer a new scan, from a workspace or an exported file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Model:
 
     Args:
         method: its name.
-        config: label table, preprocessing, settings of the method and where it runs; says nothing of a cohort.
-        num_atlases: that it learned from.
-        reference: what scans are aligned to.
-        atlases: whose labels it propagates; empty where the answer is the network's alone.
+        config: label table, preprocessing, settings of the method, and device; holds nothing about a cohort.
+        num_atlases: number of atlases that it learned from.
+        reference: the image that scans are aligned to.
+        atlases: those whose labels it propagates; empty if only the network answers.
         borders: see `stages.answering.flat_borders`.
-        calibration: of the estimated DSC; None: there is no estimate.
+        calibration: of the estimated DSC; None: DSC is not estimated.
     """
 
     method: str
@@ -54,7 +54,7 @@ class Model:
         return {name: values[0] for name, values in self.config.structure_values().items()}
 
     def answering(self) -> Answering:
-        """What answers, on the device of the configuration."""
+        """Answers scans on the device of the configuration."""
         return Answering(
             self.recipe.answer, self.grid, len(self.structures) + 1, self.atlases, self.borders, bool(self.atlases),
             self.config, choose_device(self.config),
@@ -66,13 +66,13 @@ class Model:
 
 
 def model_of(made: Made, config: Config, method_name: str, *, network_only: bool = False) -> Model:
-    """What a workspace holds of a method; `made` must lack nothing that its answers need (`workflow.trained`).
+    """The model in a workspace; `made` must hold all artifacts that the answers need (`workflow.trained`).
 
     Args:
-        network_only: answer by the network alone, without the atlases: nothing is registered.
+        network_only: answer by the network alone, without registering atlases.
 
     Raises:
-        LrlsError: the method has no network to answer by.
+        LrlsError: `network_only`, but the method has no segmentation network.
     """
     method, cohort = find_method(method_name), made.cohort
     recipe = recipe_of(method, cohort, config)
@@ -95,13 +95,13 @@ def model_of(made: Made, config: Config, method_name: str, *, network_only: bool
 
 
 def running_on(model: Model, overrides: Mapping[str, Any] | list[str]) -> Model:
-    """The same model on another device; nothing that its answers mean can be changed.
+    """The same model with other settings of `WHERE_IT_RUNS`. No setting that changes its answers is accepted.
 
     Args:
-        overrides: values of `WHERE_IT_RUNS`, or strings "device=cpu".
+        overrides: values by setting, or strings like "device=cpu".
 
     Raises:
-        LrlsError: another setting, or a bad value.
+        LrlsError: the setting is not one of `WHERE_IT_RUNS`, or the value is invalid.
     """
     if isinstance(overrides, list):
         pairs = [override.partition("=") for override in overrides]

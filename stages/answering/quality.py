@@ -1,16 +1,16 @@
 """How far to trust an answer without a label: measures of a scan, an estimate of its DSC, and flags.
 
-The measures need no label and are higher for better answers. The estimate (`calibrate`) has three parts, and no measure
-that falls can raise it:
+The measures need no label and are higher for better answers. The estimate (`fit`, `estimated_dsc`) is a sum of three
+parts. A falling measure never raises it.
 
-1. a level. On couples whose label is known because they were made (atlases in other shapes) it is what sound answers
-   have. Scans are harder than what was made from the atlas: network and registration disagree more there. Errors are
-   taken to be larger as much as the disagreement is;
-2. what damage costs: a line, of weights that cannot be negative, through couples of which a part was moved, bent,
-   blurred or unevenly lit. Measures count in it where they fall out of what is usual, of couples there, of scans here;
-3. which of the usual scans is better than another, as far as that can be told: of three measures that say different
-   things (the answers agree, the network is sure, the registration fits) the mean distance from their medians over
-   unlabelled scans, in deviations; each is worth a tenth of the errors that are expected.
+1. Level. The DSC of undamaged couples, whose labels are known because the couples were generated from atlases. Scans
+   are harder than couples: network and registration disagree more on them. The error 1 - DSC is scaled up by the ratio
+   of the disagreements.
+2. Damage. A linear model with weights >= 0, fitted to couples some of which were moved, bent, blurred or unevenly lit.
+   A measure counts only as far as it falls below its usual range: of couples in the fit, of scans in the estimate.
+3. Rank, which orders usual scans: the mean of three different measures (agreement of the answers, confidence of the
+   network, fit of the registration) in deviations from their medians over unlabelled scans. A deviation is worth a
+   tenth of the expected error.
 
 Agreement of two answers: Valindria et al., "Reverse classification accuracy", TMI 2017, asks the same of one atlas.
 """
@@ -34,33 +34,33 @@ from stages.parts.metrics import dice_per_class, folding_fraction, jacobian_dete
 from stages.parts.warps import affine_displacement, resize, warp, warp_label, warp_probabilities
 
 MEASURES = ("agreement", "stability", "confidence", "similarity", "volume")
-RANK = ("agreement", "confidence", "similarity")  # measures that tell usual scans apart
-DOUBT = ("agreement", "stability")  # the first that there is says how much harder scans are than couples
-LOW_DSC = 0.6  # an estimate below is flagged
-MOST_FOLDING = 0.01  # share of voxels with |J| <= 0, or three times what unlabelled scans show
+RANK = ("agreement", "confidence", "similarity")  # measures that order usual scans
+DOUBT = ("agreement", "stability")  # the first one available tells how much harder scans are than couples
+LOW_DSC = 0.6  # lower estimates are flagged
+MOST_FOLDING = 0.01  # share of voxels with |J| <= 0; raised to three times that of unlabelled scans
 DECILES = tuple(k / 10 for k in range(1, 10))
 LEAST_SPREAD = 0.03  # of a decile between scans; intensities are in [0, 1]
-RIDGE = 0.3  # of measures in standard deviations: ties the weights of those that say the same
+RIDGE = 0.3  # penalty on weights of measures in standard deviations; stabilises correlated measures
 LEAST_DEVIATION = 0.01  # of a measure between scans
 UNUSUAL = 5.0  # deviations below the median over scans are flagged
-SLACK = 2.0  # deviations below the median in which a measure says nothing of damage
-STEP = 0.1  # of the expected errors, that a deviation in rank is worth; ranks count from -6 to 3
-# Degrees about an axis of the grid, voxels along (D, H, W), exponent of intensities. Shifted, too: a network that
-# answers by place, whatever the image shows, must not look stable.
+SLACK = 2.0  # deviations below the median that do not count as damage
+STEP = 0.1  # share of the expected error that one deviation of rank is worth; ranks are clipped to -6..3
+# Degrees, axis of the grid to turn about, shift in voxels along (D, H, W), exponent of intensities. The shift makes a
+# network look unstable that answers by position instead of by the image.
 PERTURBATIONS = ((7.0, 0, (3, -3, 3), 0.8), (-7.0, 2, (-3, 3, -3), 1.25))
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What is known of an answer without a label.
+    """Quality of an answer, judged without a label.
 
     Args:
-        measures: those of `MEASURES` that the model allows.
+        measures: those of `MEASURES` that are available for the model.
         folding_fraction: share of voxels with |J| <= 0, mean over atlases; None: nothing was registered.
         alignment: correlation with the reference, or the root of the correlation ratio (`preprocess.align_contrast`).
         intensity_shift: largest distance of a decile from its median, in spreads; None: not calibrated.
         estimated_dsc: None: not calibrated.
-        flags: why a person must look; empty: nothing found.
+        flags: reasons why a person must look at the answer; may be empty.
     """
 
     measures: dict[str, float]
@@ -79,17 +79,17 @@ def assess(
     missing: Sequence[str],
     calibration: Calibration | None,
 ) -> Quality:
-    """All that is known of an answer.
+    """The quality of an answer.
 
     Args:
         template: the reference on the grid, (D, H, W).
-        missing: structures that the label map lacks.
+        missing: structures that are missing in the label map.
     """
     volumes = calibration.volumes if calibration else None
-    found = measure(answering, scan, answer, template, volumes)
+    measures = measure(answering, scan, answer, template, volumes)
     folding = folding_of(answer)
     shift = intensity_shift(scan.image, calibration.deciles) if calibration else None
-    estimate = estimated_dsc(found, calibration) if calibration else None
+    estimate = estimated_dsc(measures, calibration) if calibration else None
     flags = []
     if scan.record["fell_back"]:
         flags.append("alignment refused")
@@ -99,80 +99,82 @@ def assess(
         flags.append("intensities out of range")
     flags += [f"missing {name}" for name in missing]
     if calibration:
-        flags += [f"low {name}" for name, value in found.items() if _deviations(value, name, calibration) < -UNUSUAL]
+        flags += [f"low {name}" for name, value in measures.items() if _deviations(value, name, calibration) < -UNUSUAL]
     if estimate is not None and estimate < LOW_DSC:
         flags.append(f"estimated DSC under {LOW_DSC}")
-    return Quality(found, folding, float(scan.record["correlation"]), shift, estimate, tuple(flags))
+    return Quality(measures, folding, float(scan.record["correlation"]), shift, estimate, tuple(flags))
 
 
 def measure(
     answering: Answering, scan: GridScan, answer: Answer, template: np.ndarray, volumes: Sequence[float] | None
 ) -> dict[str, float]:
-    """Measures of an answer, each the higher the better, 1 at best.
+    """Measures of an answer; higher is better, 1 is best.
 
-    agreement    mean DSC of the network's and the propagated label map; of several atlases' maps without a network
-    stability    mean DSC of the network's answer and its answers to the image turned and made brighter or darker
-    confidence   mean over structures of the mean probability of the voxels that they are answered in
-    similarity   correlation of the scan with the warped atlas round the structures, best of the atlases; without
-                 registration with the aligned reference on the whole grid
+    agreement    mean DSC of the network's and the propagated label map; without a network, of the answer and each of
+                 several atlases' propagated label maps
+    stability    mean DSC of the network's answer and its answers to the image after turns, shifts and changes of
+                 brightness
+    confidence   mean over structures of the mean probability of the voxels that are labelled as the structure
+    similarity   correlation of the scan with the warped atlas around the structures, the best of all atlases; without
+                 registration, of the scan with the aligned reference on the whole grid
     volume       exp(-mean |log(volume / its median)|) over structures
     """
     classes = answer.probabilities.argmax(0)
-    found = {}
+    measures = {}
     if answer.network is not None and answer.votes is not None:
         network, votes = answer.network.argmax(0).cpu(), answer.votes.argmax(0).cpu()
-        found["agreement"] = _mean_dice(network, votes, answering.num_classes)
+        measures["agreement"] = _mean_dice(network, votes, answering.num_classes)
     elif len(answer.fields) > 1:
-        found["agreement"] = _agreement_of_atlases(answering, answer)
+        measures["agreement"] = _agreement_of_atlases(answering, answer)
     if answer.network is not None:
-        found["stability"] = _stability(answering, scan.image, answer.network)
+        measures["stability"] = _stability(answering, scan.image, answer.network)
     best = answer.probabilities.max(0).values
     inside = [best[classes == c] for c in range(1, answering.num_classes)]
-    found["confidence"] = float(np.mean([float(each.mean()) if each.numel() else 0.0 for each in inside]))
-    found["similarity"] = _similarity(answering, scan.image, answer, template)
+    measures["confidence"] = float(np.mean([float(values.mean()) if values.numel() else 0.0 for values in inside]))
+    measures["similarity"] = _similarity(answering, scan.image, answer, template)
     if volumes is not None:
         counts = torch.bincount(classes.flatten().cpu(), minlength=answering.num_classes)[1:].double().numpy()
         logs = np.abs(np.log((counts + 1) / (np.array(volumes) + 1)))
-        found["volume"] = float(np.exp(-logs.mean()))
-    return found
+        measures["volume"] = float(np.exp(-logs.mean()))
+    return measures
 
 
 def _mean_dice(a: Tensor, b: Tensor, num_classes: int) -> float:
-    """A structure that is in neither counts 0: every scan is expected to have it."""
+    """Mean DSC over structures. A structure missing in both maps counts 0: every scan is expected to have it."""
     return float(dice_per_class(a, b, num_classes).nan_to_num(0.0).mean())
 
 
 def _agreement_of_atlases(answering: Answering, answer: Answer) -> float:
     """Mean DSC of the answer and each atlas's own propagated label."""
     classes = answer.probabilities.argmax(0)
-    each = []
+    scores = []
     for atlas, field in zip(answering.atlases, answer.fields, strict=True):
         label = torch.from_numpy(atlas.label.astype(np.int16))[None]
         moved = warp_label(label, torch.from_numpy(field)[None])[0]
-        each.append(_mean_dice(moved.long(), classes, answering.num_classes))
-    return float(np.mean(each))
+        scores.append(_mean_dice(moved.long(), classes, answering.num_classes))
+    return float(np.mean(scores))
 
 
 def _stability(answering: Answering, image: np.ndarray, network: Tensor) -> float:
     spacing_mm, shape = answering.grid.spacing_mm, answering.grid.shape
     classes = network.argmax(0).cpu()
-    found = []
-    for degrees, axis, shift, gamma in PERTURBATIONS:
-        turn, way = _rotation(degrees, axis), torch.tensor(shift, dtype=torch.float32).view(1, 3, 1, 1, 1)
-        there, back = (affine_displacement(m[None], shape, spacing_mm) for m in (turn, turn.T))
-        # x -> turn(x) + way one way, the inverse turn of x - way the other
-        there, back = there + way, back - _turned(way, turn.T, spacing_mm)
-        turned = warp(torch.from_numpy(image.astype(np.float32))[None, None] ** gamma, there)
+    scores = []
+    for degrees, axis, shift_voxels, gamma in PERTURBATIONS:
+        turn, shift = _rotation(degrees, axis), torch.tensor(shift_voxels, dtype=torch.float32).view(1, 3, 1, 1, 1)
+        forward, inverse = (affine_displacement(m[None], shape, spacing_mm) for m in (turn, turn.T))
+        # forward: x -> turn(x) + shift; inverse: x -> inverse turn of (x - shift)
+        forward, inverse = forward + shift, inverse - _turned(shift, turn.T, spacing_mm)
+        turned = warp(torch.from_numpy(image.astype(np.float32))[None, None] ** gamma, forward)
         answer = answering.segment(turned[0, 0].numpy()).cpu()
-        again = warp_probabilities(answer[None], back)[0].argmax(0)
-        found.append(_mean_dice(again, classes, answering.num_classes))
-    return float(np.mean(found))
+        turned_back = warp_probabilities(answer[None], inverse)[0].argmax(0)
+        scores.append(_mean_dice(turned_back, classes, answering.num_classes))
+    return float(np.mean(scores))
 
 
-def _turned(way: Tensor, turn: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
+def _turned(shift: Tensor, turn: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
     """A shift in voxels, (1, 3, 1, 1, 1), after a turn in mm."""
     spacing = torch.tensor(spacing_mm)
-    return ((turn @ (way.flatten() * spacing)) / spacing).view(1, 3, 1, 1, 1)
+    return ((turn @ (shift.flatten() * spacing)) / spacing).view(1, 3, 1, 1, 1)
 
 
 def _rotation(degrees: float, axis: int) -> Tensor:
@@ -186,14 +188,14 @@ def _rotation(degrees: float, axis: int) -> Tensor:
 def _similarity(answering: Answering, image: np.ndarray, answer: Answer, template: np.ndarray) -> float:
     if not answer.fields:
         return correlation(template, image)
-    found = []
+    correlations = []
     for atlas, field in zip(answering.atlases, answer.fields, strict=True):
         displacement = torch.from_numpy(field)[None]
         moved = warp(torch.from_numpy(atlas.image.astype(np.float32))[None, None], displacement)[0, 0]
         mask = warp_label(torch.from_numpy((atlas.label > 0).astype(np.int16))[None], displacement).float()[None]
         near = F.max_pool3d(mask, 7, stride=1, padding=3)[0, 0].numpy() > 0
-        found.append(correlation(moved.numpy()[near], image[near]) if near.any() else -1.0)
-    return max(found)
+        correlations.append(correlation(moved.numpy()[near], image[near]) if near.any() else -1.0)
+    return max(correlations)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -206,8 +208,8 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 def folding_of(answer: Answer) -> float | None:
     if not answer.fields:
         return None
-    each = [folding_fraction(jacobian_determinant(torch.from_numpy(field)[None])) for field in answer.fields]
-    return float(torch.cat(each).mean())
+    fractions = [folding_fraction(jacobian_determinant(torch.from_numpy(field)[None])) for field in answer.fields]
+    return float(torch.cat(fractions).mean())
 
 
 def intensity_shift(image: np.ndarray, deciles: Sequence[tuple[float, float]]) -> float:
@@ -217,7 +219,7 @@ def intensity_shift(image: np.ndarray, deciles: Sequence[tuple[float, float]]) -
 
 
 def estimated_dsc(measures: dict[str, float], calibration: Calibration) -> float:
-    """In [0, 1]; level, damage and rank, see above."""
+    """Estimated DSC in [0, 1]: level + damage + rank, see the top of this file."""
     ranks = [np.clip(_deviations(measures[n], n, calibration), -6, 3) for n in RANK if n in measures]
     damage = sum(
         weight * min(0.0, _deviations(measures[name], name, calibration) + SLACK) * calibration.deviations[name]
@@ -228,7 +230,7 @@ def estimated_dsc(measures: dict[str, float], calibration: Calibration) -> float
 
 
 def _deviations(value: float, name: str, calibration: Calibration) -> float:
-    """How far above the median over scans."""
+    """Distance above the median over scans, in deviations."""
     return (value - calibration.medians[name]) / calibration.deviations[name]
 
 
@@ -241,22 +243,22 @@ def fit(
     foldings: Sequence[float],
     volumes: Sequence[float],
 ) -> Calibration:
-    """Learn what measures say of DSC.
+    """Fit how measures predict DSC.
 
     Args:
-        couples: measures of answers whose label is known.
+        couples: measures of answers for couples, whose labels are known.
         dice: mean DSC of these answers.
-        undamaged: which of them are as the method generates them.
-        scans: measures of unlabelled scans, perhaps none.
-        images: what intensities are like: the unlabelled scans, or the undamaged couples where there are none.
-        foldings: folded share of their registrations, perhaps none.
+        undamaged: whether each couple is as the method generated it.
+        scans: measures of unlabelled scans; may be empty.
+        images: examples of usual intensities: the unlabelled scans, or without any the undamaged couples.
+        foldings: folded shares of registrations to unlabelled scans; may be empty.
         volumes: median voxels of each structure.
     """
     names = [name for name in MEASURES if name in couples[0]]
     sound = [m for m, good in zip(couples, undamaged, strict=True) if good]
     of_couples, of_scans = (
-        {name: (_median([m[name] for m in each]), _deviation([m[name] for m in each])) for name in names}
-        for each in (sound, scans or sound)
+        {name: (_median([m[name] for m in answers]), _deviation([m[name] for m in answers])) for name in names}
+        for answers in (sound, scans or sound)
     )
     usual = {name: of_couples[name][0] - SLACK * of_couples[name][1] for name in names}
     x = np.array([[min(0.0, m[name] - usual[name]) for name in names] for m in couples])
@@ -295,25 +297,27 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation as the median deviation from the median tells it."""
+    """Standard deviation, estimated robustly from the median absolute deviation."""
     return max(1.4826 * _median(np.abs(np.array(values) - _median(values)).tolist()), LEAST_DEVIATION)
 
 
 def _non_negative(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights >= 0 and level of the least-squares line through (x, y), slightly drawn to small weights."""
+    """Weights >= 0 and level of the least-squares fit y = x @ weights + level, with a small ridge penalty."""
     count, names = x.shape
     scale = np.maximum(x.std(0), 1e-3)
     penalty = RIDGE * math.sqrt(count) * np.eye(names)
     rows = np.block([[x / scale, np.ones((count, 1))], [penalty, np.zeros((names, 1))]])
     low = np.append(np.zeros(names), -np.inf)
-    found = lsq_linear(rows, np.append(y, np.zeros(names)), bounds=(low, np.inf)).x
-    return found[:-1] / scale, float(found[-1])
+    solution = lsq_linear(rows, np.append(y, np.zeros(names)), bounds=(low, np.inf)).x
+    return solution[:-1] / scale, float(solution[-1])
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What makes answers worse, from 0 (not at all) to 1. Kinds that scans suffer in other ways than users meet
-    them: no noise, no inversion, nothing erased, mirrored or cut elsewhere, so that those remain to be tested on."""
+    """Damage to a couple that makes its answer worse; severity from 0 (none) to 1.
+
+    The kinds leave out noise, inverted intensities and erased, mirrored or cut images: these remain for testing.
+    """
 
     KINDS = ("moved", "bent", "blurred", "uneven")
 
@@ -337,8 +341,8 @@ class Damage:
         else:
             turn = _rotation(50 * self.severity, int(torch.randint(3, (1,), generator=generator)))
             field = affine_displacement(turn[None], shape, spacing_mm)
-            way = F.normalize(torch.randn((1, 3), generator=generator)).view(1, 3, 1, 1, 1)
-            field = field + way * 0.35 * self.severity * min(shape)
+            direction = F.normalize(torch.randn((1, 3), generator=generator)).view(1, 3, 1, 1, 1)
+            field = field + direction * 0.35 * self.severity * min(shape)
         return warp(image, field, padding="zeros"), warp_label(label, field)
 
 

@@ -1,4 +1,4 @@
-"""What trained networks, ANTs or gradient descent say on a cohort's grid: displacements, propagated labels, answers."""
+"""Registration and segmentation of scans on a cohort's grid, by trained networks, ANTs or gradient descent."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def displacements(
     device: Device,
     config: Config,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place of the pair, displacement (3, D, H, W) in voxels), as they come.
+    """Yield (index of the pair, displacement (3, D, H, W) in voxels), in the order in which pairs are finished.
 
     Args:
         registers: see `recipe.Answer`.
-        cases: the scan that each pair is about, for messages.
+        cases: the scan of each pair, for messages.
 
     Raises:
-        LrlsError: ANTs gives a pair up, or a process was killed.
+        LrlsError: ANTs fails on a pair, or a process was killed.
     """
     assert registers is not None
     if isinstance(registers, nn.Module):
@@ -50,13 +50,13 @@ def displacements(
             field = registers(as_image(moving, device), as_image(fixed, device))
             yield i, field[0].float().cpu().numpy()
     elif len(pairs) == 1:
-        threads = torch.get_num_threads()  # a process of its own would take as long to start as the pair does
-        one = on_arrays(registers, 0, *pairs[0])
+        threads = torch.get_num_threads()  # starting a process would take as long as the pair itself
+        result = on_arrays(registers, 0, *pairs[0])
         torch.set_num_threads(threads)
-        yield one
+        yield result
     else:  # a process per core needs no threads
-        one_each = [(registers, i, *pair) for i, pair in enumerate(pairs)]
-        yield from in_processes(on_arrays, one_each, workers=config.preprocess.workers)
+        calls = [(registers, i, *pair) for i, pair in enumerate(pairs)]
+        yield from in_processes(on_arrays, calls, workers=config.preprocess.workers)
 
 
 def _by_network(network: nn.Module, pairs: Sequence[ImagePair], device: Device) -> Iterator[tuple[int, np.ndarray]]:
@@ -86,7 +86,7 @@ def overlay_row(
     field: np.ndarray,
     cohort: Cohort,
 ) -> dict[str, Any]:
-    """A row of `pictures.registration_overlay`: an atlas (image, label) and what registers it to a scan."""
+    """A row of `pictures.registration_overlay`: an atlas (image, label) registered to a scan by `field`."""
     image = atlas[0]
     votes = vote([atlas], [field], scan, cohort.num_classes)
     moved = warp(as_tensor(image), torch.from_numpy(field)[None])[0, 0]
@@ -104,9 +104,10 @@ def overlay_row(
 def on_arrays(
     optimisation: InstanceOptimisation, place: int, moving: np.ndarray, fixed: np.ndarray
 ) -> tuple[int, np.ndarray]:
-    """The place of an image pair (D, H, W) among others, and its displacement (3, D, H, W), on one CPU thread.
+    """Register an image pair (D, H, W) on one CPU thread; for worker processes that share the cores.
 
-    For processes that share the cores.
+    Returns:
+        `place`, the index of the pair, and its displacement (3, D, H, W) in voxels.
     """
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -1,7 +1,7 @@
-"""What a method's measures of quality say of DSC.
+"""How a method's measures of quality predict DSC.
 
 calibration.json   `Calibration`
-couples.csv        a row per couple it was learned from: kind and severity of damage, measures, DSC
+couples.csv        a row per couple that it was fitted to: kind and severity of damage, measures, DSC
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from stages.config import Section
 
 
 class Calibration(Section):
-    """What `calibrate` found; all that `estimate` and `flags` need."""
+    """The result of `calibrate`: all numbers that the estimate and the flags need."""
 
-    weights: dict[str, float] = Field(description="DSC that a measure costs by how far it falls out of the usual.")
+    weights: dict[str, float] = Field(description="Loss of DSC per unit that a measure falls below its usual range.")
     level: float = Field(description="DSC of a scan whose measures are the medians.")
-    level_of_couples: float = Field(description="The same of undamaged couples.")
-    medians: dict[str, float] = Field(description="Of each measure over unlabelled scans.")
-    deviations: dict[str, float] = Field(description="Of each measure between unlabelled scans.")
+    level_of_couples: float = Field(description="DSC of undamaged couples.")
+    medians: dict[str, float] = Field(description="Median of each measure over unlabelled scans.")
+    deviations: dict[str, float] = Field(description="Deviation of each measure between unlabelled scans.")
     volumes: list[float] = Field(description="Median voxels of each structure on the grid.")
     deciles: list[tuple[float, float]] = Field(description="Deciles of intensity on the grid: median and spread.")
-    most_shift: float = Field(description="Deciles further than this many spreads from their medians are flagged.")
+    most_shift: float = Field(description="A decile more than this many spreads from its median is flagged.")
     most_folding: float = Field(description="Share of folded voxels above which an answer is flagged.")
     error: float = Field(description="Mean absolute error of the estimate, each couple left out in turn.")
     couples: int
@@ -34,14 +34,14 @@ class Calibration(Section):
 
 @dataclass(frozen=True)
 class Calibrated(Artifact):
-    """What `lrls calibrate` wrote."""
+    """The artifact that `lrls calibrate` writes."""
 
     KIND: ClassVar[str] = "calibration"
     FORMAT: ClassVar[int] = 3
     MADE_WITH: ClassVar[str] = "lrls calibrate"
 
     def read(self) -> Calibration:
-        """Raises LrlsError if it is damaged."""
+        """The calibration; raises LrlsError if the file is damaged."""
         try:
             return Calibration.model_validate_json((self.folder / "calibration.json").read_text())
         except (OSError, ValueError):  # a ValidationError is one

@@ -1,8 +1,8 @@
-"""The cohort: scans aligned, cropped and resampled to one grid, with the way back to each scan's own voxels.
+"""The cohort: scans aligned, cropped and resampled to one grid, with the maps back to each scan's own voxels.
 
 cohort.h5     images/<case>   (D, H, W) float16 in [0, 1]
-              labels/<case>   (D, H, W) class indices, smallest unsigned type; only labels that may be trained on
-              reference       (D, H, W) float32 in [0, 1], the first atlas in its own space; scans are aligned to it
+              labels/<case>   (D, H, W) class indices, smallest unsigned type; only of scans that may be trained on
+              reference       (D, H, W) float32 in [0, 1]: the first atlas in its own space, to which scans are aligned
 cohort.json   grid, structures, parts
 transforms/<case>.json        geometry of the scan, map to it, intensity range, quality of the alignment
 """
@@ -64,7 +64,7 @@ class FlatBorder:
 
 @dataclass(frozen=True)
 class Cohort(Artifact):
-    """Opened cohort; images and labels are read when asked for."""
+    """An open cohort; images and labels are read when they are asked for."""
 
     KIND: ClassVar[str] = "cohort"
     FORMAT: ClassVar[int] = 2
@@ -72,7 +72,7 @@ class Cohort(Artifact):
     grid: Grid
     structures: tuple[str, ...]
     parts: dict[str, list[str]]
-    flat_borders: tuple[FlatBorder, ...]  # that all its labelled scans draw
+    flat_borders: tuple[FlatBorder, ...]  # drawn in all its labelled scans
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -119,11 +119,11 @@ class Cohort(Artifact):
         return image
 
     def transform(self, case: str) -> dict[str, Any]:
-        """What `preprocess` did to a scan: see `stages.data.prepare.prepare`."""
+        """The record of a scan's preprocessing; see `stages.data.prepare.prepare`."""
         return json.loads((self.folder / "transforms" / f"{case}.json").read_text())
 
     def fallen_back(self) -> list[str]:
-        """Cases whose alignment was refused in favour of the centres of mass."""
+        """Cases whose alignment was refused, so that their centres of mass are aligned instead."""
         return [case for case in self.cases if self.transform(case)["fell_back"]]
 
     def scans(self, device: torch.device, parts: Sequence[str] | None = None) -> Scans:
@@ -155,7 +155,7 @@ class Cohort(Artifact):
 
 @contextmanager
 def write_images(folder: Path, reference: sitk.Image) -> Iterator[Callable[[str, np.ndarray, np.ndarray | None], None]]:
-    """Write `cohort.h5`: call what this yields with case, image (D, H, W) float16, and class indices or None."""
+    """Write `cohort.h5`. Yields a function that adds a scan: case, image (D, H, W) float16, class indices or None."""
     import h5py
     import SimpleITK as sitk
 

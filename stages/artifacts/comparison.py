@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison(Artifact):
-    """What `lrls compare` wrote."""
+    """The artifact that `lrls compare` writes."""
 
     KIND: ClassVar[str] = "comparison"
     FORMAT: ClassVar[int] = 3

@@ -15,7 +15,7 @@ _SLAB_BYTES = 32 * 2**20
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes; of an HDF5 file's content, so that its book-keeping does not count."""
+    """SHA-256 of a file's bytes, or of an HDF5 file's content without the library's internal data."""
     if path.suffix == ".h5":
         import h5py
 
@@ -45,7 +45,7 @@ def _update_h5(digest: hashlib._Hash, item: h5py.Group | h5py.Dataset) -> None:
         if item.shape == ():
             _update_values(digest, np.asarray(item[()]))
         elif item.shape is not None and item.size:
-            # Slabs along the first axis give the same bytes for every chunk layout; whole chunks are read once only.
+            # Slabs along the first axis give the same bytes for every chunk layout. Each chunk is read once.
             step = item.chunks[0] if item.chunks else 1
             row_bytes = item.dtype.itemsize * item.size // item.shape[0]
             rows = max(_SLAB_BYTES // row_bytes // step, 1) * step
@@ -74,10 +74,10 @@ def _update_values(digest: hashlib._Hash, values: np.ndarray) -> None:
 
 
 def digest_of(values: object) -> str:
-    """Of a JSON-able value, whatever the order of its keys."""
+    """SHA-256 of a JSON-able value, independent of the order of keys."""
     return hashlib.sha256(canonical(values)).hexdigest()
 
 
 def canonical(values: object) -> bytes:
-    """A JSON-able value as JSON: one text, whatever the order of its keys."""
+    """A JSON-able value as canonical JSON, independent of the order of keys."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""An artifact in the making: a hidden folder beside the versions, which becomes the next of them or none."""
+"""An unfinished artifact: a hidden folder beside the versions, which becomes the next version when it is complete."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder
 
 @dataclass
 class Draft:
-    """An artifact in the making."""
+    """An unfinished artifact."""
 
     folder: Path
-    device: str = field(init=False, default="cpu")  # what the work runs on; goes into the manifest
+    device: str = field(init=False, default="cpu")  # that the work runs on; for the manifest
     result: Path = field(init=False)  # the finished version, once the `with` block has ended
     _earlier_s: float = field(init=False, repr=False)
     _started: float = field(init=False, repr=False, default_factory=time.monotonic)
@@ -42,28 +42,28 @@ class Draft:
 
     @property
     def resume(self) -> Path:
-        """Folder for training state and progress; a finished artifact has none."""
+        """Folder for training state and progress; removed when the artifact is finished."""
         return self.folder / "resume"
 
     def elapsed_s(self) -> float:
-        """Wall time of this session and the earlier ones."""
+        """Wall time of this session and all earlier ones."""
         return self._earlier_s + time.monotonic() - self._started
 
     def add_elapsed(self, seconds: float) -> None:
-        """Count work that was done before there was a draft; a resumed draft may have counted it already."""
+        """Count work done before the draft existed. A resumed draft may include it already: the larger time counts."""
         self._earlier_s = max(self._earlier_s, seconds)
 
     def save_elapsed(self) -> None:
-        """Keep the wall time so far; call it with every checkpoint, since a killed process cannot."""
+        """Write the wall time so far. Call this with every checkpoint: a killed process cannot write it."""
         atomic_write_text(self.resume / "wall_time_s", f"{self.elapsed_s():.3f}")
 
 
 @contextmanager
 def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] = ()) -> Iterator[Draft]:
-    """Write the next version of `target`: whole when the block ends normally, absent otherwise.
+    """Write the next version of `target`: complete if the block ends normally, absent otherwise.
 
-    A draft of the same identity that a stopped run left behind is handed out again as it is. Always a new version:
-    stages call `make`.
+    If a stopped run left a draft of the same identity, that draft is yielded again, unchanged. This always makes a new
+    version; stages call `make`, which reuses a version that is up to date.
 
     Args:
         volatile: patterns of files that stay out of the content digest, besides `VOLATILE`.
@@ -71,7 +71,9 @@ def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] 
     Raises:
         LrlsError: another process writes in `target`, it is not writable, or the disk is full.
     """
-    assert identity.format_version == KINDS[identity.kind].FORMAT, "only a kind's own format is written"
+    assert identity.format_version == KINDS[identity.kind].FORMAT, (
+        "artifacts are written only in their kind's current format"
+    )
     with working_in(target):
         publish_complete_drafts(target)
         draft = Draft(target / f".draft-{identity.digest[:16]}")
@@ -87,7 +89,7 @@ def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] 
 
 @contextmanager
 def working_in(target: Path) -> Iterator[None]:
-    """Be the one process that writes in `target`.
+    """Hold `target` so that no other process writes in it.
 
     Raises:
         LrlsError: another process writes in `target`, it is not writable, or the disk is full.
@@ -106,8 +108,8 @@ def working_in(target: Path) -> Iterator[None]:
 
 
 def _complete(draft: Draft, identity: Identity, volatile: tuple[str, ...]) -> None:
-    """Write `artifact.json`; from here on the draft is a finished artifact that only lacks its name."""
-    for leftover in draft.folder.rglob(".*.tmp"):  # of atomic writes that were killed
+    """Write `artifact.json`. The draft is then a finished artifact that only has to be renamed."""
+    for leftover in draft.folder.rglob(".*.tmp"):  # left by atomic writes that were killed
         leftover.unlink()
     files, left_out = {}, []
     for path in sorted(path for path in draft.folder.rglob("*") if path.is_file()):
@@ -136,7 +138,7 @@ def _complete(draft: Draft, identity: Identity, volatile: tuple[str, ...]) -> No
 
 
 def _publish(draft: Path) -> Path:
-    """Make a complete draft the next version. Only now may what it would resume from go."""
+    """Make a complete draft the next version. Its resume/ is deleted only now, when it is no longer needed."""
     shutil.rmtree(draft / "resume", ignore_errors=True)
     target = draft.parent
     taken = [version_number(path) for path in target.iterdir()]
@@ -147,14 +149,14 @@ def _publish(draft: Path) -> Path:
 
 
 def publish_complete_drafts(target: Path) -> None:
-    """Finish what a crash between writing `artifact.json` and the rename left behind."""
+    """Rename drafts that were complete when a crash prevented the rename."""
     for manifest in sorted(target.glob(f".draft-*/{MANIFEST}")):
         _publish(manifest.parent)
 
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of a target; LrlsError where another process does, or where nothing can be written."""
+    """Hold the lock of a target; LrlsError if another process holds it or the folder is not writable."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target / ".lock", timeout=0)

@@ -1,4 +1,4 @@
-"""Files that are there in full or not at all, disks that are full, and paths as users write them."""
+"""Atomic writes, detection of full disks, and paths as users write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that is there in full or not at all, whenever the process is killed."""
+    """Write a file in full or not at all, even if the process is killed."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -20,12 +20,12 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """As `atomic_write_bytes`, in UTF-8."""
+    """Write text as `atomic_write_bytes` does, in UTF-8."""
     atomic_write_bytes(path, text.encode())
 
 
 def fsync(path: Path) -> None:
-    """Wait until the disk has a file, or a folder's list of names."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -34,7 +34,7 @@ def fsync(path: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether it, or what it was raised from, is a full disk; h5py and torch often keep only the message."""
+    """Whether an error or one of its causes is a full disk; h5py and torch often keep only the message."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -45,5 +45,5 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def shown(path: Path) -> str:
-    """A path as users write it: relative where it lies below the working folder."""
+    """A path as users write it: relative if it lies below the working folder."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,33 +1,33 @@
 """Generated data in `generated.h5`; opens with plain h5py.
 
-paths/     one row per couple (atlas, scan): what BRBS's S3P samples from
+paths/     one row per couple (atlas, scan); BRBS's S3P samples from them
     displacement           (n, 3, D, H, W) float16, voxels, atlas to scan: warped(x) = atlas(x + u(x))
-    style                  (n, 1, D, H, W) float16, what the atlas gains to look like the scan, where a method needs it:
-                           the scan warped to the atlas minus the atlas, or a network's prediction
+    style                  (n, 1, D, H, W) float16, what is added to the atlas to make it look like the scan: the scan
+                           warped to the atlas minus the atlas, or a network's prediction; only if a method needs it
     atlas, scan            (n,) case ids
     similarity             (n,) float32, mean LNCC of warped atlas and scan
-    inverse_error_voxels   (n,) float32, mean length of u_fwd(x) + u_bwd(x + u_fwd(x)); nan where
-                           no scan is registered back
+    inverse_error_voxels   (n,) float32, mean length of u_fwd(x) + u_bwd(x + u_fwd(x)); nan: the
+                           scan is not registered back to the atlas
     folding_fraction       (n,) float32, share of voxels with |J| <= 0
-    accepted               (n,) bool, passed the screening of the settings `generate`
+    accepted               (n,) bool, passed the screening by the settings `generate`
 samples/   one row per finished couple
     image                  (n, 1, D, H, W) float16 in about [0, 1]
     label                  (n, D, H, W) class indices, smallest unsigned type
-    atlas, space, style    (n,) case ids: whose label, whose anatomy, whose style; of a warped atlas (`os-medseg`) the
-                           style is its own, `space` the real scan that it imitates, its label a nearest-neighbour warp;
-                           "prior" or "memory" where a scan was drawn (`sst`; `space` "a+b+c": between those of scans)
+    atlas, space, style    (n,) case ids of the label, the anatomy and the style. A warped atlas (`os-medseg`) has its
+                           own style, `space` is the real scan that it imitates, and its label is warped by nearest
+                           neighbour. `sst`: "prior" or "memory" if drawn; `space` "a+b+c" lies between those scans
     alpha, beta            (n,) float32 degrees; seed (n,) int64
-    similarity, inverse_error_voxels, folding_fraction, accepted   as above; of drawn scans, the similarity is to the
-                           atlas in the same shape
-pseudo/    one row per unlabelled scan: what the segmentation network of the round before says of it (`jrss`)
+    similarity, inverse_error_voxels, folding_fraction, accepted   as above; similarity of a drawn scan: to the atlas in
+                           the same shape
+pseudo/    one row per unlabelled scan: its answer by the segmentation network of the round before (`jrss`)
     label                  (n, D, H, W) most probable class
-    certainty              (n, D, H, W) float16, its probability
-    trusted                (n, D, H, W) bool, whether that exceeds the threshold
+    certainty              (n, D, H, W) float16, probability of that class
+    trusted                (n, D, H, W) bool, whether `certainty` exceeds the threshold
     scan                   (n,) case ids
     class_voxels           (n, C) int64, voxels of each class in `label`
-    class_confidence       (n, C) float32, mean of `certainty` over them; nan: none
-    class_accepted         (n, C) bool, whether that exceeds the threshold
-    accepted               (n,) bool, whether a structure was accepted; other scans stay unlabelled
+    class_confidence       (n, C) float32, mean of `certainty` over these voxels; nan: no voxels
+    class_accepted         (n, C) bool, whether `class_confidence` exceeds the threshold
+    accepted               (n,) bool, whether any structure was accepted; the other scans stay unlabelled
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generated(Artifact):
-    """What `lrls generate` wrote."""
+    """The artifact that `lrls generate` writes."""
 
     KIND: ClassVar[str] = "generated"
     FORMAT: ClassVar[int] = 2
     MADE_WITH: ClassVar[str] = "lrls generate"
 
     def bank(self, names: Sequence[str]) -> StoredPaths | None:
-        """The accepted couples of `paths/`, atlases and scans as places in `names`; None: no paths stored."""
+        """The accepted couples of `paths/`, atlases and scans as positions in `names`; None: no paths are stored."""
         file = self.open_file()
         return StoredPaths(file["paths"], names) if "paths" in file else None
 
     def samples(self) -> StoredSamples | None:
-        """The accepted couples of `samples/`."""
+        """The accepted couples of `samples/`; None: no samples are stored."""
         file = self.open_file()
         return StoredSamples(file["samples"]) if "samples" in file else None
 
     def pseudo_labels(self, names: Sequence[str], device: torch.device) -> dict[int, PseudoLabel] | None:
-        """The screened answers of `pseudo/`, by the scans' places in `names`; None: none stored."""
+        """The screened answers of `pseudo/` by the scans' positions in `names`; None: no answers are stored."""
         import torch
 
         from stages.parts.batches.pseudo_labels import PseudoLabel
@@ -88,31 +88,34 @@ class Generated(Artifact):
             return "pseudo" in file
 
     def screening(self) -> dict[str, float]:
-        """Shares of what the screening left: of voxels, of predicted structures in the scans, and of scans.
+        """Shares that passed the screening: of voxels, of predicted structures in the scans, and of scans.
 
-        Beside them `structure_voxels`, how many voxels of a scan are said to be structures, on average.
+        Also `predicted_structures`, the share of structures that were predicted at all, and `structure_voxels`, the
+        mean number of voxels per scan that were predicted to be structures.
         """
         with self.open_file() as file:
             group = file["pseudo"]
-            there = group["class_voxels"][:, 1:] > 0
+            is_predicted = group["class_voxels"][:, 1:] > 0
             return {
                 "trusted_voxels": float(sum(rows.mean() for rows in group["trusted"]) / len(group["trusted"])),
-                "accepted_structures": float(group["class_accepted"][:, 1:][there].mean()) if there.any() else 0.0,
-                "predicted_structures": float(there.mean()),
+                "accepted_structures": (
+                    float(group["class_accepted"][:, 1:][is_predicted].mean()) if is_predicted.any() else 0.0
+                ),
+                "predicted_structures": float(is_predicted.mean()),
                 "labelled_scans": float(group["accepted"][()].mean()),
                 "structure_voxels": float(group["class_voxels"][:, 1:].sum() / len(group["trusted"])),
             }
 
     def changed(self, before: Generated) -> float:
-        """Share of the voxels that pseudo-labels of this or of an earlier round call a structure, and not the same."""
-        with self.open_file() as file, before.open_file() as other:
-            here, there = file["pseudo"], other["pseudo"]
-            rows = {scan: i for i, scan in enumerate(there["scan"].asstr()[()])}
+        """Of the voxels that are a structure in this or in an earlier round, the share whose class differs."""
+        with self.open_file() as file, before.open_file() as earlier_file:
+            pseudo, earlier = file["pseudo"], earlier_file["pseudo"]
+            rows = {scan: i for i, scan in enumerate(earlier["scan"].asstr()[()])}
             differing = either = 0
-            for i, scan in enumerate(here["scan"].asstr()[()]):
-                now, then = here["label"][i], there["label"][rows[scan]]
-                differing += int((now != then).sum())
-                either += int(((now > 0) | (then > 0)).sum())
+            for i, scan in enumerate(pseudo["scan"].asstr()[()]):
+                label, earlier_label = pseudo["label"][i], earlier["label"][rows[scan]]
+                differing += int((label != earlier_label).sum())
+                either += int(((label > 0) | (earlier_label > 0)).sum())
             return differing / max(either, 1)
 
     def pseudo_label(self, scan: str) -> np.ndarray:
@@ -122,10 +125,10 @@ class Generated(Artifact):
             return group["label"][list(group["scan"].asstr()[()]).index(scan)]
 
     def open_file(self) -> h5py.File:
-        """`generated.h5`, to read its groups from; close it, or use it in a `with` statement.
+        """Open `generated.h5` for reading; close it, or use it in a `with` statement.
 
         Raises:
-            LrlsError: it is damaged or truncated.
+            LrlsError: the file is damaged or truncated.
         """
         import h5py
 
@@ -139,7 +142,7 @@ def accepted(group: h5py.Group) -> list[int]:
     """Rows that passed the screening.
 
     Raises:
-        LrlsError: none did.
+        LrlsError: no row passed.
     """
     rows = [row for row, good in enumerate(group["accepted"][()]) if good]
     if not rows:
@@ -174,7 +177,7 @@ class StoredSample:
 
 
 class StoredSamples(Sequence[StoredSample]):
-    """Finished couples on disk; one is read when it is drawn."""
+    """Finished couples on disk; a couple is read when it is drawn."""
 
     def __init__(self, group: h5py.Group) -> None:
         self.group, self.rows = group, accepted(group)

@@ -1,4 +1,4 @@
-"""What was made of a method so far: the artifacts that a stage reads, or that answers rest on."""
+"""The artifacts made for a method so far: those that a stage reads, or that answers are computed with."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Role = Literal["registration", "generated", "segmentation"]
 
 @dataclass(frozen=True)
 class Made:
-    """A cohort and what was made from it.
+    """A cohort and the artifacts that were made from it.
 
     Args:
-        artifacts: the newest of each role, in the order in which they were made.
-        round: of the last one.
+        artifacts: the newest artifact of each role, in the order in which they were made.
+        round: of the last artifact.
     """
 
     cohort: Cohort
@@ -30,9 +30,9 @@ class Made:
     scores: Scores | None = None
 
     def and_then(self, role: Role, artifact: Artifact, round: int) -> Made:
-        """With one artifact more; it takes the place of an older one of its role."""
-        others = {other: each for other, each in self.artifacts.items() if other != role}
-        return replace(self, artifacts={**others, role: artifact}, round=round)
+        """A copy with one more artifact, which replaces an older one of the same role."""
+        kept = {key: value for key, value in self.artifacts.items() if key != role}
+        return replace(self, artifacts={**kept, role: artifact}, round=round)
 
     @property
     def registration(self) -> Registration | None:
@@ -48,5 +48,5 @@ class Made:
 
     @property
     def weights(self) -> list[Artifact]:
-        """What answers rest on, in the order in which it was made."""
+        """The artifacts that answers are computed with, in the order in which they were made."""
         return [artifact for role, artifact in self.artifacts.items() if role != "generated"]

@@ -1,7 +1,7 @@
-"""Manifests: what `artifact.json` says of an artifact, and the class that every kind of artifact is.
+"""Manifests (the content of `artifact.json`), and `Artifact`, the base class of all kinds.
 
-A kind's `FORMAT` goes up with every change of its layout or of what its identity means. Only that format is written and
-read; an artifact of an older one is still listed, and made again by the command that the kind names.
+A kind's `FORMAT` goes up with every change of its layout or of the meaning of its identity. Only the current format is
+written and read. An artifact of an older format is still listed; the kind's command makes it again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PACKAGES = ("lrls", "torch", "monai", "numpy", "scipy", "antspyx", "SimpleITK", 
 
 @dataclass(frozen=True)
 class Identity:
-    """What an artifact is: one with the same identity is up to date.
+    """Everything that an artifact's content depends on. A finished artifact with the same identity is up to date.
 
-    Holds nothing that differs between two machines which do the same work: no times, hosts or paths.
+    Two machines that do the same work get the same identity: it holds no times, hosts or paths.
     """
 
     kind: str  # `KIND` of a class in `stages.artifacts.kinds`
@@ -44,13 +44,13 @@ class Identity:
 
     @property
     def outdated(self) -> bool:
-        """Whether its format is older than the one that is read."""
+        """Whether its format is older than the kind's current one."""
         return self.format_version < _kinds()[self.kind].FORMAT
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `artifact.json` says."""
+    """The content of `artifact.json`."""
 
     identity: Identity
     digest: str  # of the content
@@ -60,16 +60,16 @@ class Manifest:
     wall_time_s: float  # over all sessions of a resumed stage
     created: str  # UTC, ISO 8601
     volatile: tuple[str, ...] = ()  # files that stay out of the content digest
-    peak_memory_mb: float | None = None  # resident, of the process that finished it, up to then
+    peak_memory_mb: float | None = None  # resident memory of the process that finished it, until then
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact; each kind is a subclass in a file of its own, listed in `stages.artifacts.kinds`."""
+    """A finished artifact. Each kind is a subclass, listed in `stages.artifacts.kinds`."""
 
     KIND: ClassVar[str]
-    FORMAT: ClassVar[int]  # the only one that is written and read
-    MADE_WITH: ClassVar[str]  # command that makes one, e.g. "lrls preprocess"
+    FORMAT: ClassVar[int]  # the only format that is written and read
+    MADE_WITH: ClassVar[str]  # the command, e.g. "lrls preprocess"
     folder: Path
     manifest: Manifest
 
@@ -79,7 +79,7 @@ class Artifact:
         return cls(folder, read_manifest(folder, kind=cls))
 
     def damaged(self, name: str) -> LrlsError:
-        """What to raise where one of its files cannot be read."""
+        """The error to raise if one of its files cannot be read."""
         return LrlsError(
             f"{shown(self.folder)}: {name} is damaged or truncated; make it again with `{self.MADE_WITH} --force`."
         )
@@ -89,10 +89,10 @@ def read_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manife
     """Read `artifact.json`.
 
     Args:
-        kind: the only one to accept; none: any.
+        kind: the kind to accept; None: any.
 
     Raises:
-        LrlsError: there is none, it is not readable, of another kind than `kind`, or of a newer or an older format.
+        LrlsError: `artifact.json` is missing or not readable, of another kind, or of a newer or older format.
     """
     manifest = peek_manifest(folder, kind=kind)
     if manifest.identity.outdated:
@@ -101,30 +101,32 @@ def read_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manife
 
 
 def peek_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manifest:
-    """As `read_manifest`, of an older format too: for saying what there is, not for reading what it holds."""
+    """As `read_manifest`, but accepts older formats too: to list artifacts, not to read their content."""
     try:
         values = json.loads((folder / MANIFEST).read_bytes())
-        found, version = values["identity"]["kind"], values["identity"]["format_version"]
-        expected = _kinds()[found].FORMAT if found in _kinds() else 0
+        stored_kind, version = values["identity"]["kind"], values["identity"]["format_version"]
+        expected = _kinds()[stored_kind].FORMAT if stored_kind in _kinds() else 0
         newer, older = version > expected, version < expected
     except (FileNotFoundError, NotADirectoryError):
         made_with = f"make it with `{kind.MADE_WITH}`." if kind else "name the folder of a finished one."
-        what = f"finished {kind.KIND} artifact" if kind else "finished artifact"
-        raise LrlsError(f"{shown(folder)} holds no {what} ({MANIFEST} is missing); {made_with}") from None
+        missing = f"finished {kind.KIND} artifact" if kind else "finished artifact"
+        raise LrlsError(f"{shown(folder)} holds no {missing} ({MANIFEST} is missing); {made_with}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise _unreadable(folder) from None
-    if kind and found != kind.KIND:
-        raise LrlsError(f"{shown(folder)} holds a {found} artifact, expected {kind.KIND}; name a folder of that kind.")
+    if kind and stored_kind != kind.KIND:
+        raise LrlsError(
+            f"{shown(folder)} holds a {stored_kind} artifact, expected {kind.KIND}; name a folder of that kind."
+        )
     if newer:
         raise LrlsError(
-            f"{shown(folder)}: {found} format {version} is newer than this lrls reads ({expected or 'none'}); "
+            f"{shown(folder)}: {stored_kind} format {version} is newer than this lrls reads ({expected or 'none'}); "
             "upgrade lrls or make it again."
         )
     try:
         identity = Identity(**values.pop("identity"))
         return Manifest(identity=identity, **{**values, "volatile": tuple(values["volatile"])})
     except (TypeError, KeyError, AttributeError):
-        raise (_outdated(folder, found, version) if older else _unreadable(folder)) from None
+        raise (_outdated(folder, stored_kind, version) if older else _unreadable(folder)) from None
 
 
 def _outdated(folder: Path, kind: str, version: int) -> LrlsError:
@@ -146,7 +148,7 @@ def _kinds() -> Mapping[str, type[Artifact]]:
 
 
 def content_digest(identity: Identity, files: Mapping[str, str]) -> str:
-    """Of what an artifact is and holds.
+    """Digest of an artifact's identity and files.
 
     Args:
         files: relative path -> digest.
@@ -155,16 +157,16 @@ def content_digest(identity: Identity, files: Mapping[str, str]) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Of those of `PACKAGES` that are installed."""
-    found = {}
+    """Versions of those `PACKAGES` that are installed."""
+    versions = {}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def peak_memory_mb() -> float | None:
-    """Resident memory of this process, at its peak so far; None: the system does not say."""
+    """Peak resident memory of this process so far; None: unknown on this system."""
     try:
         import resource
     except ImportError:  # Windows has none

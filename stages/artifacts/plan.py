@@ -1,7 +1,7 @@
-"""How many steps a stage takes within a budget of time.
+"""The number of steps that a stage takes within a time budget.
 
-plan.json   "steps"; "step_s", what one took when it was measured; "spent_s" before; "generate_s", what `generate` will
-            take; "left_s" for the stage
+plan.json   "steps"; "step_s", the measured time of a step; "spent_s", the time spent before; "generate_s", the time
+            that `generate` will take; "left_s", the time left for the stage
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stages.artifacts.manifest import Artifact
 
 @dataclass(frozen=True)
 class Plan(Artifact):
-    """What `lrls run --budget` measured before a stage."""
+    """The artifact that `lrls run --budget` writes before a stage."""
 
     KIND: ClassVar[str] = "plan"
     FORMAT: ClassVar[int] = 2
@@ -23,7 +23,7 @@ class Plan(Artifact):
 
     @property
     def steps(self) -> int:
-        """Raises LrlsError if it is damaged."""
+        """Steps to train; raises LrlsError if the file is damaged."""
         try:
             return int(json.loads((self.folder / "plan.json").read_text())["steps"])
         except (OSError, ValueError, TypeError, KeyError):

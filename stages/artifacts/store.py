@@ -1,14 +1,14 @@
 """The store: how stages write, find, open and check artifacts.
 
-An artifact is a folder `target/vNNNN` with an `artifact.json`. It is whole or absent: a stage works in a hidden draft
-beside it, `artifact.json` is written last, and one rename makes the draft a version; versions are never overwritten.
+An artifact is a folder `target/vNNNN` with an `artifact.json`. It is complete or absent: a stage works in a hidden
+draft beside it, writes `artifact.json` last, and one rename makes the draft a version. Versions are never overwritten.
 
-    target/.lock                 held by the one process that writes here
-    target/.draft-<identity>/    unfinished; its resume/ holds training state and progress and is not kept
+    target/.lock                 held by the process that writes in this folder
+    target/.draft-<identity>/    unfinished; its resume/ holds training state and progress and is deleted at the end
     target/v0001/                finished
 
-Digests are SHA-256 in hex. The *identity digest* says what was asked for (same identity: up to date); the *content
-digest* says what came out, without times, hosts and logs, and is what later stages list as their input.
+Digests are SHA-256 in hex. The *identity digest* covers what was asked for (same identity: up to date). The *content
+digest* covers the result, without times, hosts and logs; later stages list it as their input.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ def make(
     force: bool = False,
     ready: Callable[[], None] | None = None,
 ) -> A:
-    """What a stage makes: found and opened where it is up to date, else the next version of `target`.
+    """Make an artifact, unless an up-to-date version exists in `target`; open and return it.
 
     Args:
-        write: fills the draft; what it leaves behind where it raises is what the next run resumes from.
+        write: fills the draft; if it raises, the next run resumes from the files that it left.
         made_by: the stage, e.g. "train-reg".
-        settings: all that the result depends on besides inputs and seed, JSON-able.
-        inputs: by role: an artifact, of which nothing may have changed since it was made; the digest of something else;
-            None: left out.
-        force: make a new version though one is up to date.
-        ready: refuses what can be refused cheaply; called only where something will be made, before the draft exists.
+        settings: everything that the result depends on besides inputs and seed, JSON-able.
+        inputs: by role: an artifact, which must be unchanged since it was made; or the digest of something else; None
+            is left out.
+        force: make a new version even if one is up to date.
+        ready: cheap checks that may raise; called only if something will be made, before the draft exists.
 
     Raises:
-        LrlsError: an input changed since it was made; as of `new_artifact`, `write` and `ready`.
+        LrlsError: an input changed since it was made; also raised by `new_artifact`, `write` and `ready`.
     """
-    given = {role: each for role, each in inputs.items() if each is not None}
+    given = {role: source for role, source in inputs.items() if source is not None}
     identity = Identity(
         kind=kind.KIND,
         format_version=kind.FORMAT,
@@ -71,15 +71,15 @@ def make(
         config=dict(settings),
         seed=seed,
         round=round,
-        inputs={role: each if isinstance(each, str) else each.manifest.digest for role, each in given.items()},
+        inputs={role: source if isinstance(source, str) else source.manifest.digest for role, source in given.items()},
     )
     if not force and (done := find_finished(target, identity)):
         return kind.open(done)
     if ready:
         ready()
-    for each in given.values():
-        if isinstance(each, Artifact):
-            verify(each.folder)
+    for source in given.values():
+        if isinstance(source, Artifact):
+            verify(source.folder)
     with new_artifact(target, identity) as draft:
         write(draft)
     return kind.open(draft.result)
@@ -89,8 +89,8 @@ def versions(target: Path) -> list[Path]:
     """Finished versions of any format, oldest first."""
     if not target.is_dir():
         return []
-    found = (path for path in target.iterdir() if version_number(path) and (path / MANIFEST).is_file())
-    return sorted(found, key=version_number)
+    finished = (path for path in target.iterdir() if version_number(path) and (path / MANIFEST).is_file())
+    return sorted(finished, key=version_number)
 
 
 def opened_versions(kind: type[A], target: Path) -> list[A]:
@@ -109,12 +109,12 @@ def latest(
     """The newest finished version of a round.
 
     Args:
-        kind: `KIND` of what is there.
-        made_from: only versions with these inputs count, by role: weights of an older cohort do not fit a newer one.
-        settings: only versions whose configuration has these values count: weights do not say of which network.
+        kind: `KIND` of the artifacts in `target`.
+        made_from: consider only versions with these inputs, by role: weights of an older cohort do not fit a newer one.
+        settings: consider only versions whose configuration has these values: weights do not name their network.
 
     Raises:
-        LrlsError: there is none, all are of an older format, or it is not of that kind.
+        LrlsError: no version matches, all are of an older format, or they are of another kind.
     """
     expected = KINDS[kind]
     finished = versions(target)
@@ -145,7 +145,7 @@ def latest(
 
 
 def with_digest(target: Path, digest: str) -> Path | None:
-    """The finished version with this content digest, as inputs name it; None: it is gone, or of an older format."""
+    """The finished version with this content digest; None: it was deleted or is of an older format."""
     for folder in versions(target):
         manifest = peek_manifest(folder)
         if manifest.digest == digest and not manifest.identity.outdated:
@@ -154,9 +154,9 @@ def with_digest(target: Path, digest: str) -> Path | None:
 
 
 def find_finished(target: Path, identity: Identity) -> Path | None:
-    """The newest finished version with this identity, and so of this format: what is up to date."""
+    """The newest finished version with this identity (which includes the format): it is up to date."""
     if any(target.glob(f".draft-*/{MANIFEST}")):
-        # Where another process holds the lock, it publishes them itself, and `new_artifact` says that it is there.
+        # If another process holds the lock, it publishes them itself, and `new_artifact` reports that process.
         with suppress(LrlsError), locked(target):
             publish_complete_drafts(target)
     for folder in reversed(versions(target)):
@@ -169,7 +169,7 @@ def verify(folder: Path) -> None:
     """Recompute the digest of every file.
 
     Raises:
-        LrlsError: a file changed or is missing, or the artifact is not of the format that is read.
+        LrlsError: a file changed or is missing, or the artifact is not of the current format.
     """
     manifest = read_manifest(folder)
     remedy = f"make it again with `{KINDS[manifest.identity.kind].MADE_WITH} --force`."
@@ -180,7 +180,7 @@ def verify(folder: Path) -> None:
             raise LrlsError(f"{shown(folder)}: {name} is missing; {remedy}")
         try:
             unchanged = file_digest(folder / name) == digest
-        except (OSError, RuntimeError, KeyError, ValueError):  # what h5py raises for damaged files
+        except (OSError, RuntimeError, KeyError, ValueError):  # h5py raises these for damaged files
             unchanged = False
         if not unchanged:
             raise LrlsError(f"{shown(folder)}: {name} changed since it was written; {remedy}")
@@ -189,7 +189,7 @@ def verify(folder: Path) -> None:
 def history(workspace: Path) -> list[tuple[Path, Manifest]]:
     """Every finished artifact below the workspace, oldest first; inputs match by `Manifest.digest`.
 
-    Those of an older format are listed too: `Identity.outdated` says so.
+    Artifacts of an older format are included; their `Identity.outdated` is true.
     """
     folders = {path.parent for path in workspace.rglob(f"v*/{MANIFEST}") if version_number(path.parent)}
     entries = [(folder, peek_manifest(folder)) for folder in folders]

@@ -1,7 +1,7 @@
-"""Which scan to label first.
+"""Suggestion of the scan to label first.
 
 suggestion.csv   a row per unlabelled scan, the most typical first; see `stages.suggest_atlas.COLUMNS`
-suggestion.json  "best", "equals" (cases that the scans at hand cannot tell from the best), "refused" (alignments)
+suggestion.json  "best", "equals" (cases that these scans cannot distinguish from the best), "refused" (alignments)
 suggestion.png   the average, the first, the median and the last scan, and all scores with their intervals
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suggestion(Artifact):
-    """What `lrls suggest-atlas` wrote."""
+    """The artifact that `lrls suggest-atlas` writes."""
 
     KIND: ClassVar[str] = "suggestion"
     FORMAT: ClassVar[int] = 2

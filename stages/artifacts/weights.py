@@ -1,4 +1,4 @@
-"""Registration and segmentation: trained networks; the settings in the manifest rebuild them."""
+"""Weights of trained registration and segmentation networks; the settings in the manifest rebuild the networks."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Registration(Artifact):
-    """What `lrls train-reg` wrote."""
+    """The artifact that `lrls train-reg` writes."""
 
     KIND: ClassVar[str] = "registration"
     FORMAT: ClassVar[int] = 3
     MADE_WITH: ClassVar[str] = "lrls train-reg"
 
     def load(self, networks: Mapping[str, nn.Module]) -> None:
-        """Fill networks with the trained weights; others that the file holds are left alone.
+        """Fill networks with the trained weights; weights of other networks in the file are ignored.
 
         Args:
             networks: by name; a sub-network by "network/sub-network".
 
         Raises:
-            LrlsError: the file is damaged, or a network or tensor is not in it or does not fit; all networks then stay
-                as they are.
+            LrlsError: the file is damaged, or a network or tensor is missing or does not fit. No network is then
+                changed.
         """
         load_weights(networks, self.folder / "weights.safetensors")
 
 
 @dataclass(frozen=True)
 class Segmentation(Registration):
-    """What `lrls train-seg` wrote."""
+    """The artifact that `lrls train-seg` writes."""
 
     KIND: ClassVar[str] = "segmentation"
     FORMAT: ClassVar[int] = 2

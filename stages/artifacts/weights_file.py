@@ -1,4 +1,4 @@
-"""Files of weights (safetensors) and of training state (torch): safe to open, whole or refused."""
+"""Files of weights (safetensors) and of training state (torch). Reading runs no code; damaged files are refused."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def save_weights(modules: Mapping[str, torch.nn.Module], path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write `packed_weights`."""
+    """Write networks to a file, as `packed_weights`."""
     atomic_write_bytes(path, packed_weights(modules, metadata))
 
 
 def packed_weights(modules: Mapping[str, torch.nn.Module], metadata: Mapping[str, Any]) -> bytes:
     """Parameters and buffers of networks as safetensors, in float32, under the keys "network/parameter".
 
-    The metadata is one JSON string, since several safetensors keys are not written in a stable order; it carries a
-    checksum too, as the format has none.
+    The metadata is one JSON string, because safetensors writes several metadata keys in no stable order. It includes a
+    checksum, because the format has none.
     """
     import safetensors.torch
     import torch
@@ -41,13 +41,13 @@ def packed_weights(modules: Mapping[str, torch.nn.Module], metadata: Mapping[str
 
 
 def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str, Any]:
-    """Fill networks from a file of `save_weights` and return its metadata; other networks in it are left alone.
+    """Fill networks from a file of `save_weights` and return its metadata; other networks in the file are ignored.
 
     Args:
         modules: by name; a sub-network by "network/sub-network".
 
     Raises:
-        LrlsError: the file is missing, truncated or changed, or does not fit the networks, which then stay as they are.
+        LrlsError: the file is missing, truncated or changed, or does not fit. The networks are then unchanged.
     """
     tensors, metadata = read_weights(path)
     fill(modules, tensors, shown(path))
@@ -77,31 +77,31 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _prefix(name: str) -> str:
-    """How the keys of a network's tensors start, or of those of a sub-network ("network/sub-network")."""
+    """The prefix of the keys of a network's or sub-network's ("network/sub-network") tensors."""
     return f"{name}." if "/" in name else f"{name}/"
 
 
 def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Tensor], place: str) -> None:
-    """Fill networks with tensors of the keys "network/parameter"; those of other networks are left alone.
+    """Fill networks with tensors by the keys "network/parameter"; tensors of other networks are ignored.
 
     Args:
         modules: by name; a sub-network by "network/sub-network".
-        place: where they come from, for messages.
+        place: where the tensors come from, for messages.
 
     Raises:
-        LrlsError: they do not fit the networks, which then stay as they are.
+        LrlsError: the tensors do not fit. The networks are then unchanged.
     """
     states = {}
     for name, module in modules.items():
         prefix = _prefix(name)
         expected = {f"{prefix}{key}": tensor for key, tensor in module.state_dict().items()}
-        found = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        stored = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         remedy = "use the configuration that it was trained with, or train again."
-        for key in sorted(expected.keys() | found.keys()):
-            shapes = [tuple(side[key].shape) if key in side else "nothing" for side in (found, expected)]
+        for key in sorted(expected.keys() | stored.keys()):
+            shapes = [tuple(side[key].shape) if key in side else "nothing" for side in (stored, expected)]
             if shapes[0] != shapes[1]:
                 raise LrlsError(f"{place}: tensor {key}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}")
-        states[name] = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+        states[name] = {key.removeprefix(prefix): tensor for key, tensor in stored.items()}
     for name, module in modules.items():
         module.load_state_dict(states[name])
 
@@ -117,7 +117,7 @@ def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) 
 
 
 def save_state(obj: object, path: Path) -> None:
-    """Write resumable training state: tensors and plain values in dicts, lists and tuples."""
+    """Write training state to resume from: tensors and plain values in dicts, lists and tuples."""
     import io
 
     import torch
@@ -128,7 +128,7 @@ def save_state(obj: object, path: Path) -> None:
 
 
 def load_state(path: Path) -> Any:
-    """Read training state, on the CPU; nothing in it is executed.
+    """Read training state onto the CPU; executes no code from the file.
 
     Raises:
         LrlsError: the file is missing or not readable.
@@ -137,7 +137,7 @@ def load_state(path: Path) -> Any:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # damaged bytes make the unpickler raise nearly anything
+    except Exception:  # the unpickler may raise almost any error for damaged bytes
         raise LrlsError(
             f"{shown(path)}: training state is missing or damaged; delete {shown(path.parent)} and run the same "
             "command again: it starts over."

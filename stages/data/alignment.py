@@ -24,21 +24,22 @@ def align(
 ) -> dict[str, Any]:
     """Map of the reference's space to the scan's.
 
-    Starts from both images' centres of mass and from their boxes' centres and keeps the better end. An end that fits
-    worse than the centres of mass alone, or scales beyond belief, is refused, and so is a fit that ANTs gives up: then
-    the centres of mass it is.
+    ANTs starts twice, from the images' centres of mass and from their boxes' centres, and the better result is kept.
+    A result that fits worse than the centres of mass alone, or that scales beyond `MOST_SCALING`, is refused. If it is
+    refused, or if ANTs fails, the centres of mass are aligned instead.
 
     Args:
         reference, scan: intensities in [0, 1], one orientation.
-        kind: "none" leaves the scan where its header puts it, "centre" puts its box's centre on the reference's.
+        kind: "none" leaves the scan where its header puts it, "centre" moves the centre of its box to the reference's.
         seed: of ANTs's sampling.
-        contrast: of what fits well: "same": bright lies on bright (correlation); "any": what is alike in one is alike
-            in the other (correlation ratio). ANTs itself looks at mutual information either way.
+        contrast: how a fit is rated. "same": by correlation, bright lies on bright; "any": by the correlation ratio,
+            equal intensities in one image lie on equal intensities in the other. ANTs itself optimises mutual
+            information in both cases.
 
     Returns:
-        "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan;
-        "correlation": of the two images after alignment, or the root of their correlation ratio; "fell_back": whether
-        the fit was refused.
+        "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan.
+        "correlation": of the two images after alignment, or the root of their correlation ratio.
+        "fell_back": whether ANTs failed or its result was refused.
     """
     fit = correlation if contrast == "same" else correlation_ratio
     boxes = np.eye(4)
@@ -91,7 +92,7 @@ def _ants(reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: s
 
 
 def ants_image(image: sitk.Image) -> Any:
-    """The same image for ANTs, which lists axes (x, y, z)."""
+    """The image as an ANTs image, whose array axes are (x, y, z)."""
     import ants
     import SimpleITK as sitk
 
@@ -114,16 +115,16 @@ def affine_transform(matrix: np.ndarray) -> sitk.AffineTransform:
 
 
 def correlation(reference: sitk.Image, scan: sitk.Image, matrix: np.ndarray) -> float:
-    """Pearson correlation of the reference and the aligned scan where they overlap; -1 where they hardly do."""
+    """Pearson correlation of the reference and the aligned scan where they overlap; -1: hardly any overlap."""
     a, b = _overlap(reference, scan, matrix)
     spread = a.std() * b.std() if len(a) else 0.0
     return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else -1.0
 
 
 def correlation_ratio(reference: sitk.Image, scan: sitk.Image, matrix: np.ndarray, *, levels: int = 32) -> float:
-    """Root of the share of the aligned scan's variance that the reference's intensity explains; -1: hardly an overlap.
+    """Root of the share of the aligned scan's variance that the reference's intensity explains; -1: hardly any overlap.
 
-    Between 0 and 1, whatever the contrasts are; of two images of one contrast near the correlation.
+    Between 0 and 1 for any contrasts. For two images of the same contrast it is close to the correlation.
 
     Source: Roche, Malandain, Pennec, Ayache, "The correlation ratio as a new similarity measure for multimodal image
     registration", MICCAI 1998.
@@ -138,7 +139,7 @@ def correlation_ratio(reference: sitk.Image, scan: sitk.Image, matrix: np.ndarra
 
 
 def _overlap(reference: sitk.Image, scan: sitk.Image, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Intensities of the reference and of the aligned scan where they overlap; none where they hardly do."""
+    """Intensities of the reference and of the aligned scan where they overlap; empty if they hardly do."""
     import SimpleITK as sitk
 
     aligned = sitk.Resample(scan, reference, affine_transform(matrix), sitk.sitkLinear, -1.0, sitk.sitkFloat32)

@@ -1,6 +1,6 @@
-"""Alignments to a reference, each made once: kept by the images that were aligned and by how, whoever asks.
+"""Alignments to a reference. Each is computed once and kept by the digests of both images and the settings.
 
-They depend on no seed of the configuration: the cohort that networks with several seeds learn from is one.
+They do not depend on the configuration's seed: networks with different seeds learn from the same cohort.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from stages.data.digests import image_digest
 from stages.data.intensities import coarsened
 from stages.data.kept import keep, kept_folder, read_kept
 
-VERSION = 1  # of `stages.data.alignment`; another one aligns everything again
+VERSION = 1  # of `stages.data.alignment`; after a change everything is aligned again
 SEED = 0  # of ANTs's sampling
 
 
 def aligned(
     reference: sitk.Image, normalised: sitk.Image, settings: PreprocessSettings, kept: Path | None = None
 ) -> dict[str, Any]:
-    """What `stages.data.alignment.align` says of a scan, JSON-able; of the reference itself, that it lies where it is.
+    """The result of `stages.data.alignment.align` for a scan, JSON-able; for the reference itself, the identity.
 
     Args:
         reference: `coarsened`, in [0, 1].
@@ -34,7 +34,7 @@ def aligned(
         kept: workspace in which alignments are kept.
     """
     scan = coarsened(normalised, settings.align_spacing_mm)
-    images = [image_digest(each) for each in (reference, scan)]
+    images = [image_digest(image) for image in (reference, scan)]
     if images[0] == images[1]:
         return {"matrix": np.eye(4).tolist(), "correlation": 1.0, "fell_back": False}
     file = None
@@ -44,8 +44,8 @@ def aligned(
         file = kept_folder(kept) / "alignments" / f"{key}.json"
         if (stored := read_kept(file)) and _is_record(stored):
             return stored
-    found = align(reference, scan, kind=settings.align, seed=SEED, contrast=settings.align_contrast)
-    record = {**found, "matrix": np.asarray(found["matrix"]).tolist()}
+    alignment = align(reference, scan, kind=settings.align, seed=SEED, contrast=settings.align_contrast)
+    record = {**alignment, "matrix": np.asarray(alignment["matrix"]).tolist()}
     if file:
         keep(file, record)
     return record

@@ -1,7 +1,7 @@
 """One pass over a cohort's scans: each is decoded once, checked, and brought to the grid; see `stages.data.prepare`.
 
-The reference first, the other atlases next, whose labels say where the grid lies, then everything else. With the first
-fault the pass only checks, so that the line of the fault says how many more there are.
+The reference comes first, then the other atlases, whose labels determine where the grid lies, then all other scans.
+After the first fault the pass only checks, so that the message can say how many more faults there are.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Pass:
     Args:
         looked: scans by case: those of `members`, and others that are only checked.
         members: cases of the cohort, in order.
-        atlases: those that the grid lies round, the reference first; none where there is a base.
+        atlases: cases that the grid is laid around, the reference first; empty if there is a base.
         parts, beside: see `faults_among`.
-        base: the cohort to whose reference and grid they are brought.
-        folder: where scans on the grid lie until they are put together; what is there is not made again.
+        base: the cohort whose reference and grid are used; None: both are derived from the atlases.
+        folder: holds scans on the grid until the cohort is written; files that exist are not made again.
     """
 
     config: Config
@@ -53,31 +53,31 @@ class Pass:
     facts: dict[str, ScanFacts] = field(default_factory=dict)
     off_grid: list[Fault] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # case by digest of the voxels
-    found: tuple[sitk.Image, Grid] | None = None  # reference and grid, once the pass is over
+    reference_and_grid: tuple[sitk.Image, Grid] | None = None  # set once the pass is over
 
     def file(self, case: str) -> Path:
-        """The scan on the grid."""
+        """The file of a scan on the grid."""
         return self.folder / "scans" / f"{case}.npz"
 
     def spilled(self, case: str) -> Path:
         return self.folder / "atlases" / f"{case}.npz"
 
     def run(self, name: str) -> tuple[sitk.Image, Grid]:
-        """Bring every member to the grid, once; reference and grid.
+        """Bring every member to the grid, unless that is done; return reference and grid.
 
         Raises:
             LrlsError: the first fault, with the number of further ones.
         """
-        if self.found is None or not all(self.file(case).exists() for case in self.members):
+        if self.reference_and_grid is None or not all(self.file(case).exists() for case in self.members):
             began = time.monotonic()
             try:
-                self.found = self._run(name)
+                self.reference_and_grid = self._run(name)
             finally:
                 self._keep_time(time.monotonic() - began)
-        return self.found
+        return self.reference_and_grid
 
     def took_s(self) -> float:
-        """Wall time of passes over these scans, of stopped ones, too."""
+        """Wall time of all passes over these scans, including stopped ones."""
         try:
             return float((self.folder / "wall_time_s").read_text())
         except (OSError, ValueError):
@@ -91,9 +91,9 @@ class Pass:
         for place in (self.file(""), self.spilled("")):
             place.parent.mkdir(parents=True, exist_ok=True)
         for case, looked in self.looked.items():
-            if found := known_facts(self.config, looked):
-                self.facts[case] = found
-                self.seen[found.image.voxels] = case
+            if facts := known_facts(self.config, looked):
+                self.facts[case] = facts
+                self.seen[facts.image.voxels] = case
         is_done = {case: self._is_done(case, self.file(case)) for case in self.members}
         checks = [case for case in self.looked if case not in self.facts and case not in is_done]
         start = sum(is_done.values())
@@ -108,10 +108,11 @@ class Pass:
                     if self._may_be_faulty(outcome) and self.faults():
                         break
                 if self.faults():
-                    rest = [each for case, each in self.looked.items() if case not in self.facts]
-                    for outcome in processes.each(check_scan, [(self.config, each) for each in rest]):
+                    unchecked = [looked for case, looked in self.looked.items() if case not in self.facts]
+                    for outcome in processes.each(check_scan, [(self.config, looked) for looked in unchecked]):
                         self._take(outcome)
-                    shutil.rmtree(self.folder, ignore_errors=True)  # other scans, another folder; alignments are kept
+                    # Corrected scans get another folder. Alignments are kept elsewhere.
+                    shutil.rmtree(self.folder, ignore_errors=True)
                     refuse(self.faults())
 
             check = [(check_scan, self.config, self.looked[case]) for case in checks]
@@ -121,12 +122,12 @@ class Pass:
                 waiting = [case for case, done in is_done.items() if not done]
                 work([self._bring(case, geometry, grid) for case in waiting] + check)
                 return reference, grid
-            first, *others = self.atlases
+            first, *other_atlases = self.atlases
             spill = [] if self._is_done(first, self.spilled(first)) else [self._spill(first, None)]
             work(spill + check)
             reference = spilled_reference(self.spilled(first), self.config.preprocess)
             geometry = packed(reference)
-            work(self._spill(case, geometry) for case in others if not self._is_done(case, self.spilled(case)))
+            work(self._spill(case, geometry) for case in other_atlases if not self._is_done(case, self.spilled(case)))
             grid = self._grid(reference)
             waiting = [case for case, done in is_done.items() if not done]
             work(
@@ -138,14 +139,14 @@ class Pass:
             return reference, grid
 
     def faults(self) -> list[Fault]:
-        """Of what is known so far."""
+        """All faults known so far."""
         return faults_among(self.config, self.facts, self.parts, self.beside) + self.off_grid
 
     def _is_done(self, case: str, file: Path) -> bool:
         return case in self.facts and all(self.looked[case].digests) and file.exists()
 
     def _may_be_faulty(self, outcome: Outcome) -> bool:
-        """Whether it is worth the time to look for faults among all scans."""
+        """Whether this outcome may add a fault, so that all scans known so far are worth comparing."""
         if outcome.fault or outcome.facts is None:
             return bool(outcome.fault)
         voxels = outcome.facts.image.voxels
@@ -168,7 +169,7 @@ class Pass:
         settings = self.config.preprocess
         about = [read_about(self.spilled(case)) for case in self.atlases]
         if settings.crop == "labels":
-            box: Box = union([each["box"] for each in about])
+            box: Box = union([atlas["box"] for atlas in about])
         else:
             box = image_box(reference, foreground=settings.crop == "foreground")
         spacing, origin, _ = about[0]["geometry"]

@@ -1,4 +1,4 @@
-"""Every fault of a cohort: of its scans, of its parts, and between them."""
+"""All faults of a cohort: in its scans, in its parts, and between parts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stages.data.faults import Fault, IntakeError, leaks
 from stages.data.geometry import geometry_faults, header_geometry
 from stages.processes import Processes
 
-WORTH_PROCESSES = 2**26  # bytes of files; fewer are read before a process has started
+WORTH_PROCESSES = 2**26  # bytes of files; fewer are read faster than processes start
 
 
 def cohort_faults(config: Config, parts: Sequence[str], *, labels: bool = True) -> list[Fault]:
-    """Everything that is wrong with the given parts of the split; decodes every scan and keeps nothing.
+    """All faults of the given parts of the split. Decodes every scan and stores no facts.
 
     Args:
-        parts: what is checked.
-        labels: whether label maps are read at all.
+        parts: the parts to check.
+        labels: whether label maps are read.
     """
     if fault := folder_fault(config):
         return [fault]
@@ -29,7 +29,7 @@ def cohort_faults(config: Config, parts: Sequence[str], *, labels: bool = True) 
 
 
 def scan_faults(config: Config, case: str, *, label: bool) -> list[Fault]:
-    """Everything that is wrong with a scan, and with its label map if asked; decodes it."""
+    """All faults of a scan, and of its label map if `label`. Decodes both."""
     looked = Known(config, fresh=True).look({case: label})
     return faults_of(config, examine(config, looked[case]).facts)
 
@@ -37,7 +37,7 @@ def scan_faults(config: Config, case: str, *, label: bool) -> list[Fault]:
 def cases_of(
     config: Config, parts: Sequence[str], beside: Sequence[str] = (), *, labels: bool = True
 ) -> dict[str, bool]:
-    """The cases of parts in their order, and whether the label map is read, too.
+    """The cases of parts, in order, each with whether its label map is read.
 
     Args:
         beside: parts that are only compared with the others.
@@ -47,10 +47,10 @@ def cases_of(
 
 
 def examine_all(config: Config, looked: Mapping[str, Looked]) -> Iterator[tuple[str, ScanFacts]]:
-    """Decode what is not known of scans; in processes where that is much."""
-    arguments = [(config, each) for each in looked.values()]
-    if sum(content.num_bytes for each in looked.values() for content in each.contents) < WORTH_PROCESSES:
-        yield from (facts_of(*each) for each in arguments)
+    """Facts of scans by case; decodes scans without known facts, in several processes if the files are large."""
+    arguments = [(config, scan) for scan in looked.values()]
+    if sum(content.num_bytes for scan in looked.values() for content in scan.contents) < WORTH_PROCESSES:
+        yield from (facts_of(config, scan) for scan in looked.values())
         return
     with Processes(config.preprocess.workers) as processes:
         yield from processes.each(facts_of, arguments)
@@ -63,13 +63,13 @@ def facts_of(config: Config, looked: Looked) -> tuple[str, ScanFacts]:
 def folder_fault(config: Config) -> Fault | None:
     if config.data.folder.is_dir():
         return None
-    return Fault("", f"data.folder: {config.data.folder} is no folder", "correct it")
+    return Fault("", f"data.folder: {config.data.folder} is not a folder", "correct it")
 
 
 def faults_among(
     config: Config, facts: Mapping[str, ScanFacts], parts: Sequence[str], beside: Sequence[str] = ()
 ) -> list[Fault]:
-    """What is wrong with parts of the split, as far as facts are known.
+    """Faults of parts of the split, as far as facts are known.
 
     Args:
         beside: parts that are only compared with the others; their scans may be faulty or missing.
@@ -81,7 +81,7 @@ def faults_among(
         faults.append(Fault("", "data.atlases lists no case, at least 1 is needed", remedy))
     if not members.get("unlabeled", ["given"]):
         faults.append(Fault("", "data.unlabeled lists no case, at least 1 is needed", "list scans without labels"))
-    of_scans = {case: faults_of(config, each) for case, each in facts.items()}
+    of_scans = {case: faults_of(config, scan_facts) for case, scan_facts in facts.items()}
     for case in dict.fromkeys(case for part in parts for case in members[part]):
         faults += of_scans.get(case, [])
     if "atlases" in parts and members["atlases"]:
@@ -94,23 +94,24 @@ def faults_among(
                 for index, name in enumerate(config.structures, start=1)
                 if index not in present
             ]
-    return faults + leaks(members, {case: each.image.voxels for case, each in facts.items() if each.image.voxels})
+    voxels = {case: scan_facts.image.voxels for case, scan_facts in facts.items()}
+    return faults + leaks(members, {case: digest for case, digest in voxels.items() if digest})
 
 
 def cheap_faults(
     config: Config, looked: Mapping[str, Looked], parts: Sequence[str], beside: Sequence[str] = ()
 ) -> list[Fault]:
-    """Faults that show without decoding a scan: in its header, and in files that two parts share."""
+    """Faults that are visible without decoding a scan: in headers, and files that two parts share."""
     checked = {case for part in parts for case in config.part(part)}
-    faults = [fault for case, each in looked.items() if case in checked for fault in header_faults(each)]
+    faults = [fault for case, scan in looked.items() if case in checked for fault in header_faults(scan)]
     members = {part: config.part(part) for part in (*parts, *beside)}
-    images = {case: each.image for case, each in looked.items() if isinstance(each.image, Content)}
+    images = {case: scan.image for case, scan in looked.items() if isinstance(scan.image, Content)}
     return faults + leaks(members, {case: image.digest for case, image in images.items() if image.digest})
 
 
 def header_faults(looked: Looked) -> list[Fault]:
-    """A missing file, or a label map whose header says that it does not lie on its image."""
-    missing = [each for each in (looked.image, looked.label) if isinstance(each, Fault)]
+    """Missing files; otherwise differences between the label map's header and the image's."""
+    missing = [fault for fault in (looked.image, looked.label) if isinstance(fault, Fault)]
     if missing or not isinstance(looked.image, Content) or not isinstance(looked.label, Content):
         return missing
     image, label = header_geometry(looked.image.path), header_geometry(looked.label.path)
@@ -118,16 +119,15 @@ def header_faults(looked: Looked) -> list[Fault]:
 
 
 def scored_faults(config: Config, cases: Sequence[str]) -> list[Fault]:
-    """Faults of label maps to score with, as far as their headers tell; an image that is missing is told elsewhere."""
+    """Faults of label maps to score with, as far as their headers show; a missing image is reported elsewhere."""
     faults = []
     for looked in Known(config, fresh=True).look(dict.fromkeys(cases, True)).values():
-        found = header_faults(looked)
-        faults += [each for each in found if each != looked.image]
+        faults += [fault for fault in header_faults(looked) if fault != looked.image]
     return faults
 
 
 def has_label(config: Config, case: str) -> bool:
-    """Whether a case has a label map at all."""
+    """Whether a case has a label map."""
     try:
         intake.label_file(config, case)
     except IntakeError:

@@ -1,8 +1,8 @@
-"""What scans' files hold, known without reading them again while nothing about them changes.
+"""Digests of scans' files, known without reading a file again while it is unchanged.
 
 A file counts as unchanged while its size, time of modification and time of change (ctime, which no tool sets back) are
-those of the last look, and lay at least `RACY_NS` before it: a file that was written at the moment of the look may be
-written once more without another time. Source: git, Documentation/technical/racy-git.txt.
+those of the last look, and both times lie at least `RACY_NS` before that look: a file that was being written during the
+look may be written once more and keep the same times. Source: git, Documentation/technical/racy-git.txt.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pathlib import Path
 from stages.artifacts.digests import digest_of
 from stages.data.kept import keep, kept_folder, read_kept
 
-RACY_NS = 2_000_000_000  # coarsest times of file systems: FAT has 2 s
-HEADER_BYTES = 2**16  # in which NRRD and MetaImage say where their voxels are
+RACY_NS = 2_000_000_000  # the coarsest file times: FAT's, 2 s
+HEADER_BYTES = 2**16  # read of NRRD and MetaImage headers, which say where the voxels are
 
 Stamp = tuple[int, int, int]  # size in bytes, mtime and ctime in ns
 
 
 @dataclass(frozen=True)
 class Content:
-    """A file, or a DICOM folder's files together, at the time of a look.
+    """A file, or all files of a DICOM folder, at the time of a look.
 
     Args:
         path: of the file or folder.
-        kind: its ending, or "dicom": how its bytes are read.
-        digest: SHA-256 of the bytes; empty where the voxels lie in another file or nobody looked: always decoded.
-        stamps: of its files, in order of their names.
-        num_bytes: of all of them.
+        kind: the file's ending, or "dicom"; says how the bytes are read.
+        digest: SHA-256 of the bytes; empty if the voxels lie in another file or were not read: then always decoded.
+        stamps: of the files, in order of their names.
+        num_bytes: total size of the files.
         looked_ns: time of the look.
     """
 
@@ -43,7 +43,7 @@ class Content:
     looked_ns: int = 0
 
     def is_still_there(self) -> bool:
-        """Whether the files still hold the same; no where that cannot be told."""
+        """Whether the files still hold the same bytes; False if that is unknown."""
         if not self.digest:
             return False
         try:
@@ -57,10 +57,10 @@ class Content:
 
 
 class Contents:
-    """Looks at files; what was seen is kept in the workspace.
+    """Looks at files and keeps their digests in the workspace.
 
     Args:
-        workspace: None: nothing is looked at or kept, so that everything is decoded.
+        workspace: None: nothing is digested or kept, so that everything is decoded.
     """
 
     def __init__(self, workspace: Path | None) -> None:
@@ -74,7 +74,7 @@ class Contents:
         return stored if isinstance(stored, dict) else {}
 
     def look(self, path: Path) -> Content:
-        """What a file or DICOM folder holds; the bytes are only read where the last look does not tell."""
+        """The content of a file or DICOM folder; bytes are read only if the file changed since the last look."""
         kind = "dicom" if path.is_dir() else "".join(path.suffixes[-2:] if path.name.endswith(".gz") else [path.suffix])
         looked_ns = time.time_ns()
         try:
@@ -84,20 +84,20 @@ class Contents:
                 return Content(path, kind, num_bytes=num_bytes)
             entries = [self._entry(file, kind) for file in files]
         except OSError:
-            return Content(path, kind)  # reading it says what is wrong
+            return Content(path, kind)  # decoding it will report the fault
         stamps = tuple((size, mtime, ctime) for size, mtime, ctime, _, _ in entries)
         digest = _digest([entry[4] for entry in entries], path) if all(entry[4] for entry in entries) else ""
         looks = [entry[3] for entry in entries]
         return Content(path, kind, digest, stamps, num_bytes, min([looked_ns, *looks]))
 
     def save(self) -> None:
-        """Keep the new looks beside those of other processes."""
+        """Write the new looks, merged with those that other processes wrote."""
         if self._file and self._new:
             keep(self._file, self._stored() | self._new)
             self._new = {}
 
     def _entry(self, file: Path, kind: str) -> list:
-        """[size, mtime, ctime, time of the look, digest of the bytes, or "" where they are not all of it]."""
+        """[size, mtime, ctime, time of the look, digest of the bytes or "" if the voxels lie in another file]."""
         assert self._folder is not None
         name = os.path.relpath(file, self._folder)
         looked_ns = time.time_ns()
@@ -115,12 +115,12 @@ class Contents:
 
 def files_of(path: Path) -> list[Path]:
     """A file, or the files of a DICOM folder by name."""
-    return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 
 def stamp_of(file: Path) -> Stamp:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_racy(stamp: Stamp, looked_ns: int) -> bool:
@@ -140,17 +140,17 @@ def is_self_contained(file: Path) -> bool:
         return b"\ndata file:" not in header and b"\ndatafile:" not in header
     if file.suffix == ".mha":
         with file.open("rb") as stream:
-            _, found, behind = stream.read(HEADER_BYTES).partition(b"ElementDataFile")
-        return bool(found) and behind.lstrip(b" \t=")[:5].upper() == b"LOCAL"
+            _, key, value = stream.read(HEADER_BYTES).partition(b"ElementDataFile")
+        return bool(key) and value.lstrip(b" \t=")[:5].upper() == b"LOCAL"
     return file.suffix != ".mhd"
 
 
 def _digest(digests: list[str], path: Path) -> str:
-    """Of one file its own; of a DICOM folder also the files' names, which their order may follow."""
+    """A single file's own digest. A DICOM folder's covers the file names too: slices may be ordered by name."""
     if not path.is_dir():
         return digests[0]
     return digest_of([[file.name, digest] for file, digest in zip(files_of(path), digests, strict=True)])
 
 
 def _is_entry(known: object) -> bool:
-    return isinstance(known, list) and len(known) == 5 and all(isinstance(each, int) for each in known[:4])
+    return isinstance(known, list) and len(known) == 5 and all(isinstance(number, int) for number in known[:4])

@@ -1,4 +1,4 @@
-"""Digests of what scans hold, whatever their files are called and however they are packed: where lineage ends."""
+"""Digests of scans' geometry and voxels, independent of file names and formats. Lineage starts from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.artifacts.digests import digest_of
 
 
 def voxel_digest(image: sitk.Image) -> str:
-    """SHA-256 of size and voxels alone: finds the same image under another name or header."""
+    """SHA-256 of size and voxels alone, to recognise the same image under another name or header."""
     digest = hashlib.sha256(repr(image.GetSize()).encode())
     digest.update(_bytes(image, np.float32))
     return digest.hexdigest()
@@ -28,7 +28,7 @@ def label_digest(label: sitk.Image) -> str:
 
 
 def scan_digest(image: str, label: str | None = None) -> str:
-    """The digest of a scan: of its image and, if that was read, its label map.
+    """The digest of a scan: of its image and, if it was read, its label map.
 
     Args:
         image, label: their digests.

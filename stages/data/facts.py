@@ -1,7 +1,7 @@
-"""What is known of scans: digests, geometry, classes, faults; kept by content, so that it is decoded once.
+"""Facts about scans: digests, geometry, classes, faults. They are kept by content, so that each scan is decoded once.
 
-`Known.look` finds a scan's files and what they hold, `Known.facts` says what is known of that, and `examine` decodes
-what is not. A fault is no exception here: `faults_of` lists them.
+`Known.look` finds a scan's files and their digests, `Known.facts` returns the facts kept for them, and `examine`
+decodes a scan whose facts are not known. Faults are returned by `faults_of`, not raised.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from stages.data.geometry import Geometry, geometry_faults, geometry_of
 from stages.data.kept import keep, kept_folder, read_kept
 from stages.data.labels import as_integers, class_indices, classes_of
 
-CHECKS = 1  # version of what is checked and digested here; another one makes everything be decoded again
+CHECKS = 1  # version of the checks and digests; after a change everything is decoded again
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of an image or a label map.
+    """What is known of an image or a label map.
 
     Args:
-        faults: (found, remedy) of each.
-        geometry: None where it could not be read.
-        digest: of geometry and voxels; empty where it could not be read.
-        voxels: of an image: digest of the voxels alone.
-        classes: of a label map: the class indices in it.
+        faults: a pair (found, remedy) per fault.
+        geometry: None: it could not be read.
+        digest: of geometry and voxels; empty: they could not be read.
+        voxels: digest of an image's voxels alone.
+        classes: the class indices in a label map.
     """
 
     faults: tuple[tuple[str, str], ...] = ()
@@ -47,7 +47,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class ScanFacts:
-    """Of a scan: its image and, where asked for, its label map."""
+    """What is known of a scan: of its image and, if asked for, its label map."""
 
     case: str
     image: Facts
@@ -55,16 +55,16 @@ class ScanFacts:
 
     @property
     def digest(self) -> str:
-        """The scan's; see `stages.data.digests`."""
+        """The scan's digest; see `stages.data.digests`."""
         return digests.scan_digest(self.image.digest, self.label.digest if self.label else None)
 
 
 @dataclass(frozen=True)
 class Looked:
-    """Where a scan's files are and what they hold, or the fault that they are not there.
+    """Where a scan's files are and their digests, or the fault that a file is missing.
 
     Args:
-        kept: the workspace in which facts are kept; None: nowhere.
+        kept: the workspace in which facts are kept; None: they are not kept.
     """
 
     case: str
@@ -74,22 +74,22 @@ class Looked:
 
     @property
     def has_changed(self) -> bool:
-        """Whether files that were looked at hold something else by now."""
+        """Whether a file has changed since it was looked at."""
         return any(content.digest and not content.is_still_there() for content in self.contents)
 
     @property
     def contents(self) -> tuple[Content, ...]:
-        return tuple(each for each in (self.image, self.label) if isinstance(each, Content))
+        return tuple(content for content in (self.image, self.label) if isinstance(content, Content))
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Of the files' bytes; an empty one cannot be known without decoding."""
+        """Digests of the files' bytes; an empty one means that the file must be decoded."""
         return tuple(content.digest for content in self.contents)
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A scan that was decoded as far as it had to be: image (float32) and label map (integers), and what is known."""
+    """A scan's facts, and its image (float32) and label map (integers) as far as they were decoded."""
 
     facts: ScanFacts
     image: sitk.Image | None
@@ -97,10 +97,10 @@ class Examined:
 
 
 class Known:
-    """What is known of the scans of a configuration.
+    """The facts known about a configuration's scans.
 
     Args:
-        fresh: forget what is kept, and keep nothing.
+        fresh: ignore the facts that are kept, and keep none.
     """
 
     def __init__(self, config: Config, *, fresh: bool = False) -> None:
@@ -109,10 +109,10 @@ class Known:
         self._contents = Contents(self._kept)
 
     def look(self, labelled: Mapping[str, bool]) -> dict[str, Looked]:
-        """Find the files of cases, and of those that are mapped to True the label maps, too."""
-        found = {case: self._look(case, label) for case, label in labelled.items()}
+        """Find the image files of cases, and the label maps of the cases that are mapped to True."""
+        looked = {case: self._look(case, label) for case, label in labelled.items()}
         self._contents.save()
-        return found
+        return looked
 
     def _look(self, case: str, label: bool) -> Looked:
         places: list[Content | Fault] = []
@@ -124,13 +124,13 @@ class Known:
         return Looked(case, places[0], places[1] if label else None, self._kept)
 
     def facts(self, looked: Mapping[str, Looked]) -> dict[str, ScanFacts]:
-        """Of the scans of which all is known."""
-        found = {case: known_facts(self.config, each) for case, each in looked.items()}
-        return {case: facts for case, facts in found.items() if facts}
+        """Facts of the scans whose facts are all known."""
+        known = {case: known_facts(self.config, scan) for case, scan in looked.items()}
+        return {case: facts for case, facts in known.items() if facts}
 
 
 def known_facts(config: Config, looked: Looked) -> ScanFacts | None:
-    """What is known of a scan without decoding anything; None: not all of it."""
+    """The facts of a scan without decoding it; None: not all are known."""
     image = _known(config, looked, looked.image, is_label=False)
     label = None if looked.label is None else _known(config, looked, looked.label, is_label=True)
     if image is None or (label is None and looked.label is not None):
@@ -139,10 +139,10 @@ def known_facts(config: Config, looked: Looked) -> ScanFacts | None:
 
 
 def examine(config: Config, looked: Looked, *, whole: bool = True) -> Examined:
-    """Decode a scan, and keep what is then known of it.
+    """Decode a scan and keep its facts.
 
     Args:
-        whole: decode all of it; else only what is not known.
+        whole: decode image and label map; otherwise only files whose facts are not known.
     """
     image, image_facts = _examine(config, looked, looked.image, is_label=False, whole=whole)
     if looked.label is None:
@@ -152,14 +152,14 @@ def examine(config: Config, looked: Looked, *, whole: bool = True) -> Examined:
 
 
 def faults_of(config: Config, facts: ScanFacts) -> list[Fault]:
-    """Everything that is wrong with a scan, and with its label map if that was asked for."""
+    """All faults of a scan, and of its label map if that was asked for."""
     case, image, label = facts.case, facts.image, facts.label
-    faults = [Fault(case, *each) for each in image.faults]
+    faults = [Fault(case, *fault) for fault in image.faults]
     if label is None:
         return faults
     if image.geometry and label.geometry:
         faults += geometry_faults(image.geometry, label.geometry, case)
-    faults += [Fault(case, *each) for each in label.faults]
+    faults += [Fault(case, *fault) for fault in label.faults]
     if not label.faults and not any(label.classes) and case in config.part("atlases"):
         faults.append(intake.no_structures(case))
     return faults
@@ -224,17 +224,17 @@ def _facts(stored: Mapping[str, Any]) -> Facts:
 
 
 def _file(config: Config, workspace: Path, content: Content, *, is_label: bool) -> Path:
-    """Where facts are kept, by all that they depend on: bytes and how they are read, and the table of label values."""
+    """Where facts are kept. The name covers all they depend on: bytes, how they are read, and the label values."""
     table = [list(config.structure_values().items()), config.others] if is_label else None
     key = digest_of([CHECKS, sitk.Version_VersionString(), content.kind, content.digest, table])
     return kept_folder(workspace) / "facts" / f"{key}.json"
 
 
 def decode_label(config: Config, case: str, facts: ScanFacts) -> np.ndarray:
-    """Class indices (D, H, W) of a label map of which `facts` are known.
+    """Class indices (D, H, W) of a label map whose `facts` are known.
 
     Raises:
-        IntakeError: it is another one by now, or faulty.
+        IntakeError: the label map has changed since, or is faulty.
     """
     label = intake.read_label(config, case)
     assert facts.label is not None

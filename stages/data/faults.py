@@ -1,7 +1,7 @@
-"""What can be wrong with scans, in one line each, and when a stage refuses to go on.
+"""Faults of scans, each reported in one line, and `refuse`, which stops a stage if there are any.
 
-Messages name the case and what is wrong with it, never a path or anything from a file's header: headers of medical
-scans hold names and dates.
+Messages name the case and the fault, never a path or anything from a file's header: headers of medical scans hold
+names and dates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HELD_OUT = ("dev", "test")
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a scan; a fault of the whole cohort has the empty case id."""
+    """One fault of a scan: what was found and how to remedy it. Faults of the cohort have an empty case id."""
 
     case: str
     found: str
@@ -39,28 +39,28 @@ class IntakeError(LrlsError):
 
 
 def refuse(faults: Sequence[Fault]) -> None:
-    """Go on if there is no fault.
+    """Raise the first fault, if any.
 
     Raises:
-        LrlsError: the first one, with the number of further ones.
+        LrlsError: the first fault, with the number of further ones.
     """
     if faults:
         more = f" ({len(faults) - 1} more: `lrls check` lists them)" if len(faults) > 1 else ""
         raise LrlsError(f"{faults[0]}{more}")
 
 
-def not_finite(case: str, what: str, num_nan: int, num_infinite: int) -> Fault:
+def not_finite(case: str, kind: str, num_nan: int, num_infinite: int) -> Fault:
     counts = (("NaN", num_nan), ("infinite", num_infinite))
-    found = " and ".join(f"{count} {name} voxel{'s' if count > 1 else ''}" for name, count in counts if count)
-    return Fault(case, f"{what} has {found}", "replace these voxels by 0 or export it again")
+    voxels = " and ".join(f"{count} {name} voxel{'s' if count > 1 else ''}" for name, count in counts if count)
+    return Fault(case, f"{kind} has {voxels}", "replace these voxels by 0 or export it again")
 
 
 def leaks(members: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> list[Fault]:
-    """Cases in two parts that must be apart, and images that training and held-out parts share under two names.
+    """Faults of the split: cases in two parts that exclude each other, and one image under two names in two such parts.
 
     Args:
         members: cases by part.
-        digests: of what must not be in two parts; images that are not there (yet) have none.
+        digests: of images by case; missing images have none.
     """
     faults = [
         Fault(case, "listed in data.atlases and data.unlabeled", "keep it in one of them")
@@ -72,24 +72,26 @@ def leaks(members: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> l
     trained_voxels = {digests[case]: case for case in training if case in digests}
     for case, part in held_out.items():
         if case in training:
-            found = f"listed in data.{training[case]} and data.{part}"
-            faults.append(Fault(case, found, "keep what is trained on and what is scored apart"))
+            problem = f"listed in data.{training[case]} and data.{part}"
+            faults.append(Fault(case, problem, "keep training and held-out cases apart"))
         elif twin := trained_voxels.get(digests.get(case, "")):
-            found = f"same image as case {twin}, which data.{training[twin]} trains on, and data.{part} scores this one"
-            faults.append(Fault(case, found, "take one of the two out of the configuration"))
+            problem = (
+                f"same image as case {twin}, which data.{training[twin]} trains on, and data.{part} scores this one"
+            )
+            faults.append(Fault(case, problem, "take one of the two out of the configuration"))
     return faults
 
 
 def disk_fault(folder: Path, needed_bytes: int) -> Fault | None:
-    """The fault that the disk of a folder (which need not exist yet) has no room for `needed_bytes`, or None."""
+    """A fault if the disk of a folder (which need not exist yet) has no room for `needed_bytes`; otherwise None."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes <= free_bytes:
         return None
-    found = f"{_size(needed_bytes)} are needed, the disk of the workspace has {_size(free_bytes)} free"
-    return Fault("", found, "make room, or set workspace to a folder on another disk")
+    problem = f"{_size(needed_bytes)} are needed, the disk of the workspace has {_size(free_bytes)} free"
+    return Fault("", problem, "make room, or set workspace to a folder on another disk")
 
 
 def _size(num_bytes: int) -> str:

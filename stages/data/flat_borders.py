@@ -12,8 +12,8 @@ import numpy as np
 
 from stages.artifacts.cohort import FlatBorder, Vector
 
-LEAST_SHARE = 0.8  # of all faces between two structures that lie in one plane, mean over the atlases
-LEAST_FACES = 20  # between them in every atlas; few faces lie in a plane by chance
+LEAST_SHARE = 0.8  # of the faces between two structures: share in one plane, mean over the atlases
+LEAST_FACES = 20  # between two structures in every atlas; a few faces may lie in one plane by chance
 
 Faces = list[tuple[int, int, int, int, int]]  # class, larger class, axis, slice before the face, number of faces
 
@@ -22,9 +22,9 @@ def find_flat_borders(atlases: Iterable[tuple[Faces, tuple[float, ...]]]) -> lis
     """Pairs of structures whose border is one plane of voxels in (nearly) every atlas.
 
     Args:
-        atlases: what `border_faces` says of each, and the direction of its axes as SimpleITK has it.
+        atlases: per atlas its `border_faces` and the direction of its axes, as SimpleITK returns it.
     """
-    found: dict[tuple[int, int], list[float]] = {}
+    shares_of: dict[tuple[int, int], list[float]] = {}
     normals: dict[tuple[int, int], Vector] = {}
     count = 0
     for rows, direction in atlases:
@@ -37,21 +37,21 @@ def find_flat_borders(atlases: Iterable[tuple[Faces, tuple[float, ...]]]) -> lis
             normal = normals.setdefault(pair, axis_vector(direction, plane[0]))
             total = sum(faces.values())
             if total >= LEAST_FACES and plane[0] == nearest_axis(direction, normal):
-                found.setdefault(pair, []).append(faces[plane] / total)
+                shares_of.setdefault(pair, []).append(faces[plane] / total)
     return [
         FlatBorder(pair, normals[pair])
-        for pair, shares in sorted(found.items())
+        for pair, shares in sorted(shares_of.items())
         if len(shares) == count and np.mean(shares) >= LEAST_SHARE
     ]
 
 
 def border_faces(classes: np.ndarray) -> Faces:
-    """Faces of voxels between two structures, by the plane that they lie in; background has none.
+    """Faces between voxels of two structures, counted by the plane that they lie in; background does not count.
 
     Args:
         classes: class indices (D, H, W) in the atlas's own voxels.
     """
-    found: Faces = []
+    faces: Faces = []
     for axis in range(3):
         before = classes.take(range(classes.shape[axis] - 1), axis).astype(np.int64)
         behind = classes.take(range(1, classes.shape[axis]), axis).astype(np.int64)
@@ -59,8 +59,8 @@ def border_faces(classes: np.ndarray) -> Faces:
         pairs = np.sort(np.stack([before[meets], behind[meets]]), axis=0)
         rows, counts = np.unique(np.stack([*pairs, np.nonzero(meets)[axis]]), axis=1, return_counts=True)
         for (low, high, place), number in zip(rows.T.tolist(), counts.tolist(), strict=True):
-            found.append((low, high, axis, place, number))
-    return found
+            faces.append((low, high, axis, place, number))
+    return faces
 
 
 def axis_vector(direction: tuple[float, ...], axis: int) -> Vector:
@@ -70,5 +70,5 @@ def axis_vector(direction: tuple[float, ...], axis: int) -> Vector:
 
 
 def nearest_axis(direction: tuple[float, ...], normal: Vector) -> int:
-    """The axis (D, H, W) of an array that lies nearest to a vector."""
+    """The axis (D, H, W) of an array that is most nearly parallel to a vector."""
     return int(np.argmax([abs(np.dot(axis_vector(direction, axis), normal)) for axis in range(3)]))

@@ -1,4 +1,4 @@
-"""Where an image's voxels lie, and whether a label map lies on its image."""
+"""Geometry of images, and whether a label map lies on its image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GEOMETRY_TOLERANCE = 1e-3  # mm for spacing and origin; entries of direction mat
 
 @dataclass(frozen=True)
 class Geometry:
-    """As SimpleITK has it: (x, y, z), LPS, mm."""
+    """Size, spacing, origin and direction as SimpleITK returns them: (x, y, z), LPS, mm."""
 
     size: tuple[int, ...]
     spacing: tuple[float, ...]
@@ -30,7 +30,7 @@ def geometry_of(image: sitk.Image) -> Geometry:
 
 
 def header_geometry(path: Path) -> Geometry | None:
-    """What a file's header says, no voxel read; None where that is not a plain volume: reading it tells why."""
+    """The geometry in a file's header, read without voxels; None: not a plain volume, decoding it reports why."""
     if path.is_dir():
         return None
     try:
@@ -46,29 +46,29 @@ def header_geometry(path: Path) -> Geometry | None:
 
 
 def geometry_faults(image: Geometry, label: Geometry, case: str) -> list[Fault]:
-    """Where a label map does not lie on its image."""
+    """Differences between a label map's geometry and its image's."""
     faults = []
     resample = "resample the label or fix its header"
     if image.size != label.size:
-        found = f"label size {label.size} voxels, image size {image.size} voxels"
-        faults.append(Fault(case, found, "resample the label to the image's grid"))
-    for what, of_label, of_image in (
+        problem = f"label size {label.size} voxels, image size {image.size} voxels"
+        faults.append(Fault(case, problem, "resample the label to the image's grid"))
+    for quantity, of_label, of_image in (
         ("spacing", label.spacing, image.spacing),
         ("origin", label.origin, image.origin),
     ):
         if not np.allclose(of_label, of_image, rtol=0, atol=GEOMETRY_TOLERANCE):
-            found = f"label {what} {_rounded(of_label)} mm, image {what} {_rounded(of_image)} mm"
-            faults.append(Fault(case, found, resample))
+            problem = f"label {quantity} {_rounded(of_label)} mm, image {quantity} {_rounded(of_image)} mm"
+            faults.append(Fault(case, problem, resample))
     if not np.allclose(label.direction, image.direction, rtol=0, atol=GEOMETRY_TOLERANCE):
         code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
         label_code, image_code = code(label.direction), code(image.direction)
         if label_code != image_code:
-            found = f"label direction {label_code}, image direction {image_code}"
+            problem = f"label direction {label_code}, image direction {image_code}"
         else:
             turn = np.reshape(label.direction, (3, 3)).T @ np.reshape(image.direction, (3, 3))
             degrees = math.degrees(math.acos(min(1.0, (np.trace(turn) - 1) / 2)))
-            found = f"label direction {degrees:.2g} degrees away from the image direction"
-        faults.append(Fault(case, found, resample))
+            problem = f"label direction {degrees:.2g} degrees away from the image direction"
+        faults.append(Fault(case, problem, resample))
     return faults
 
 

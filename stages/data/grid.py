@@ -22,12 +22,13 @@ def derive_grid(
     own_spacing: tuple[float, ...],
     own_origin: tuple[float, ...],
 ) -> Grid:
-    """The grid: a box in the reference's space, and the spacing and shape that the settings leave open.
+    """The grid around a box in the reference's space; derives spacing and shape if the settings leave them open.
 
     Args:
-        box: what it must hold, without the margin.
+        box: what the grid must contain, without the margin.
         direction: of the reference's axes.
-        own_spacing, own_origin: of the first atlas in the reference's orientation; a big one's reference is coarser.
+        own_spacing, own_origin: of the first atlas in the reference's orientation (of a big atlas the reference is a
+            coarser copy).
     """
     low, high = np.array(box[0]) - settings.margin_mm, np.array(box[1]) + settings.margin_mm
     if settings.spacing_mm is None:
@@ -45,8 +46,8 @@ def derive_grid(
     axes = np.array(direction).reshape(3, 3)
     centre = axes @ ((low + high) / 2)  # the box lives on the reference's axes
     origin = centre - axes @ ((size - 1) / 2 * spacing)
-    # On voxels of the atlas: half a voxel beside them, every voxel at a structure's surface would be a tie between
-    # structure and background, and thin structures would lose a fifth of their volume.
+    # The grid starts on a voxel of the atlas. Half a voxel off, every voxel at a structure's surface would be a tie
+    # between structure and background, and thin structures would lose a fifth of their volume.
     steps = axes.T @ (origin - np.array(own_origin)) / own_spacing
     origin = np.array(own_origin) + axes @ (np.round(steps) * own_spacing)
     d, h, w = (int(n) for n in size[::-1])
@@ -66,7 +67,7 @@ def label_box(label: sitk.Image, classes: np.ndarray, matrix: Any, direction: tu
 
 
 def image_box(reference: sitk.Image, *, foreground: bool) -> Box:
-    """The box of the reference's foreground, or of all of it."""
+    """The box of the reference's foreground, or of the whole reference."""
     voxels = sitk.GetArrayViewFromImage(reference)
     mask = voxels > 0.1 if foreground else np.ones(voxels.shape, bool)
     return _box(_points(reference, mask), reference.GetDirection())
@@ -102,16 +103,16 @@ def to_grid(image: sitk.Image, record: dict[str, Any], grid: Grid, *, nearest: b
 
 
 def image_on_grid(normalised: sitk.Image, record: dict[str, Any], grid: Grid, case: str) -> np.ndarray:
-    """What networks see of a scan: (D, H, W) float16 in [0, 1].
+    """A scan on the grid, as networks see it: (D, H, W) float16 in [0, 1].
 
     Raises:
         IntakeError: nothing of the scan lies on the grid.
     """
     voxels = to_grid(normalised, record, grid)
     if voxels.min() == voxels.max():
-        found = "its image does not reach the grid, which lies round the first atlas"
+        problem = "its image does not reach the grid, which lies round the first atlas"
         remedy = "set preprocess.align to rigid or affine, or correct the header's origin"
-        raise IntakeError(Fault(case, found, remedy))
+        raise IntakeError(Fault(case, problem, remedy))
     return voxels.astype(np.float16)
 
 
@@ -137,7 +138,7 @@ def label_to_grid(
 
 
 def packed(image: sitk.Image) -> tuple:
-    """Voxels, spacing, origin and direction: an image as it goes to another process."""
+    """Voxels, spacing, origin and direction: an image in the form that is sent to other processes."""
     return sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
 
 

@@ -1,4 +1,4 @@
-"""From a folder of scans to a first configuration file: who is labelled, which values, which intensities."""
+"""A first configuration file from a folder of scans: labelled cases, label values, intensities."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Description(TypedDict):
     modality: str  # "CT" or "MR"
     window: tuple[float, float] | None  # HU, CT only
     spacings_mm: list[tuple[float, ...]]  # of some scans
-    notes: list[str]  # what was decided, for comments in the file
+    notes: list[str]  # decisions, as comments for the file
 
 
 def describe_folder(folder: Path) -> Description:
@@ -52,7 +52,7 @@ def describe_folder(folder: Path) -> Description:
     Segmentation Decathlon and of nnU-Net v2, or a flat folder of scans.
 
     Raises:
-        LrlsError: no scans there, or several images per scan.
+        LrlsError: the folder holds no scans, or several images per scan.
     """
     given = folder
     folder = folder.parent if folder.name == "dataset.json" else folder
@@ -79,7 +79,7 @@ def describe_folder(folder: Path) -> Description:
         )
     if rest and not unlabeled:
         unlabeled, test = rest[: (len(rest) + 1) // 2], rest[(len(rest) + 1) // 2 :]
-        notes.append("No scan is without labels: half of the other scans are learned from without their labels.")
+        notes.append("Every scan has labels: half of the other scans are used without their labels.")
     else:
         test = rest
     if not atlases:
@@ -236,11 +236,11 @@ def _cases(folder: Path) -> list[str]:
     return sorted(cases)
 
 
-def _read_some(cases: Sequence[str], folders: Sequence[Path], what: str) -> Iterable[tuple[str, sitk.Image]]:
-    """The readable ones of the cases; what is wrong with the others is for `lrls check` to say."""
+def _read_some(cases: Sequence[str], folders: Sequence[Path], kind: str) -> Iterable[tuple[str, sitk.Image]]:
+    """The images of the cases that can be read; `lrls check` reports the faults of the others."""
     for case in cases:
         try:
-            yield case, read_image(find_file(folders, case, what), case, what)
+            yield case, read_image(find_file(folders, case, kind), case, kind)
         except IntakeError:
             continue
 
@@ -248,10 +248,12 @@ def _read_some(cases: Sequence[str], folders: Sequence[Path], what: str) -> Iter
 def _structures(dataset: dict[str, Any], label_maps: Iterable[np.ndarray]) -> tuple[dict[str, int | list[int]], bool]:
     """Structures by name, and whether values without a name are to be dropped.
 
-    Names come from the dataset.json: MSD maps values to names, nnU-Net names to values. A value that only the label
-    maps have is named after itself.
+    Names come from the dataset.json: MSD maps values to names, nnU-Net names to values. A value that occurs only in
+    the label maps is named after itself.
     """
-    found = sorted({int(value) for label in label_maps for value in np.unique(label) if value == int(value)} - {0})
+    values_in_maps = sorted(
+        {int(value) for label in label_maps for value in np.unique(label) if value == int(value)} - {0}
+    )
     named: dict[str, int | list[int]] = {}
     ignored = False
     entries = dataset.get("labels")
@@ -265,7 +267,7 @@ def _structures(dataset: dict[str, Any], label_maps: Iterable[np.ndarray]) -> tu
     if len(set(flat)) < len(flat):  # nnU-Net's regions overlap; structures do not
         named, flat = {}, []
     if not ignored:
-        named |= {f"structure_{value}": value for value in found if value not in flat}
+        named |= {f"structure_{value}": value for value in values_in_maps if value not in flat}
     return named, ignored
 
 
@@ -279,7 +281,7 @@ def _modality(dataset: dict[str, Any], images: Iterable[sitk.Image]) -> str:
 
 
 def _window(images: dict[str, sitk.Image], label_maps: dict[str, np.ndarray]) -> tuple[float, float]:
-    """HU from 200 below to 200 above the labelled voxels' 0.5th and 99.5th percentile; all tissues without labels."""
+    """HU: 200 below the labelled voxels' 0.5th to 200 above their 99.5th percentile; without labels, all tissues."""
     labelled = [
         sitk.GetArrayViewFromImage(image)[label_maps[case] != 0]
         for case, image in images.items()

@@ -1,6 +1,6 @@
-"""Reading users' scans: finding their files, looking at their headers, decoding their voxels.
+"""Reading users' scans: finding files, checking headers, decoding voxels.
 
-Every decode of voxels goes through `read_voxels`. What is wrong with what was read is said in one line (`faults`).
+Only `read_voxels` decodes voxels. Each fault is reported in one line (`faults`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stages.data.labels import as_integers, classes_of
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
-# Users get our one line per fault; ITK's own warnings quote paths.
+# Users see one line per fault from us; ITK's own warnings quote paths.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 
@@ -36,33 +36,33 @@ class Scan:
     label: sitk.Image | None
 
 
-def find_file(folder: Path | Sequence[Path], case: str, what: str) -> Path:
-    """The file (or DICOM folder) of a case; `what` ("image" or "label map") is for the message.
+def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
+    """The file (or DICOM folder) of a case; `kind` ("image" or "label map") is for the message.
 
     Accepts `<case>` and nnU-Net's `<case>_0000` with any of `SUFFIXES`, or a folder `<case>` with one DICOM series,
     in the folder or one of the folders.
 
     Raises:
-        IntakeError: none, several, or one of several channels.
+        IntakeError: there is no such file, several of them, or one per channel.
     """
     if Path(case).name != case:
         raise IntakeError(Fault(case, "the case id is not a plain name", "use the file name without its ending"))
     folders = [folder] if isinstance(folder, Path) else folder
-    found = [path for each in folders for suffix in SUFFIXES if (path := each / f"{case}{suffix}").is_file()]
-    found += [path for each in folders for suffix in SUFFIXES if (path := each / f"{case}_0000{suffix}").is_file()]
-    found += [path for each in folders if (path := each / case).is_dir()]
-    if any((each / f"{case}_0001{suffix}").is_file() for each in folders for suffix in SUFFIXES):
+    paths = [path for parent in folders for suffix in SUFFIXES if (path := parent / f"{case}{suffix}").is_file()]
+    paths += [path for parent in folders for suffix in SUFFIXES if (path := parent / f"{case}_0000{suffix}").is_file()]
+    paths += [path for parent in folders if (path := parent / case).is_dir()]
+    if any((parent / f"{case}_0001{suffix}").is_file() for parent in folders for suffix in SUFFIXES):
         remedy = "keep one channel: one image per scan"
-        raise IntakeError(Fault(case, f"{what} in several channels (_0000, _0001, ...)", remedy))
-    if not found:
+        raise IntakeError(Fault(case, f"{kind} in several channels (_0000, _0001, ...)", remedy))
+    if not paths:
         remedy = (
-            f"add <case id>.nii.gz (or .nii, .nrrd, .mha, .mhd, or a DICOM folder) to the folder of the {what}s, "
+            f"add <case id>.nii.gz (or .nii, .nrrd, .mha, .mhd, or a DICOM folder) to the folder of the {kind}s, "
             "or take the case out of the configuration"
         )
-        raise IntakeError(Fault(case, f"no {what} file", remedy))
-    if len(found) > 1:
-        raise IntakeError(Fault(case, f"{len(found)} {what} files or folders of this name", "keep one of them"))
-    return found[0]
+        raise IntakeError(Fault(case, f"no {kind} file", remedy))
+    if len(paths) > 1:
+        raise IntakeError(Fault(case, f"{len(paths)} {kind} files or folders of this name", "keep one of them"))
+    return paths[0]
 
 
 def sub_folders(config: Config, names: str) -> list[Path]:
@@ -81,42 +81,43 @@ def label_file(config: Config, case: str) -> Path:
 
 
 def read_voxels(files: str | Sequence[str]) -> sitk.Image:
-    """Decode a volume: a file, or the slices of a series in their order. Nothing else decodes a scan."""
+    """Decode a volume: one file, or the slices of a series in order. No other function decodes a scan."""
     return sitk.ReadImage(files)
 
 
-def read_image(path: Path, case: str, what: str = "image") -> sitk.Image:
+def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
     """Read one volume from a file or a folder with a DICOM series; its header keeps only the geometry.
 
     Raises:
-        IntakeError: unreadable, truncated, NaN or infinite voxels in a NIfTI file, or not one channel of one volume.
+        IntakeError: the file is unreadable or truncated, does not hold exactly one volume of one channel, or is a NIfTI
+            file with NaN or infinite voxels.
     """
     try:
         if path.is_dir():
-            image = _read_dicom(path, case, what)
+            image = _read_dicom(path, case, kind)
         else:
             if path.name.endswith((".nii", ".nii.gz")):
-                _check_nifti(path, case, what)
+                _check_nifti(path, case, kind)
             image = read_voxels(str(path))
     except (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.error, zlib.error) as error:
         if "orthonormal" in str(error):
             remedy = "resample it to a grid without shear"
-            raise IntakeError(Fault(case, f"{what} has axes that are not at right angles", remedy)) from None
+            raise IntakeError(Fault(case, f"{kind} has axes that are not at right angles", remedy)) from None
         remedy = "copy or export the file again"
-        raise IntakeError(Fault(case, f"{what} is unreadable or truncated", remedy)) from None
+        raise IntakeError(Fault(case, f"{kind} is unreadable or truncated", remedy)) from None
     if image.GetNumberOfComponentsPerPixel() > 1:
         channels = image.GetNumberOfComponentsPerPixel()
-        raise IntakeError(Fault(case, f"{what} has {channels} channels", "keep one channel: one image per scan"))
+        raise IntakeError(Fault(case, f"{kind} has {channels} channels", "keep one channel: one image per scan"))
     size = image.GetSize()
     while len(size) > 3 and size[-1] == 1:
         image = sitk.Extract(image, [*size[:-1], 0], [0] * len(size))
         size = image.GetSize()
     if len(size) > 3:
-        found = f"{what} has {math.prod(size[3:])} frames, 1 expected"
-        raise IntakeError(Fault(case, found, "store one frame per scan"))
+        problem = f"{kind} has {math.prod(size[3:])} frames, 1 expected"
+        raise IntakeError(Fault(case, problem, "store one frame per scan"))
     if len(size) < 3 or min(size) < 2:
-        found = f"{what} has size {' x '.join(map(str, size))}, a volume expected"
-        raise IntakeError(Fault(case, found, "export the whole volume"))
+        problem = f"{kind} has size {' x '.join(map(str, size))}, a volume expected"
+        raise IntakeError(Fault(case, problem, "export the whole volume"))
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
     return image
@@ -126,33 +127,33 @@ def read_scan(config: Config, case: str, *, label: bool) -> Scan:
     """Read a scan of the cohort, and its label map if asked.
 
     Raises:
-        IntakeError: anything is wrong with it; the line is its first fault.
+        IntakeError: the scan is faulty; the error is its first fault.
     """
     image = checked_image(read_image(image_file(config, case), case), case)
     if not label:
         return Scan(case, image, None)
-    found = read_image(label_file(config, case), case, "label map")
-    for fault in geometry_faults(geometry_of(image), geometry_of(found), case):
+    label_map = read_image(label_file(config, case), case, "label map")
+    for fault in geometry_faults(geometry_of(image), geometry_of(label_map), case):
         raise IntakeError(fault)
-    found = as_integers(found, case)
-    classes = classes_of(found, config, case)
+    label_map = as_integers(label_map, case)
+    classes = classes_of(label_map, config, case)
     if not classes.any() and case in config.part("atlases"):
         raise IntakeError(no_structures(case))
-    return Scan(case, image, found)
+    return Scan(case, image, label_map)
 
 
 def read_label(config: Config, case: str) -> sitk.Image:
     """Read a label map of the cohort as integers.
 
     Raises:
-        IntakeError: there is none, it cannot be read, or its values are no integers.
+        IntakeError: there is no label map, it cannot be read, or its values are not integers.
     """
     return as_integers(read_image(label_file(config, case), case, "label map"), case)
 
 
 def no_structures(case: str) -> Fault:
-    found = "atlas has none of the configuration's structures"
-    return Fault(case, found, "correct the values in structures, or choose another atlas")
+    problem = "atlas has none of the configuration's structures"
+    return Fault(case, problem, "correct the values in structures, or choose another atlas")
 
 
 def read_new_scan(path: Path, case: str | None = None) -> Scan:
@@ -162,7 +163,7 @@ def read_new_scan(path: Path, case: str | None = None) -> Scan:
         case: its id; by default its name.
 
     Raises:
-        IntakeError: it is missing, or anything is wrong with it.
+        IntakeError: the scan is missing or faulty.
     """
     case = case or case_id(path)
     if not path.exists():
@@ -174,10 +175,10 @@ def checked_image(image: sitk.Image, case: str) -> sitk.Image:
     """An image as float32.
 
     Raises:
-        IntakeError: it is no volume of one channel with finite voxels of several values.
+        IntakeError: the image is not a volume of one channel, has voxels that are not finite, or is constant.
     """
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise IntakeError(Fault(case, "image is no volume of one channel", "give one 3D image per scan"))
+        raise IntakeError(Fault(case, "image is not a volume of one channel", "give one 3D image per scan"))
     image = sitk.Cast(image, sitk.sitkFloat32)
     if fault := voxel_fault(image, case):
         raise IntakeError(fault)
@@ -185,14 +186,14 @@ def checked_image(image: sitk.Image, case: str) -> sitk.Image:
 
 
 def voxel_fault(image: sitk.Image, case: str) -> Fault | None:
-    """What is wrong with a float32 image's voxels."""
+    """The fault of a float32 image's voxels, if any: not finite, or constant."""
     voxels = sitk.GetArrayViewFromImage(image)
     low, high = voxels.min(), voxels.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         return not_finite(case, "image", int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum()))
     if low == high:
-        found = "image is empty (every voxel is 0)" if low == 0 else f"image is constant (every voxel is {low:g})"
-        return Fault(case, found, "export the scan again or take the case out of the configuration")
+        problem = "image is empty (every voxel is 0)" if low == 0 else f"image is constant (every voxel is {low:g})"
+        return Fault(case, problem, "export the scan again or take the case out of the configuration")
     return None
 
 
@@ -202,21 +203,21 @@ def case_id(path: Path) -> str:
     return path.name.removesuffix(suffix).removesuffix("_0000")
 
 
-def dicom_files(folder: Path, case: str, what: str = "image") -> Sequence[str]:
+def dicom_files(folder: Path, case: str, kind: str = "image") -> Sequence[str]:
     """The files of a folder's one DICOM series, in the order of its slices.
 
     Raises:
-        IntakeError: none or several series.
+        IntakeError: the folder holds no series, or several.
     """
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
-        found = f"{what} folder holds {len(series)} DICOM series, 1 expected"
-        raise IntakeError(Fault(case, found, "keep the files of one series in it"))
+        problem = f"{kind} folder holds {len(series)} DICOM series, 1 expected"
+        raise IntakeError(Fault(case, problem, "keep the files of one series in it"))
     return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
 
 
-def _read_dicom(folder: Path, case: str, what: str) -> sitk.Image:
-    files = dicom_files(folder, case, what)
+def _read_dicom(folder: Path, case: str, kind: str) -> sitk.Image:
+    files = dicom_files(folder, case, kind)
     if len(files) == 1:
         return read_voxels(files[0])
     origins = []
@@ -227,13 +228,13 @@ def _read_dicom(folder: Path, case: str, what: str) -> sitk.Image:
         origins.append(reader.GetOrigin())
     steps_mm = np.linalg.norm(np.diff(np.array(origins), axis=0), axis=1)
     if np.ptp(steps_mm) > 0.1 * np.median(steps_mm):
-        found = f"{what} has slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
-        raise IntakeError(Fault(case, found, "export the series again with all its slices"))
+        problem = f"{kind} has slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
+        raise IntakeError(Fault(case, problem, "export the series again with all its slices"))
     return read_voxels(files)
 
 
-def _check_nifti(path: Path, case: str, what: str) -> None:
-    """Look at what ITK passes over: it reads the missing half of a file as zeros, and NaN and infinity as 0.
+def _check_nifti(path: Path, case: str, kind: str) -> None:
+    """Check what ITK ignores: it reads the missing end of a file as zeros, and NaN and infinity as 0.
 
     Raises:
         IntakeError: voxels are not finite.
@@ -266,4 +267,4 @@ def _check_nifti(path: Path, case: str, what: str) -> None:
     if missing_bytes > 0:
         raise EOFError
     if num_nan or num_infinite:
-        raise IntakeError(not_finite(case, what, num_nan, num_infinite))
+        raise IntakeError(not_finite(case, kind, num_nan, num_infinite))

@@ -1,4 +1,4 @@
-"""Intensities of scans: bias field, the range that becomes [0, 1], and coarser copies to align by."""
+"""Intensities of scans: bias field correction, scaling to [0, 1], and coarser copies for alignment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BIG = 2**21  # voxels; larger scans are aligned at `align_spacing_mm`
 
 
 def normalise(image: sitk.Image, settings: PreprocessSettings) -> tuple[sitk.Image, float, float]:
-    """Orientation LPS, N4 where asked, intensities to [0, 1]; also returns the values that became 0 and 1."""
+    """The image in orientation LPS with intensities in [0, 1], after N4 if set, and the values that became 0 and 1."""
     image = sitk.DICOMOrient(image, "LPS")
     if settings.n4:
         image = n4_corrected(image)
@@ -23,10 +23,10 @@ def normalise(image: sitk.Image, settings: PreprocessSettings) -> tuple[sitk.Ima
 
 
 def intensity_range(voxels: np.ndarray, settings: IntensitySettings) -> tuple[float, float]:
-    """Values that become 0 and 1.
+    """The values that become 0 and 1.
 
-    Percentiles are of the foreground: where over a tenth of the voxels share the lowest value (brain-extracted, padded
-    scans), that value is background and becomes 0.
+    Percentiles are taken over the foreground: if over a tenth of the voxels share the lowest value (brain-extracted or
+    padded scans), that value is background and becomes 0.
     """
     if settings.method == "window":
         return settings.window
@@ -53,7 +53,7 @@ def n4_corrected(image: sitk.Image) -> sitk.Image:
 
 
 def coarsened(image: sitk.Image, spacing_mm: float, *, most: int = BIG) -> sitk.Image:
-    """An image of more voxels than `most` at a coarser spacing, smoothed first; a smaller one as it is."""
+    """An image with more voxels than `most`, smoothed and resampled at `spacing_mm`; smaller images are unchanged."""
     if image.GetNumberOfPixels() <= most:
         return image
     spacing = [max(s, spacing_mm) for s in image.GetSpacing()]

@@ -1,11 +1,11 @@
-"""What is kept of scans in the workspace to save time: small JSON files under `<workspace>/.scans`.
+"""A cache of facts about scans in the workspace: small JSON files under `<workspace>/.scans`.
 
-    files.json                what files held when they were last looked at (`stages.data.contents`)
+    files.json                digests of files when they were last looked at (`stages.data.contents`)
     facts/<key>.json          digests, geometry, classes and faults of an image or label map (`stages.data.facts`)
     alignments/<key>.json     how a scan was aligned to a reference (`stages.data.alignments`)
 
-A file that is missing, damaged or of another version costs time and nothing else, and so does one that cannot be
-written. Several processes may read and write at once: each file appears whole or not at all.
+A file that is missing, damaged, of another version or cannot be written costs only time. Several processes may read
+and write at once: each file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def kept_folder(workspace: Path) -> Path:
 
 
 def read_kept(path: Path) -> Any | None:
-    """What `keep` wrote; None where that is not there, or is not what was written."""
+    """The value that `keep` wrote; None: it is missing or damaged."""
     try:
         stored = json.loads(path.read_bytes())
         if stored["digest"] == digest_of(stored["value"]):

@@ -1,4 +1,4 @@
-"""The user's label values and what they stand for: class indices, 0 background, then the structures in order."""
+"""The user's label values and their class indices: 0 is background, then the structures in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.data.faults import Fault, IntakeError, not_finite
 
 
 def class_indices(label_array: np.ndarray, config: Config, case: str) -> np.ndarray:
-    """The user's label values as class indices: 0 background, then the structures in the order of the configuration.
+    """Label values as class indices: 0 is background, then the structures in the order of the configuration.
 
     Returns:
         uint8 (uint16 for over 255 structures), the shape of `label_array`.
@@ -29,10 +29,10 @@ def class_indices(label_array: np.ndarray, config: Config, case: str) -> np.ndar
 
 
 def label_values(classes: np.ndarray, config: Config) -> np.ndarray:
-    """Class indices as the user's label values; a structure of several values gets its first.
+    """Class indices as the user's label values; a structure with several values gets its first.
 
     Returns:
-        The smallest unsigned integer type that holds every value of the table; signed if one is negative.
+        Array of the smallest unsigned integer type that holds every value; signed if a value is negative.
     """
     table = [0, *(values[0] for values in config.structure_values().values())]
     if min(table) < 0:
@@ -60,7 +60,7 @@ def as_integers(label: sitk.Image, case: str) -> sitk.Image:
     """A label map as integers.
 
     Raises:
-        IntakeError: it has values that are none.
+        IntakeError: it has values that are not integers.
     """
     voxels = sitk.GetArrayViewFromImage(label)
     if not np.issubdtype(voxels.dtype, np.floating):
@@ -69,15 +69,15 @@ def as_integers(label: sitk.Image, case: str) -> sitk.Image:
         raise IntakeError(not_finite(case, "label map", int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum())))
     uneven = voxels[voxels != np.round(voxels)]
     if uneven.size:
-        found = f"label map has values that are no integers ({_listed(np.unique(uneven))})"
+        problem = f"label map has values that are not integers ({_listed(np.unique(uneven))})"
         remedy = "resample label maps with nearest neighbour and save them as integers"
-        raise IntakeError(Fault(case, found, remedy))
+        raise IntakeError(Fault(case, problem, remedy))
     return sitk.Cast(label, sitk.sitkInt64 if np.abs(voxels).max() > 2**31 - 1 else sitk.sitkInt32)
 
 
 def _unknown_values(case: str, values: np.ndarray) -> Fault:
-    found = f"label value{'s' if len(values) > 1 else ''} {_listed(values)} not named in structures"
-    return Fault(case, found, "name them there, or set others: background")
+    problem = f"label value{'s' if len(values) > 1 else ''} {_listed(values)} not named in structures"
+    return Fault(case, problem, "name them there, or set others: background")
 
 
 def _listed(values: np.ndarray, most: int = 5) -> str:

@@ -33,27 +33,27 @@ def own_to_grid(record: dict[str, Any], grid: Grid) -> np.ndarray:
 
 
 def classes_in_own_space(probabilities: Tensor, record: dict[str, Any], grid: Grid) -> np.ndarray:
-    """Most probable class at each of the scan's own voxels; background outside the grid.
+    """The most probable class at each of the scan's own voxels; background outside the grid.
 
-    Probabilities, not labels, are interpolated, slab by slab, so that no full-size one-hot map is ever held.
+    Interpolates probabilities, not labels, slab by slab, so that no full-size one-hot map is held in memory.
 
     Args:
         probabilities: (C, D, H, W) on the grid.
-        record: what `preprocess` did to the scan.
+        record: of the scan; see `stages.data.prepare.prepare`.
 
     Returns:
         Class indices (D', H', W') in the scan's stored order.
     """
-    slabs = []
-    for here in in_own_space(probabilities[1:], record, grid):
-        best, place = here.max(0)
-        place = torch.where(best > 1 - here.sum(0), place + 1, 0)
-        slabs.append(place.cpu().numpy().astype(np.min_scalar_type(len(probabilities) - 1)))
-    return np.concatenate(slabs)
+    classes = []
+    for slab in in_own_space(probabilities[1:], record, grid):
+        best, index = slab.max(0)
+        index = torch.where(best > 1 - slab.sum(0), index + 1, 0)
+        classes.append(index.cpu().numpy().astype(np.min_scalar_type(len(probabilities) - 1)))
+    return np.concatenate(classes)
 
 
 def in_own_space(maps: Tensor, record: dict[str, Any], grid: Grid) -> Iterator[Tensor]:
-    """Maps (C, D, H, W) on the grid at the scan's own voxels, slab by slab (C, some of D', H', W'); 0 off the grid."""
+    """Maps (C, D, H, W) on the grid, sampled at the scan's own voxels, in slabs (C, n, H', W'); 0 outside the grid."""
     width, height, depth = (int(n) for n in record["size"])
     matrix = torch.from_numpy(own_to_grid(record, grid)).float().to(maps.device)
     slab = max(1, SLAB_VOXELS // (height * width))
@@ -65,7 +65,7 @@ def in_own_space(maps: Tensor, record: dict[str, Any], grid: Grid) -> Iterator[T
 
 
 def as_label_image(values: np.ndarray, record: dict[str, Any]) -> sitk.Image:
-    """A label map with the scan's own geometry."""
+    """A label map as an image with the scan's own geometry."""
     image = sitk.GetImageFromArray(values)
     image.SetSpacing(record["spacing"])
     image.SetOrigin(record["origin"])

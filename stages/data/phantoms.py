@@ -1,7 +1,7 @@
 """A small synthetic cohort: one anatomy, deformed, imaged and stored differently in every scan.
 
-The anatomy lives in millimetres in patient axes (left, posterior, superior), with its origin in the middle of the
-body. A scan pulls from it: the voxel at x shows the anatomy at A(x + u(x)), with A affine and u a sum of smooth waves.
+The anatomy is defined in millimetres along patient axes (left, posterior, superior), with its origin in the middle of
+the body. The voxel of a scan at x shows the anatomy at A(x + u(x)), with A affine and u a sum of smooth waves.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def make_phantom(random: np.random.Generator, orientation: str) -> tuple[sitk.Im
     contrast = np.interp(tissue, np.linspace(0, 1, 9), knots)
     bias = np.exp(0.12 * Field.draw(random, 40.0)(points_mm))
     noise = 0.025 * random.normal(size=(2, *tissue.shape))
-    magnitude = np.hypot(contrast * bias + noise[0], noise[1])  # as of MR: noise never falls below 0
+    magnitude = np.hypot(contrast * bias + noise[0], noise[1])  # as in MR images: never below 0
     voxels = np.rint(magnitude * random.uniform(300, 1500)).astype(np.int16)
 
     scan = []
@@ -142,7 +142,7 @@ def anatomy(points_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tissue brightness in [0, 1] and label value of the undeformed anatomy at points (..., 3) in mm."""
     fixed = np.random.default_rng(2022)  # the anatomy itself is the same for every seed
     uneven = np.stack([Field.draw(fixed, 11.0)(points_mm) for _ in range(3)], axis=-1)
-    points_mm = points_mm + 0.8 * uneven  # organs are no ellipsoids
+    points_mm = points_mm + 0.8 * uneven  # organs are not exact ellipsoids
     texture = Field.draw(fixed, 5.0)(points_mm)
     x, y, z = np.moveaxis(points_mm, -1, 0)
 
@@ -167,7 +167,7 @@ def anatomy(points_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (spine, 0.15),
         (tube, 0.9),
     ):
-        share = 1 / (1 + np.exp(-inside_mm / 0.25))  # soft edges, as of voxels that hold two tissues
+        share = 1 / (1 + np.exp(-inside_mm / 0.25))  # soft edges, as if a voxel held two tissues
         tissue = tissue * (1 - share) + brightness * share
     label = np.zeros(x.shape, dtype=np.int64)
     for name, inside_mm in (("core", core), ("left_lobe", left), ("right_lobe", right), ("tube", tube)):
@@ -194,7 +194,7 @@ def _voxel_positions(grid: sitk.Image) -> np.ndarray:
 
 
 def _deform(random: np.random.Generator, points_mm: np.ndarray) -> np.ndarray:
-    """Where in the anatomy the points of a scan lie: elastic, turned, stretched, shifted."""
+    """The points of a scan in the anatomy: deformed elastically, stretched, rotated and shifted."""
     moved_mm = points_mm.copy()
     for scale_mm, amplitude_mm in ELASTIC_MM.items():
         fields = [Field.draw(random, scale_mm) for _ in range(3)]

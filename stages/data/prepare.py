@@ -1,12 +1,13 @@
-"""What is done to a single scan: read, checked, normalised, aligned, brought to the grid; each by one decode.
+"""The steps for a single scan: read, check, normalise, align, bring to the grid. Each scan is decoded once.
 
-These functions run in processes of their own. What they find goes into files, so that no process holds more than one
-scan and a stopped run knows what is done:
+These functions run in worker processes. Their results go into files, so that no process holds more than one scan and
+a stopped run can resume:
 
-    <case>.npz   "image" (D, H, W) float16 on the grid, "label" class indices where it is trained on, "about" JSON:
+    <case>.npz   "image" (D, H, W) float16 on the grid, "label" class indices if it is trained on, "about" JSON:
                  "record" (see `prepare`) and "faces" (see `stages.data.flat_borders`)
 
-An atlas is decoded before the grid is known, which lies round the labels of all atlases; until then it is spilled:
+The grid lies around the labels of all atlases, so an atlas is decoded before the grid is known. Until then it is
+spilled to a file:
 
     <case>.npz   "voxels" in [0, 1] in one orientation, "values" label map as it is stored, "about" as above with
                  "geometry" and "label_geometry" [spacing, origin, direction] and "box" of its labels
@@ -38,7 +39,7 @@ from stages.errors import LrlsError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scan: what is known of it, and why it is not brought to the grid though it is sound."""
+    """The result for a scan: its facts, and the fault if a sound scan could not be brought to the grid."""
 
     case: str
     facts: ScanFacts | None = None
@@ -46,42 +47,44 @@ class Outcome:
 
 
 def check_scan(config: Config, looked: Looked) -> Outcome:
-    """Decode what is not known of a scan."""
+    """Decode a scan if its facts are not known."""
     return Outcome(looked.case, examine(config, looked, whole=False).facts)
 
 
 def bring_scan(config: Config, looked: Looked, reference: tuple, grid: Grid, to: Path) -> Outcome:
-    """Bring a scan, and its label map where it was looked for, to the grid.
+    """Bring a scan, and its label map if that was looked for, to the grid.
 
     Args:
-        reference: `packed`, what scans are aligned to.
-        to: the file to write; none is written for a faulty scan.
+        reference: `packed`, the image that scans are aligned to.
+        to: the file to write; not written for a faulty scan.
     """
-    found = examine(config, looked)
-    if faults_of(config, found.facts) or found.image is None:
-        return Outcome(looked.case, found.facts)
+    examined = examine(config, looked)
+    if faults_of(config, examined.facts) or examined.image is None:
+        return Outcome(looked.case, examined.facts)
     if looked.has_changed:
-        return Outcome(looked.case, found.facts, _changed(looked.case))
-    normalised, record = prepare(found.image, unpacked(reference), config.preprocess, kept=looked.kept)
+        return Outcome(looked.case, examined.facts, _changed(looked.case))
+    normalised, record = prepare(examined.image, unpacked(reference), config.preprocess, kept=looked.kept)
     about: dict[str, Any] = {"record": record}
-    if found.label is not None:
-        about["faces"] = border_faces(classes_of(found.label, config, looked.case))
-    return Outcome(looked.case, found.facts, _bring(config, looked.case, normalised, found.label, about, grid, to))
+    if examined.label is not None:
+        about["faces"] = border_faces(classes_of(examined.label, config, looked.case))
+    return Outcome(
+        looked.case, examined.facts, _bring(config, looked.case, normalised, examined.label, about, grid, to)
+    )
 
 
 def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Path) -> Outcome:
-    """Align an atlas and keep it for `bring_atlas`.
+    """Align an atlas and spill it for `bring_atlas`.
 
     Args:
-        reference: `packed`; None: it is the reference.
-        to: the file to write; none is written for a faulty scan.
+        reference: `packed`; None: this atlas is the reference.
+        to: the file to write; not written for a faulty scan.
     """
-    found = examine(config, looked)
-    image, label = found.image, found.label
-    if faults_of(config, found.facts) or image is None or label is None:
-        return Outcome(looked.case, found.facts)
+    examined = examine(config, looked)
+    image, label = examined.image, examined.label
+    if faults_of(config, examined.facts) or image is None or label is None:
+        return Outcome(looked.case, examined.facts)
     if looked.has_changed:
-        return Outcome(looked.case, found.facts, _changed(looked.case))
+        return Outcome(looked.case, examined.facts, _changed(looked.case))
     normalised, low, high = normalise(image, config.preprocess)
     fixed = unpacked(reference) if reference else coarsened(normalised, config.preprocess.align_spacing_mm)
     record = _record(image, aligned(fixed, normalised, config.preprocess, looked.kept), low, high)
@@ -92,7 +95,7 @@ def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Pat
     if config.preprocess.crop == "labels":
         about["box"] = label_box(label, classes, record["matrix"], fixed.GetDirection())
     _save(to, {"voxels": voxels, "values": values}, about)
-    return Outcome(looked.case, found.facts)
+    return Outcome(looked.case, examined.facts)
 
 
 def bring_atlas(config: Config, case: str, spilled: Path, grid: Grid, to: Path) -> Outcome:
@@ -105,7 +108,7 @@ def bring_atlas(config: Config, case: str, spilled: Path, grid: Grid, to: Path) 
 
 
 def spilled_reference(spilled: Path, settings: PreprocessSettings) -> sitk.Image:
-    """What scans are aligned to: the first atlas, coarsened where it is big."""
+    """The image that scans are aligned to: the first atlas, coarsened if it is big."""
     with np.load(spilled) as file:
         return coarsened(unpacked((file["voxels"], *about_of(file)["geometry"])), settings.align_spacing_mm)
 
@@ -116,12 +119,12 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def about_of(file: Any) -> dict[str, Any]:
-    """ "about" of an opened file of this module."""
+    """The value "about" of an open file of this module."""
     return json.loads(str(file["about"]))
 
 
 def _changed(case: str) -> Fault:
-    return Fault(case, "its files have changed while they were read", "run the command again")
+    return Fault(case, "its files changed while they were read", "run the command again")
 
 
 def _bring(
@@ -160,7 +163,7 @@ def prepare(
 
     Args:
         image: float32, as stored.
-        reference: in [0, 1], what it is aligned to.
+        reference: the image that it is aligned to, in [0, 1].
         kept: workspace in which alignments are kept.
 
     Returns:
@@ -180,14 +183,15 @@ def _record(image: sitk.Image, alignment: dict[str, Any], low: float, high: floa
 def prepare_new(
     place: int, scan: Path | tuple, case: str, reference: tuple, settings: PreprocessSettings, grid: Grid
 ) -> tuple[int, tuple[np.ndarray, dict[str, Any]] | str]:
-    """The place of a scan that no configuration lists among others, and what the cohort's scans are brought to.
+    """Bring a scan that no configuration lists to the grid.
 
     Args:
+        place: position of the scan among those of the call; returned with the result.
         scan: its file or DICOM folder, or `packed`.
         reference: `packed`.
 
     Returns:
-        Image (D, H, W) on the grid and the record of `prepare`; or, in one line, why there is none.
+        `place`, and either the image (D, H, W) on the grid with the record of `prepare`, or a one-line error.
     """
     try:
         if isinstance(scan, Path):
@@ -200,5 +204,5 @@ def prepare_new(
         return place, str(error)
     except MemoryError:
         return place, f"case {case}: the image does not fit into memory; crop it."
-    except (RuntimeError, ValueError):  # ITK's words quote paths
+    except (RuntimeError, ValueError):  # ITK's messages quote paths
         return place, f"case {case}: the image could not be aligned; look at the scan and its header."

@@ -1,4 +1,4 @@
-"""Which scans make a cohort: the parts of the split that stand in it together."""
+"""Cohorts and parts of the split: which parts belong to which cohort."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cohort_folder(config: Config, part: Part) -> Path:
 
 
 def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
-    """What a cohort depends on besides the scans."""
+    """The settings that a cohort depends on, besides the scans."""
     return {
         "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers"}),
         "structures": [[name, values] for name, values in config.structure_values().items()],  # in the order of classes
@@ -32,7 +32,7 @@ def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
 
 
 def roles_of(config: Config, part: Part, *, needs_unlabeled: bool = True) -> tuple[list[str], tuple[str, ...]]:
-    """The parts of the split whose scans a cohort holds, and those that it must share no scan with.
+    """The parts of the split that a cohort holds, and the parts with which it must not share a scan.
 
     Args:
         needs_unlabeled: whether a cohort without unlabelled scans is a fault.

@@ -1,4 +1,4 @@
-"""Label maps as other tools read them: NIfTI, ITK-SNAP's and 3D Slicer's tables of labels, DICOM-SEG."""
+"""Label maps in the formats of other tools: NIfTI, DICOM-SEG, label tables for ITK-SNAP and 3D Slicer."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ SNAP_HEADER = """\
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a function write a file under a hidden name beside it, then give it its name: in full or not at all."""
-    temporary = path.with_name(f".tmp.{os.getpid()}.{path.name}")  # writers look at the ending
+    """Call `write` with a hidden temporary path, then rename that file to `path`: it appears in full or not at all."""
+    temporary = path.with_name(f".tmp.{os.getpid()}.{path.name}")  # writers need the ending
     try:
         write(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError):  # ITK's words quote the hidden name
+    except (OSError, RuntimeError):  # ITK's messages quote the hidden name
         raise LrlsError(f"{path} cannot be written; make room on the disk, or name another folder.") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -90,16 +90,16 @@ def write_dicom_seg(
     slice_mm: float,
     method: str,
 ) -> None:
-    """A label map as DICOM-SEG beside the series that it belongs to; patient and study are the series'.
+    """Write a label map as DICOM-SEG, with patient and study of the series that it belongs to.
 
     Args:
         classes: class indices (D, H, W) on the series' voxels.
         structures: names of the classes from 1.
         series: folder of the DICOM series.
-        slice_mm: distance of its slices, for headers that leave out how thick they are.
+        slice_mm: distance between slices, for headers without a slice thickness.
 
     Raises:
-        LrlsError: the series lacks what DICOM-SEG needs; the message names no value of it.
+        LrlsError: the series' headers lack an attribute that DICOM-SEG needs. The message quotes no value of them.
     """
     import highdicom as hd
     import pydicom
@@ -109,16 +109,16 @@ def write_dicom_seg(
     slices = [pydicom.dcmread(file) for file in files]
     if len(slices) != len(classes):
         raise LrlsError(f"case {case}: DICOM-SEG needs one file per slice, found {len(slices)} for {len(classes)}.")
-    for each in slices:
-        if not each.get("SliceThickness"):
-            each.SliceThickness = f"{slice_mm:.6g}"
+    for dicom_slice in slices:
+        if not dicom_slice.get("SliceThickness"):
+            dicom_slice.SliceThickness = f"{slice_mm:.6g}"
     version = importlib.metadata.version("lrls")
     algorithm = hd.AlgorithmIdentificationSequence(
         name=f"lrls {method}", version=version, family=codes.cid7162.ArtificialIntelligence
     )
     present = [index for index in range(1, len(structures) + 1) if (classes == index).any()]
     if not present:
-        raise LrlsError(f"case {case}: the label map is empty, DICOM-SEG cannot hold it.")
+        raise LrlsError(f"case {case}: the label map is empty, and DICOM-SEG cannot store an empty one.")
     place = np.zeros(len(structures) + 1, classes.dtype)
     place[present] = np.arange(1, len(present) + 1)  # segments are numbered without gaps
     segments = [
@@ -134,8 +134,8 @@ def write_dicom_seg(
     ]
     stamp = hashlib.sha256(classes.tobytes()).hexdigest()
     uids = [
-        pydicom.uid.generate_uid(entropy_srcs=[str(slices[0].SeriesInstanceUID), method, version, stamp, what])
-        for what in ("series", "instance")
+        pydicom.uid.generate_uid(entropy_srcs=[str(slices[0].SeriesInstanceUID), method, version, stamp, level])
+        for level in ("series", "instance")
     ]
     try:
         segmentation = hd.seg.Segmentation(
@@ -155,7 +155,9 @@ def write_dicom_seg(
         )
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         lacks = f" ({error})" if isinstance(error, AttributeError) else ""
-        raise LrlsError(f"case {case}: its DICOM headers do not make a DICOM-SEG{lacks}; use the NIfTI.") from None
+        raise LrlsError(
+            f"case {case}: its DICOM headers are not enough for DICOM-SEG{lacks}; use the NIfTI file."
+        ) from None
     write_whole(path, segmentation.save_as)
 
 

@@ -1,6 +1,6 @@
-"""Pictures of training, registration, generated data and results, as PNG files: one page a file, on one figure kit.
+"""Pictures of training, registration, generated data and results, as PNG files. Each module draws one page.
 
-Volumes have shape (D, H, W); along D, later slices lie nearer to the head, along H nearer to the back.
+Volumes have shape (D, H, W). Along D, later slices lie nearer to the head; along H, nearer to the back.
 Label maps hold class indices, `structures` the names of the classes from 1. Spacings are in mm along (D, H, W).
 """
 

@@ -11,7 +11,7 @@ from stages.pictures.kit import LINE_COLORS, new_figure, plain, save, style_plot
 
 
 def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """DSC per structure, a line of dots per method: the mean over scans, a bar between its quartiles.
+    """DSC per structure and method: a dot at the mean over scans, a bar between the quartiles.
 
     Args:
         table: method -> structure -> DSC of every scan; nan is left out.
@@ -33,7 +33,7 @@ def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], pat
     figure = new_figure(7.5, 1.3 + height * max(len(names), 3))
     axes = figure.add_subplot()
     for number, method in enumerate(methods):
-        turn, color_index = divmod(number, len(LINE_COLORS))  # a colour that comes a second time has another marker
+        turn, color_index = divmod(number, len(LINE_COLORS))  # a repeated colour gets another marker
         color, marker = LINE_COLORS[color_index], "os^Dv"[turn % 5]
         rows = [row for row, name in enumerate(names) if scores[name][method].size]
         offset = 0.7 * ((number + 0.5) / len(methods) - 0.5)
@@ -51,7 +51,7 @@ def structures_by_method(table: Mapping[str, Mapping[str, Sequence[float]]], pat
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    # The methods with their mean over structures, as many side by side as fit.
+    # Methods with their mean over structures, in as many columns as fit.
     longest = max(len(method) for method in methods) + 9
     figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=max(1, min(4, 100 // longest)))
     save(figure, path)

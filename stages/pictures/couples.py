@@ -1,4 +1,4 @@
-"""Generated couples of image and label, with their origin."""
+"""Generated couples of image and label, with the scans they came from."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stages.pictures.slices import Spacing, best_slice, cut, draw_contours, plan
 def couples_page(
     couples: Sequence[Row], path: Path, *, structures: Sequence[str] = (), spacing_mm: Spacing | None = None
 ) -> None:
-    """Generated couples: the axial slice with the most label, with contours, and the scans it came from.
+    """Generated couples: the axial slice with the most label, its contours, and the scans that the couple came from.
 
     Args:
-        couples: `image` (D, H, W), intensities in [0, 1]; `label` (D, H, W); `alpha`, `beta` (share of the way to
-            the space and the style scan); case ids `atlas`, `scan`, `space`, `style`. All but the image may be None.
+        couples: `image` (D, H, W), intensities in [0, 1]; `label` (D, H, W); `alpha`, `beta` (fraction of the way to
+            the space and the style scan); case ids `atlas`, `scan`, `space`, `style`. All but `image` may be None.
         path: PNG file to write.
         structures: names for the legend.
         spacing_mm: of all couples; isotropic by default.
@@ -43,13 +43,13 @@ def couples_page(
 
 
 def _provenance(couple: Row) -> str:
-    """Where a couple came from: the scans, a line for each, with the share of the way to them."""
+    """The scans that a couple came from, one per line, with the fraction of the way to each."""
     lines = []
     for scan, share, sign in (("atlas", "", ""), ("scan", "", ""), ("space", "alpha", "α"), ("style", "beta", "β")):
         if couple.get(scan) is not None:
             amount = "" if couple.get(share) is None else f"  {sign} {couple[share]:.2f}"
-            name, *others = str(couple[scan]).split("+")  # what lies between several scans, or was voted by atlases
-            if others and len(str(couple[scan])) > 36:
-                name, others = f"{name} + {len(others)} more", []
-            lines.append(plain("+".join([f"{scan} {name}", *others])) + amount)
+            name, *further = str(couple[scan]).split("+")  # several: drawn between scans, or voted by atlases
+            if further and len(str(couple[scan])) > 36:
+                name, further = f"{name} + {len(further)} more", []
+            lines.append(plain("+".join([f"{scan} {name}", *further])) + amount)
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The kit of all pages: figures, axes, a grid of images, colours, legends and saving."""
+"""Shared by all pages: figures, axes, image grids, colours, legends, saving."""
 
 from __future__ import annotations
 
@@ -17,35 +17,43 @@ MAX_LEGEND = 8
 INK, MUTED = "#222222", "#6b6b6b"
 LINE_COLORS = ("#1f6fb4", "#d9541e", "#2a9d4a", "#8a4fc4", "#b8860b", "#c2307a", "#128c8c", "#6b6b6b")
 
-Row = Mapping[str, Any]  # what a page shows of one scan, couple, step or round; a page's docstring names its keys
+Row = Mapping[str, Any]  # data of one scan, couple, step or round; the docstring of a page lists the keys
 
 
 def new_figure(width: float, height: float, *, constrained: bool = True) -> Figure:
-    """A white figure; inches. Constrained: matplotlib makes room for labels and legends."""
+    """A white figure; sizes in inches. `constrained`: matplotlib makes room for labels and legends."""
     return Figure((width, height), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained" if constrained else None)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """A PNG file; equal pictures are equal files, so the version of matplotlib is left out."""
+    """Write a PNG file, without matplotlib's version, so that equal pictures give equal files."""
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
 def write_note(text: str, path: Path) -> None:
-    """A page that says why there is nothing to draw."""
+    """Write a page with a text that says why there is nothing to draw."""
     figure = new_figure(4, 1.5)
     figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=10)
     save(figure, path)
 
 
 def plain(text: str) -> str:
-    """Text without formulas: a dollar sign in a name is drawn as it is."""
+    """Text for matplotlib in which dollar signs are drawn, not read as formulas."""
     return text.replace("$", r"\$")
 
 
 def image_grid(
     shapes: Sequence[float], columns: int, *, width: float, left: float, titles: float, structures: Sequence[str]
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Axes for images of one width, `shapes` (one per row) times as high; inches, with `titles` above each row."""
+    """Axes for rows of images. Sizes are in inches.
+
+    Args:
+        shapes: height over width of the images of each row.
+        width: of every image.
+        left: margin for the names of rows.
+        titles: height above each row.
+        structures: names for the legend.
+    """
     gap = 0.06
     heights = [width * shape for shape in shapes]
     total_width = left + columns * width + (columns - 1) * gap + 0.08
@@ -67,7 +75,7 @@ def image_grid(
 
 
 def add_image_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes without ticks or frame; inches."""
+    """Axes without ticks or frame; position and size in inches."""
     across, up = figure.get_size_inches()
     axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
     axes.set_xticks([])
@@ -89,12 +97,12 @@ def style_plot(axes: Axes, title: str) -> None:
 
 
 def name_row(axes: Axes, text: str) -> None:
-    """The name of a row of images, beside the first one."""
+    """Write the name of a row of images beside its first image."""
     axes.set_ylabel(plain(text), fontsize=8.5, color=INK, labelpad=4)
 
 
 def structure_legend(figure: Figure, structures: Sequence[str]) -> None:
-    """Colours and names of the structures below the images, in the height that `legend_height` leaves."""
+    """Draw colours and names of the structures below the images, in the space of `legend_height`."""
     if not legend_height(structures, figure.get_figwidth()):
         return
     handles = [
@@ -112,7 +120,7 @@ def structure_legend(figure: Figure, structures: Sequence[str]) -> None:
 
 
 def legend_height(structures: Sequence[str], width: float) -> float:
-    """Inches, on a page of this width; many structures have no legend."""
+    """Height of the legend in inches on a page of this width; 0 (no legend) for more than `MAX_LEGEND` structures."""
     if not 0 < len(structures) <= MAX_LEGEND:
         return 0.0
     return 0.12 + 0.2 * -(-len(structures) // _legend_columns(structures, width))

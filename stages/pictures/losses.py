@@ -1,4 +1,4 @@
-"""Curves of the losses, a panel per phase and player."""
+"""Loss curves, one panel per phase and player."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.pictures.kit import INK, LINE_COLORS, MUTED, Row, new_figure, plain,
 
 
 def loss_curves(log: Sequence[Row], path: Path) -> None:
-    """One panel per phase and player: each term as it was (thin) and smoothed.
+    """One panel per phase and player: each term as logged (thin) and smoothed.
 
     Args:
         log: records {"phase": ..., "step": ..., "<player>/<term>": value, ...}.
@@ -36,7 +36,7 @@ def loss_curves(log: Sequence[Row], path: Path) -> None:
     for place, ((phase, player), terms) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
         if len(terms) > 1 and any(points == terms.get("total") for name, points in terms.items() if name != "total"):
-            del terms["total"]  # of one term of weight 1
+            del terms["total"]  # equals its only term of weight 1
         for number, (term, points) in enumerate(terms.items()):
             steps, values = np.array(sorted(points, key=lambda point: point[0]), dtype=float).T
             color = LINE_COLORS[number % len(LINE_COLORS)]
@@ -54,7 +54,7 @@ def loss_curves(log: Sequence[Row], path: Path) -> None:
 
 
 def _use_log_scale(axes: Axes, values: np.ndarray) -> None:
-    """Plain numbers at the ticks; at the minor ones too where the values span less than a factor of 5."""
+    """Log scale with plain numbers at major ticks, and at minor ticks if the values span less than a factor of 5."""
     axes.set_yscale("log")
     numbers = FuncFormatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(numbers)
@@ -62,7 +62,7 @@ def _use_log_scale(axes: Axes, values: np.ndarray) -> None:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over about a twentieth of the curve; values that are not finite are left out."""
+    """Running mean over about a twentieth of the curve, without values that are not finite."""
     kernel = np.ones(min(max(len(values) // 20, 1), len(values)))
     finite = np.isfinite(values)
     weight = np.convolve(finite, kernel, mode="same")

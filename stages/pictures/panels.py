@@ -1,4 +1,4 @@
-"""Panels in which a method shows its training."""
+"""Panels that show a method's training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def panels_page(
     structures: Sequence[str] = (),
     spacing_mm: Spacing | None = None,
 ) -> None:
-    """What a method shows of its training, a row per scan: the axial slice with the most label of a row's first panel.
+    """A method's panels, one row per scan: the axial slice with the most label in the first panel of the row.
 
-    An error is shown in colour, from 0 (black) to the 99.5th percentile of that panel in all rows (white); a feature
-    from its 0.5th to its 99.5th percentile in the slice.
+    Errors are shown in colour, from 0 (black) to the 99.5th percentile of that panel over all rows (white). Features
+    are shown from the 0.5th to the 99.5th percentile of the slice.
 
     Args:
         rows: case id and panels; the same panels in every row.

@@ -9,10 +9,10 @@ from stages.pictures.kit import INK, LINE_COLORS, MUTED, new_figure, plain, save
 
 
 def points_plot(points: Points, path: Path) -> None:
-    """Groups of points in colours; the first point of a group is larger, and named if the groups are 30 at most.
+    """Groups of points in colours. The first point of a group is larger, and named if there are at most 30 groups.
 
     Args:
-        points: the groups, and names for the plot and its axes.
+        points: the groups, and titles of the plot and its axes.
         path: PNG file to write.
     """
     figure = new_figure(6.5, 5.5)

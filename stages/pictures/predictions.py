@@ -1,4 +1,4 @@
-"""Predictions beside the truth, and where they disagree."""
+"""Predictions beside the truth, and their disagreement."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MISSING, EXTRA, CONFUSED = "#19d3ff", "#ff3df2", "#ffe81a"
 
 
 def best_median_worst(dice: Mapping[str, float]) -> dict[str, str]:
-    """The scans to show: `best`, `median` and `worst` to case id, none twice; ties stand in alphabetical order."""
+    """The scans to show: case ids by rank `best`, `median`, `worst`, none twice; ties are ordered alphabetically."""
     ranked = sorted(dice, key=lambda case: (-dice[case], case))
     if len(ranked) < 3:
         return dict(zip(("best", "worst"), ranked, strict=False))
@@ -36,7 +36,7 @@ def best_median_worst(dice: Mapping[str, float]) -> dict[str, str]:
 
 
 def predictions_page(rows: Sequence[Row], path: Path, *, structures: Sequence[str] = ()) -> None:
-    """Truth, prediction and where they disagree, in three planes through the largest part of the structures.
+    """Truth, prediction and their disagreement, in three planes through the largest part of the structures.
 
     Args:
         rows: `case`, `dice`, `image`, `truth`, `prediction` (D, H, W), `spacing_mm`, and optionally `rank`
@@ -85,7 +85,7 @@ def predictions_page(rows: Sequence[Row], path: Path, *, structures: Sequence[st
 
 
 def _around_labels(row: Row, margin_mm: float = 12.0) -> dict[str, Any]:
-    """The row cut down to its structures and a margin; all of it without structures."""
+    """The row cropped to its structures and a margin; uncropped without structures."""
     labelled = (row["truth"] > 0) | (row["prediction"] > 0)
     if not labelled.any():
         return dict(row)
@@ -98,7 +98,7 @@ def _around_labels(row: Row, margin_mm: float = 12.0) -> dict[str, Any]:
 
 
 def _show_prediction(grid: Sequence[Sequence[Axes]], row: Row) -> None:
-    """Planes down, truth, prediction and disagreement across."""
+    """Draw one plane per row; truth, prediction and disagreement in columns."""
     truth, prediction, image = row["truth"], row["prediction"], row["image"]
     low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
     window = (low, high if high > low else low + 1)
@@ -117,7 +117,7 @@ def _show_prediction(grid: Sequence[Sequence[Axes]], row: Row) -> None:
 
 
 def _paint_disagreement(axes: Axes, truth: np.ndarray, prediction: np.ndarray) -> None:
-    """Colours over the image where two label maps differ: missing, too much, or another structure."""
+    """Colour voxels where two label maps differ: missing, too much, or wrong structure."""
     (image,) = axes.images
     paint = np.zeros((*truth.shape, 4), dtype=np.float32)
     wrong = truth != prediction

@@ -1,4 +1,4 @@
-"""Registrations: atlas, scan, warped atlas and the deformation grid."""
+"""Registrations: atlas, scan, warped atlas and deformation grid."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from stages.pictures.slices import best_slice, cut, draw_contours, plane_size, s
 def registration_overlay(rows: Sequence[Row], path: Path, *, structures: Sequence[str] = ()) -> None:
     """Atlas, scan, warped atlas, their checkerboard and the deformation grid, one row per scan.
 
-    Shows the axial slice with the most warped label (the middle one without a label). The grid's lines are
-    those of x + u(x) within the slice: where in the atlas each voxel of the scan is read.
+    Shows the axial slice with the most warped label, or the middle slice without a label. The grid's lines are
+    x + u(x) within the slice: the position in the atlas that each voxel of the scan is read from.
 
     Args:
         rows: `case` (of the scan); `atlas`, `warped` and `scan` (D, H, W), intensities in [0, 1]; `displacement`
@@ -51,7 +51,7 @@ def registration_overlay(rows: Sequence[Row], path: Path, *, structures: Sequenc
 
 
 def _draw_deformation_grid(axes: Axes, displacement: np.ndarray) -> None:
-    """Lines of x + u(x); displacement (2, H, W), voxels."""
+    """Draw lines of x + u(x); displacement (2, H, W), voxels."""
     height, width = displacement.shape[1:]
     down, across = np.meshgrid(np.arange(height), np.arange(width), indexing="ij") + displacement.astype(np.float32)
     step = max(2, round(max(height, width) / 24))

@@ -11,11 +11,11 @@ from stages.pictures.kit import INK, LINE_COLORS, MUTED, Row, new_figure, save, 
 
 
 def rounds_page(rows: Sequence[Row], path: Path) -> None:
-    """How pseudo-labels changed by round: what the screening accepted, and their DSC where it is known.
+    """Pseudo-labels by round: what the screening accepted, and DSC if it is known.
 
     Args:
         rows: `round`; `trusted_voxels`, `accepted_structures`, `labelled_scans` and `changed_voxels` (shares),
-            `volume_of_atlas`, and perhaps `dsc`.
+            `volume_of_atlas`, and optionally `dsc`.
         path: PNG file to write.
     """
     if not rows:
@@ -34,7 +34,7 @@ def rounds_page(rows: Sequence[Row], path: Path) -> None:
         if any(key in row for row in rows):
             values = np.array([row.get(key, np.nan) for row in rows], dtype=float)
             top = max([top, *values[np.isfinite(values)]])
-            axes.plot(  # the first ones larger, so that equal values show
+            axes.plot(  # first lines thicker, so that equal values stay visible
                 numbers, values, marker="os^DvP"[place], markersize=11 - 1.4 * place, color=color,
                 linewidth=3 - 0.4 * place, label=name,
             )  # fmt: skip

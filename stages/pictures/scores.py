@@ -11,7 +11,7 @@ from stages.pictures.kit import INK, LINE_COLORS, MUTED, new_figure, plain, save
 
 
 def score_boxes(table: Mapping[str, Sequence[float]], path: Path) -> None:
-    """DSC per structure, the best one on top: box (quartiles, median), whiskers, and every scan as a dot.
+    """DSC per structure, the best structure on top: box (quartiles, median), whiskers, and a dot per scan.
 
     Args:
         table: DSC of every scan by structure; nan is left out.

@@ -1,4 +1,4 @@
-"""Slices of volumes: which one is shown, its proportions, the image and the contours of its labels."""
+"""Slices of volumes: choice of the slice, proportions, image, and contours of labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cut(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
 
 
 def best_slice(label: np.ndarray | None, shape: Sequence[int], axis: int) -> int:
-    """Index of the slice with the most label; the middle one without any."""
+    """Index of the slice with the most label; of the middle slice without a label."""
     if label is None or not label.any():
         return shape[axis] // 2
     others = tuple(other for other in range(3) if other != axis)
@@ -28,14 +28,14 @@ def best_slice(label: np.ndarray | None, shape: Sequence[int], axis: int) -> int
 
 
 def plane_size(shape: Sequence[int], axis: int, spacing_mm: Spacing | None) -> float:
-    """Height of a slice over its width."""
+    """Height of a slice divided by its width, in mm."""
     down, across = _plane_spacing(axis, spacing_mm)
     rows, columns = (size for other, size in enumerate(shape) if other != axis)
     return rows * down / (columns * across)
 
 
 def _plane_spacing(axis: int, spacing_mm: Spacing | None) -> list[float]:
-    """Spacing down and across a slice, in mm; 1 without a spacing."""
+    """Spacing down and across a slice, in mm; 1 if `spacing_mm` is None."""
     return [
         float(size) for other, size in enumerate(spacing_mm if spacing_mm is not None else (1, 1, 1)) if other != axis
     ]
@@ -45,7 +45,7 @@ def show_slice(
     axes: Axes, image: np.ndarray, axis: int, spacing_mm: Spacing | None, window: tuple[float, float] = (0, 1),
     colours: str = "gray",
 ) -> None:  # fmt: skip
-    """A slice, with the head at the top where D runs down the page."""
+    """Draw a slice; coronal and sagittal ones with the head at the top."""
     down, across = _plane_spacing(axis, spacing_mm)
     axes.imshow(
         np.asarray(image, dtype=np.float32),
@@ -59,8 +59,8 @@ def show_slice(
 
 
 def draw_contours(axes: Axes, label: np.ndarray, linewidth: float = 1.1) -> None:
-    """Outlines of the classes of a slice, in their colours."""
-    # Padded, so that a structure that is cut by the border is closed there.
+    """Draw outlines of the classes of a slice in their colours."""
+    # Padded, so that contours are closed at the border of the slice.
     padded = np.pad(label, 1)
     down, across = (np.arange(-1, size + 1) for size in label.shape)
     limits = axes.get_xlim(), axes.get_ylim()

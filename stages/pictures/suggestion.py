@@ -1,4 +1,4 @@
-"""Scans to label first, and their scores."""
+"""Suggested scans to label first, and the scores of all scans."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def suggestion_page(
     """Middle slices of a few aligned scans in three planes, and every scan's score with its interval.
 
     Args:
-        rows: `name` and `image` (D, H, W) in [0, 1], all on one grid.
+        rows: `name` and `image` (D, H, W) in [0, 1], all on the same grid.
         path: PNG file to write.
         scores: `case`, `score`, `score_low`, `score_high` of every scan, the best first.
         spacing_mm: of all images; isotropic by default.

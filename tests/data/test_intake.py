@@ -306,7 +306,7 @@ def test_label_values_between_integers_are_a_fault(config, tmp_path):
     write(tmp_path, "labels", "atlas", label_of(image_of(0), value=16.5, dtype=np.float32))
 
     assert only_fault(scan_faults(config, "atlas", label=True)) == (
-        "case atlas: label map has values that are no integers (16.5); "
+        "case atlas: label map has values that are not integers (16.5); "
         "resample label maps with nearest neighbour and save them as integers."
     )
 
@@ -443,7 +443,7 @@ def test_a_case_in_training_and_test_is_a_fault(tmp_path):
     write(tmp_path, "labels", "free", label_of(image_of(1)))
 
     assert only_fault(cohort_faults(config, ALL_PARTS)) == (
-        "case free: listed in data.unlabeled and data.test; keep what is trained on and what is scored apart."
+        "case free: listed in data.unlabeled and data.test; keep training and held-out cases apart."
     )
 
 

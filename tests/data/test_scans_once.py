@@ -373,7 +373,7 @@ def test_a_scan_that_changes_while_it_is_brought_to_the_grid_leaves_nothing_ther
 
     monkeypatch.setattr(prepare, "examine", changing)
     done = here.lrls("preprocess")
-    assert "case free_2: its files have changed while they were read; run the command again." in done.err
+    assert "case free_2: its files changed while they were read; run the command again." in done.err
     assert list((here.workspace / "cohort").glob(".work-*")) == []
 
 
