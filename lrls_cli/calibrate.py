@@ -7,7 +7,7 @@ import typer
 from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 NetworkOnly = Annotated[
-    bool, typer.Option("--network-only", help="Answer by the network alone, though the method fuses.")
+    bool, typer.Option("--network-only", help="Answer by the network alone, even where the method fuses.")
 ]
 
 
@@ -31,6 +31,6 @@ def calibrate(
 
     loaded = load_config(config, settings)
     made = trained(loaded, method, round=round)
-    found = stage(made, loaded, method, network_only=network_only, couples=couples, force=force)
-    typer.echo(f"estimates of DSC are off by {found.read().error:.3f} on average, on generated couples")
-    typer.echo(found.folder)
+    calibration = stage(made, loaded, method, network_only=network_only, couples=couples, force=force)
+    typer.echo(f"estimates of DSC are off by {calibration.read().error:.3f} on average, on generated couples")
+    typer.echo(calibration.folder)

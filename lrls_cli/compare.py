@@ -13,7 +13,7 @@ def compare(
         list[str],
         typer.Option(
             "--method",
-            help="Repeat for every method; the first is the reference. Settings behind the name choose among its runs.",
+            help="Repeat for every method; the first is the reference. Settings after the name choose among its runs.",
         ),
     ],
     seeds: Annotated[
@@ -24,8 +24,8 @@ def compare(
 ) -> None:
     """Put the newest scores of several methods side by side: a table, CSV, Markdown and a picture.
 
-    Runs with the file's settings come first; settings behind a name choose others ("round=0" of a method with rounds,
-    "data.atlases=[p01]" of other scans). Time and memory are of everything up to the last weights.
+    Runs with the file's settings come first. Settings after a method's name choose other runs: "round=0" of a method
+    with rounds, "data.atlases=[p01]" for other scans. Time and memory count everything up to the last weights.
 
     Example: lrls compare lrls.yaml --method unet --method "brbs mmr=false" --method "brbs mmr=true"
     """

@@ -1,4 +1,4 @@
-"""`lrls methods`: what there is."""
+"""`lrls methods`: the list of methods."""
 
 
 def methods() -> None:

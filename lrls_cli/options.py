@@ -8,8 +8,10 @@ import typer
 ConfigFile = Annotated[Path, typer.Argument(help="The project's YAML file; `lrls init` writes one.")]
 MethodName = Annotated[str, typer.Option("--method", help="See `lrls methods`.")]
 Settings = Annotated[list[str], typer.Option("--set", help="Override a setting, e.g. train_seg.steps=500; repeatable.")]
-Force = Annotated[bool, typer.Option("--force", help="Make a new version though one is up to date.")]
+Force = Annotated[bool, typer.Option("--force", help="Make a new version even where one is up to date.")]
 Round = Annotated[
     int | None,
-    typer.Option(help="Of methods with rounds; default: the last one to score or predict, else the first one (0)."),
+    typer.Option(
+        help="Round of a method that has rounds; default: the last one in scoring and prediction, otherwise 0."
+    ),
 ]

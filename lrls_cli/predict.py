@@ -12,7 +12,9 @@ def predict(
     model: Annotated[Path, typer.Argument(help="An exported model (zip or folder), or the project's YAML file.")],
     scans: Annotated[list[Path], typer.Argument(help="NIfTI, NRRD, MHA, DICOM series folders, or folders of many.")],
     out: Annotated[Path, typer.Option(help="New folder for label maps, volumes, estimates and pictures.")],
-    method: Annotated[str | None, typer.Option("--method", help="Of the project; an exported model is one.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Method of the project; an exported model holds one.")
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write each structure's probabilities, a file each.")
     ] = False,
@@ -20,7 +22,7 @@ def predict(
     round: Round = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Segment new scans, in their own voxels, and say which answers a person must look at.
+    """Segment new scans in their own voxels, and say which answers a person must look at.
 
     Example: lrls predict model.zip new/*.nii.gz --out labels
     """

@@ -30,7 +30,7 @@ def run(
     round: Annotated[int | None, typer.Option(help="The last round to run, of methods with rounds.")] = None,
     force: Force = False,
 ) -> None:
-    """Run all stages of a method; what is up to date is not made again.
+    """Run all stages of a method; artifacts that are up to date are not made again.
 
     Example: lrls run lrls.yaml --method brbs --budget 30m
     """

@@ -13,7 +13,7 @@ def suggest_atlas(
     settings: Settings = [],  # noqa: B006
     force: Force = False,
 ) -> None:
-    """Rank the unlabelled scans by how typical they are: which one to label first, and how sure that is.
+    """Rank the unlabelled scans by how typical they are: which one to label first, and how certain that is.
 
     Needs no atlas. Writes a table and a picture.
 

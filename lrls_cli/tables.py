@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 
 
 def print_scores(method: str, scores: Scores) -> None:
-    """A row per structure and output, the mean last."""
+    """A row per structure and output; the mean comes last."""
     summary = scores.summary
     if number := scores.manifest.identity.round:
         method = f"{method}, round {number}"
-    for output, found in summary["outputs"].items():
+    for output, result in summary["outputs"].items():
         table = Table(title=f"{method}, {output}, {summary['part']}, {summary['scans']} scans", title_justify="left")
         for column in ("structure", "DSC", "HD95 mm", "ASSD mm", "missed"):
             table.add_column(column, justify="left" if column == "structure" else "right", no_wrap=True)
-        for name, row in found["structures"].items():
+        for name, row in result["structures"].items():
             table.add_row(
                 name,
                 *(f"{row[k]:.4f}" if k == "dsc" else f"{row[k]:.2f}" for k in ("dsc", "hd95_mm", "assd_mm")),
                 str(row["missed"]),
             )
         table.add_section()
-        dsc = found["dsc"]
+        dsc = result["dsc"]
         table.add_row(
-            "mean of scans", f"{dsc['mean']:.4f}", f"{found['hd95_mm']['mean']:.2f}", f"{found['assd_mm']['mean']:.2f}",
-            str(found["missed"]), style="bold",
+            "mean of scans", f"{dsc['mean']:.4f}", f"{result['hd95_mm']['mean']:.2f}",
+            f"{result['assd_mm']['mean']:.2f}", str(result["missed"]), style="bold",
         )  # fmt: skip
         Console().print(table)
         if dsc["n"] > 1:
             print(
                 f"DSC {dsc['mean']:.4f} +- {dsc['std']:.4f}, 95 % interval {dsc['low']:.4f} to {dsc['high']:.4f}, "
-                f"worst {dsc['min']:.4f} (case {found['worst_scan']})"
+                f"worst {dsc['min']:.4f} (case {result['worst_scan']})"
                 + (f", best {dsc['max']:.4f}" if "max" in dsc else "")  # scores of earlier versions have none
             )
-        if found["absent_in_both"]:
-            print(f"{found['absent_in_both']} structures are absent in truth and prediction and were not scored")
+        if result["absent_in_both"]:
+            print(f"{result['absent_in_both']} structures are absent in truth and prediction and were not scored")
     if "registration" in summary:
         field = summary["registration"]
         print(
@@ -61,7 +61,7 @@ def print_scores(method: str, scores: Scores) -> None:
 
 
 def print_suggestion(suggestion: Suggestion, top: int) -> None:
-    """The first rows, the last one, and what they say."""
+    """The first rows, the last row, and a sentence on which scan to label."""
     rows = suggestion.table.to_dict("records")
     table = Table(title=f"{len(rows)} scans, the most typical first; 95 % intervals", title_justify="left")
     headings = ("rank", "scan", "NCC to others", "interval", "NCC to average", "P(first)", "ranks", "behind first")
@@ -110,7 +110,7 @@ def print_comparison(comparison: Comparison, subset: str) -> None:
 
     table = Table(title=title(subset, comparison.table), title_justify="left")
     for heading in HEADINGS:
-        named = heading == "method"  # with settings behind it, as long as it likes: it is the one that wraps
+        named = heading == "method"  # may be long, with its settings: this column wraps
         table.add_column(
             heading, no_wrap=not named, overflow="fold", justify="left" if heading in ("method", "output") else "right"
         )
@@ -128,7 +128,7 @@ def print_methods(methods: Iterable[Method]) -> None:
 
 def print_history(entries: Sequence[tuple[Path, Manifest]], workspace: Path) -> None:
     """A row per artifact, oldest first."""
-    # Newest first: what was made again with --force is the first one that there was.
+    # Newest first, so that of equal digests (made again with --force) the oldest folder stays.
     places = {manifest.digest: str(folder.relative_to(workspace)) for folder, manifest in reversed(entries)}
     table = Table()
     for column in ("artifact", "made by", "from", "seed", "took", "digest"):

@@ -13,10 +13,10 @@ def load_model(path: Path | str, **where: Any) -> Predictor:
     """Open what `lrls export` wrote: a zip or a folder. Opening runs no code and writes nothing.
 
     Args:
-        where: it runs: `device` ("auto", "cpu" or "cuda"), `precision`, `threads`.
+        where: where the model runs: `device` ("auto", "cpu" or "cuda"), `precision`, `threads`.
 
     Raises:
-        LrlsError: it is no exported model, or was changed.
+        LrlsError: it is not an exported model, or it was changed.
     """
     from stages.answering.exported import open_model
     from stages.answering.model import running_on

@@ -29,11 +29,11 @@ Key = tuple[str, str]  # method, output
 def newest_scores(
     config: Config, row: str, seed: int, made: dict[str, Manifest], tell: Callable[[str], None] = print
 ) -> Scores:
-    """The newest scores of a method with a seed, on the part that `eval.part` names; of a run, its last round.
+    """The newest scores of a method with a seed, on the part that `eval.part` names; the last round of a run.
 
-    Scores on just the scans that the part lists come first; of these, runs that were told what the configuration and
-    the row say, steps aside (`--budget` finds its own); if there is none, the newest of all counts, and a line says
-    how it differs.
+    Scores on exactly the scans that the part lists come first. Among these, runs come first whose settings are those
+    of the configuration and the row; steps do not count, because `--budget` sets them. If there is no such run, the
+    newest one is taken, and a line says how it differs.
 
     Args:
         row: the method, and settings that its run must have had: "os-medseg teacher=false train_seg.steps=500".
@@ -45,40 +45,40 @@ def newest_scores(
     """
     name, *asked = row.split()
     method = find_method(name)
-    given = dict(_setting(each, row) for each in asked)
+    given = dict(_setting(setting, row) for setting in asked)
     wanted = {name: _read(config, name, value) for name, value in given.items()}
     said = _settings_in(config, method, wanted)
     wanted = {name: said[name] for name in wanted}
     truths = {f"truth/{case}" for case in config.part(config.eval.part)}
-    found, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
+    runs, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
     for scores in reversed(opened_versions(Scores, config.workspace / method.name / "scores")):
         identity = scores.manifest.identity
         if identity.config["part"] == config.eval.part and identity.seed == seed:
             had = _settings_of(scores.manifest, made)
             known |= had.keys()
             if wanted.items() <= had.items():
-                found.append((scores, had))
-    of_part = [(scores, had) for scores, had in found if truths == _truths(scores).keys()]
-    if found := of_part or found:
+                runs.append((scores, had))
+    of_part = [(scores, had) for scores, had in runs if truths == _truths(scores).keys()]
+    if runs := of_part or runs:
         free = {
             *STEPS,
             "preset",
             *({"rounds"} if "round" in wanted else ()),
-        }  # a round is the same, however many follow
+        }  # a round does not depend on how many follow
         free |= method.settings.of_later_rounds() if wanted.get("round") == 0 else set()
-        as_said = [(scores, had) for scores, had in found if not _differing(had, said, but=free)]
+        as_said = [(scores, had) for scores, had in runs if not _differing(had, said, but=free)]
         if not as_said:
-            newest, had = found[0]
+            newest, had = runs[0]
             others = (_other(name, had[name], said[name]) for name in _differing(had, said, but=free)[:3])
             tell(f"{row}: {newest.folder.name} of its scores was made with other settings: {'; '.join(others)}.")
-        _, first = (as_said or found)[0]
-        of_run = [scores for scores, had in as_said or found if not _differing(had, first, but={"round"})]
+        _, first = (as_said or runs)[0]
+        of_run = [scores for scores, had in as_said or runs if not _differing(had, first, but={"round"})]
         return max(of_run, key=lambda scores: scores.manifest.identity.round)
     if known and (unknown := sorted(wanted.keys() - known - _settings_in(config, method, {}).keys())):
         raise LrlsError(
             f"--method {row!r}: no run of {name} has a setting {unknown[0]}; there are {', '.join(sorted(known))}."
         )
-    options = [_option(name, *each) for each in given.items()] + [f"--set seed={seed}"] * (seed != config.seed)
+    options = [_option(name, *setting) for setting in given.items()] + [f"--set seed={seed}"] * (seed != config.seed)
     command = " ".join(["lrls run", f"--method {name}", *filter(None, options)])
     raise LrlsError(f"{row} has no scores on {config.eval.part} with seed {seed}; run `{command}` first.")
 
@@ -94,7 +94,7 @@ def _setting(text: str, row: str) -> tuple[str, Any]:
 
 
 def _read(config: Config, name: str, value: Any) -> Any:
-    """A row's setting as runs keep it: of `data` the case ids, and not what their list is called."""
+    """A row's setting as runs store it: for `data` the case ids, not the name of their list."""
     section, _, role = name.partition(".")
     if section != "data" or role not in ROLES:
         return value
@@ -106,7 +106,7 @@ def _other(name: str, had: Any, said: Any) -> str:
 
 
 def _option(method: str, name: str, value: Any) -> str:
-    """How `lrls run` is told a setting of a row."""
+    """The option of `lrls run` for a setting of a row."""
     if name == "round":
         return f"--round {value}"
     text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
@@ -114,7 +114,7 @@ def _option(method: str, name: str, value: Any) -> str:
 
 
 def _settings_in(config: Config, method: Method, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What the configuration and a row tell a run, by the names of `_settings_of`; presets and networks fill in."""
+    """A run's settings by configuration and row, named as in `_settings_of`; presets and recipes fill in the rest."""
     own = {name: value for name, value in wanted.items() if name in method.settings.model_fields}
     of_method = config.methods.get(method.name, {}) | own
     config = config.model_copy(update={"methods": config.methods | {method.name: of_method}})
@@ -128,25 +128,25 @@ def _settings_in(config: Config, method: Method, wanted: dict[str, Any]) -> dict
 
 
 def _differing(had: dict[str, Any], said: dict[str, Any], *, but: set[str]) -> list[str]:
-    """Settings that both name and that have different values."""
+    """Settings that both name, with different values."""
     return sorted(name for name in had.keys() & said.keys() - but if had[name] != said[name])
 
 
 def _settings_of(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Any]:
-    """What a run was told: the method's settings by their names, train_reg.steps and the like; and its round."""
-    found: dict[str, Any] = {"round": scores.identity.round}
-    for manifest in [scores, *(each for each in _way_to(scores, made).values() if each)]:
-        found |= _named(manifest.identity.config)
-    return found
+    """A run's settings: the method's by their names, train_reg.steps and the like, and its round."""
+    settings: dict[str, Any] = {"round": scores.identity.round}
+    for manifest in [scores, *filter(None, _way_to(scores, made).values())]:
+        settings |= _named(manifest.identity.config)
+    return settings
 
 
 def _named(identity: dict[str, Any]) -> dict[str, Any]:
-    """What an artifact depends on, by the names that settings have behind `--set`; a method's own have no section."""
-    found = dict(identity.get("settings", {}))
-    found |= {name: identity[name] for name in ("precision", "others") if name in identity}
+    """The settings that an artifact depends on, named as for `--set`; a method's own have no section."""
+    settings = dict(identity.get("settings", {}))
+    settings |= {name: identity[name] for name in ("precision", "others") if name in identity}
     for section in ("train_reg", "train_seg", "generate", "preprocess"):
-        found |= {f"{section}.{name}": value for name, value in identity.get(section, {}).items()}
-    return found | {f"data.{role}": cases for role, cases in identity.get("members", {}).items()}
+        settings |= {f"{section}.{name}": value for name, value in identity.get(section, {}).items()}
+    return settings | {f"data.{role}": cases for role, cases in identity.get("members", {}).items()}
 
 
 def compare(
@@ -170,7 +170,7 @@ def compare(
     if not config.part(config.eval.part):
         raise LrlsError(f"data.{config.eval.part} lists no scan; list labelled scans there, or set eval.part.")
     methods, seeds = (
-        list(dict.fromkeys(" ".join(each.split()) for each in methods)),
+        list(dict.fromkeys(" ".join(row.split()) for row in methods)),
         sorted(set(seeds)) or [config.seed],
     )
     made = {manifest.digest: manifest for _, manifest in history(config.workspace)}
@@ -186,7 +186,7 @@ def compare(
         force=force,
         ready=lambda: _check_alike(runs),
     )
-    verify(comparison.folder)  # its tables are read as they are
+    verify(comparison.folder)  # its tables are printed as stored
     return comparison
 
 
@@ -225,8 +225,8 @@ def _scores_of(runs: list[Scores]) -> pd.DataFrame:
 
 def _fields_of(runs: list[Scores]) -> dict[str, float]:
     """Means of the measures of displacements; empty for methods without."""
-    found = [run.summary.get("registration", {}) for run in runs]
-    return {name: sum(each[name]["mean"] for each in found) / len(found) for name in found[0]}
+    measures = [run.summary.get("registration", {}) for run in runs]
+    return {name: sum(of_run[name]["mean"] for of_run in measures) / len(measures) for name in measures[0]}
 
 
 def _check_alike(runs: dict[str, list[Scores]]) -> None:
@@ -237,7 +237,7 @@ def _check_alike(runs: dict[str, list[Scores]]) -> None:
             if _truths(run) != _truths(runs[first][0]):
                 raise LrlsError(f"{first} and {method} were scored on different scans; run `lrls eval` for both again.")
             if run.manifest.identity.config != of_method[0].manifest.identity.config:
-                seeds = " and ".join(str(each.manifest.identity.seed) for each in (of_method[0], run))
+                seeds = " and ".join(str(scores.manifest.identity.seed) for scores in (of_method[0], run))
                 raise LrlsError(f"{method}: seeds {seeds} ran with different settings; run one of them again.")
 
 
@@ -250,8 +250,8 @@ def _truths(scores: Scores) -> dict[str, str]:
 def cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float | None, float | None]:
     """Wall time in s and peak memory in MB of all that was made on the way to an answer.
 
-    Held-out cohorts and `eval` do not count, but where nothing was trained it is `eval` that registers. None where it
-    is not known any more.
+    Held-out cohorts and `eval` do not count. Where nothing was trained, `eval` does count, because it registers. None
+    where a manifest is gone.
 
     Args:
         made: the workspace's artifacts by digest.
@@ -259,15 +259,15 @@ def cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float | None, flo
     seen = _way_to(scores, made)
     if not {"registration", "segmentation"} & scores.identity.inputs.keys():
         seen[scores.digest] = scores
-    found = [manifest for manifest in seen.values() if manifest]
-    if len(found) < len(seen):
+    manifests = [manifest for manifest in seen.values() if manifest]
+    if len(manifests) < len(seen):
         return None, None
-    peaks = [manifest.peak_memory_mb for manifest in found if manifest.peak_memory_mb is not None]
-    return sum(manifest.wall_time_s for manifest in found), max(peaks, default=None)
+    peaks = [manifest.peak_memory_mb for manifest in manifests if manifest.peak_memory_mb is not None]
+    return sum(manifest.wall_time_s for manifest in manifests), max(peaks, default=None)
 
 
 def _way_to(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Manifest | None]:
-    """What was made on the way to an answer, by digest, without held-out cohorts; None: not known any more."""
+    """The artifacts that led to an answer, by digest, without held-out cohorts; None: the manifest is gone."""
     roles = ("cohort", "registration", "generated", "segmentation")
     seen: dict[str, Manifest | None] = {}
     waiting = [scores]
@@ -304,7 +304,7 @@ def _table(
         dsc = summarize(scans["dsc"].tolist())
         gain = (scans["dsc"] - by_scan[first]["dsc"]).tolist()
         low, high = bootstrap_interval(gain)
-        several = len(scans) > 1  # one scan has no spread, and no test
+        several = len(scans) > 1  # one scan has no spread and no test
         field = fields[method] if output == "registration" else {}
         times = [time for time, _ in costs[method] if time is not None]
         peaks = [peak for _, peak in costs[method] if peak is not None]
@@ -344,7 +344,7 @@ HEADINGS = (
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of `Comparison.table`, rounded, under `HEADINGS`; what there is not stays empty."""
+    """A row of `Comparison.table`, rounded, under `HEADINGS`; missing values stay empty."""
 
     def text(name: str, form: str, scale: float = 1.0) -> str:
         return "" if row[name] is None or pd.isna(row[name]) else format(row[name] * scale, form)

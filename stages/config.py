@@ -1,6 +1,6 @@
 """The configuration: one YAML file, checked by pydantic models; each stage reads its own section.
 
-The papers' numbers live in the recipes (`stages/methods`); here are the numbers of a run.
+The papers' numbers are in the recipes (`stages/methods`), the numbers of a run are here.
 Paths in the file are relative to the file.
 """
 
@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """Where the scans are and which part each of them plays."""
+    """Where the scans are, and to which part of the split each belongs."""
 
     folder: Path = Field(description="Folder of the scans; relative to the configuration file.")
     images: str = Field(
@@ -53,7 +53,7 @@ class DataSettings(Section):
 
 
 class IntensitySettings(Section):
-    """How intensities come to [0, 1]."""
+    """How intensities are mapped to [0, 1]."""
 
     method: Literal["percentiles", "window"] = Field(
         "percentiles", description="MR: percentiles of the scan's foreground; CT: a fixed window."
@@ -84,8 +84,8 @@ class PreprocessSettings(Section):
     )
     align_contrast: Literal["same", "any"] = Field(
         "same",
-        description="How a fit is judged: by correlation, or, where scans are not of the first atlas's contrast, by "
-        "correlation ratio.",
+        description="How a fit is judged: by correlation (same), or by correlation ratio (any), for scans whose "
+        "contrast differs from the first atlas's.",
     )
     align_spacing_mm: float = Field(
         2.0, gt=0, description="Scans with over 2^21 voxels are aligned at this spacing (mm)."
@@ -109,7 +109,7 @@ class PreprocessSettings(Section):
 
 
 class TrainSettings(Section):
-    """Numbers of a training run; what is left out is the recipe's own choice."""
+    """Numbers of a training run; the recipe chooses those that are left out."""
 
     steps: int | None = Field(None, ge=0, description="Optimiser steps of every player.")
     batch_size: int | None = Field(None, ge=1, description="Couples in a step.")
@@ -118,15 +118,17 @@ class TrainSettings(Section):
         None, description="Learning-rate schedule; exponential: falls to a twentieth."
     )
     epochs: int | None = Field(
-        None, ge=1, description="Exponential: the run counts as this many epochs, each 1 % lower than the one before."
+        None, ge=1, description="With exponential: the run counts as this many epochs; the rate falls by 1 % with each."
     )
     optimizer: Literal["adam", "adamw"] | None = Field(None, description="Optimiser.")
-    ema: float | None = Field(None, ge=0, lt=1, description="Decay of averaged weights, which then count; 0: off.")
+    ema: float | None = Field(
+        None, ge=0, lt=1, description="Decay of averaged weights, which replace the trained ones at the end; 0: off."
+    )
     augmentation: Augmentation | None = Field(
         None,
         description="rotate-scale: rotation and scaling (BRBS); affine: random affine maps, half-affine: half as far; "
-        "strong: also elastic, gamma, contrast, noise, blur; mild: the same, but turning, scaling and bending a third "
-        "to a half as far.",
+        "strong: also elastic, gamma, contrast, noise, blur; mild: as strong, with a third to a half of its rotation, "
+        "scaling and bending.",
     )
     checkpoint_steps: int = Field(200, ge=1, description="A stopped run resumes from the last multiple of this.")
 
@@ -148,7 +150,7 @@ class EvalSettings(Section):
 
     part: Literal["dev", "test"] = Field("test", description="Which scans are scored.")
     pseudo_labels: bool = Field(
-        False, description="Also the pseudo-labels' DSC by round, where unlabelled scans do have label maps."
+        False, description="Also score the pseudo-labels of every round, where unlabelled scans have label maps."
     )
 
 
@@ -159,12 +161,12 @@ class Config(Section):
     data: DataSettings
     structures: dict[str, int | list[int]] = Field(description="Label values of each structure, as in the label maps.")
     others: Literal["error", "background"] = Field(
-        "error", description="What label values that `structures` does not name are: an error, or background."
+        "error", description="Label values that `structures` does not name: an error, or background."
     )
     seed: int = Field(0, ge=0, description="Seed of everything random.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: the fastest that the device does well."
+        "auto", description="auto: bf16 where the hardware is made for it, otherwise fp32."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores.")
     preprocess: PreprocessSettings = PreprocessSettings()
@@ -173,7 +175,8 @@ class Config(Section):
     train_seg: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
     methods: dict[str, dict[str, Any]] = Field(
-        default={}, description="Settings of single methods; `train_reg` and `train_seg` in them override the above."
+        default={},
+        description="Settings of single methods; their `train_reg` and `train_seg` override the common sections.",
     )
     _base: Path = PrivateAttr(default_factory=Path)
 
@@ -303,7 +306,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 
 def _outrank(methods: Any, key: list[str], value: Any) -> None:
-    """What is typed for a training stage counts, not what the file says of single methods."""
+    """A training setting given by `--set` overrides the file's settings of single methods, too."""
     typed = key[1:] if len(key) == 2 else list(value) if len(key) == 1 and isinstance(value, dict) else []
     if key[0] not in ("train_reg", "train_seg") or not isinstance(methods, dict):
         return
@@ -333,19 +336,19 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
             section = section.model_fields[part].annotation
         known = {*section.model_fields, *section.BESIDE}
         return unknown_setting(".".join(str(part) for part in fault["loc"]), known)
-    # Behind the name of a setting that takes several types, the type that was tried last is listed, too.
+    # Where a setting takes several types, the type that was tried last stands behind its name.
     a_type = re.compile(r"int|float|str|constrained-.*|list\[.*|tuple\[.*")
     where = ".".join(str(part) for part in fault["loc"] if not a_type.fullmatch(str(part)))
     if fault["type"] == "missing":
         return f"setting {where} is missing; add it."
     message = fault["msg"].removeprefix("Value error, ")
-    found = f" (found {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
-    place = f"setting {where}: " if where else ""  # a fault of settings together has none
-    return f"{place}{message[0].lower()}{message[1:]}{found}; correct it."
+    found_value = f" (found {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
+    place = f"setting {where}: " if where else ""  # a fault of several settings together has no place
+    return f"{place}{message[0].lower()}{message[1:]}{found_value}; correct it."
 
 
 def unknown_setting(where: str, known: Iterable[str]) -> str:
-    """The line for a setting ("section.key") whose key is not a known one: it names the nearest."""
+    """The message for an unknown setting ("section.key"); it names the nearest known one."""
     known = sorted(known)
     nearest = difflib.get_close_matches(where.rpartition(".")[2], known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}."

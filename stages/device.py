@@ -36,7 +36,7 @@ def choose_device(config: Config) -> Device:
     """The device and precision that the configuration asks for.
 
     Raises:
-        LrlsError: CUDA is asked for and not there, or bf16 on hardware without it.
+        LrlsError: CUDA is asked for, and torch finds no GPU.
     """
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     keep_freed_memory()

@@ -64,9 +64,9 @@ def evaluate(
     Args:
         cohort: what it learned from; its atlases are propagated.
         held_out: scans of the part to score, on the same grid.
-        round: that they were trained in.
+        round: the round in which the inputs were trained.
         inputs: what was trained, by role; a method without a segmentation network propagates labels.
-        pseudo_labels: that led to it, round by round.
+        pseudo_labels: those that led to the trained network, round by round.
         tell: receives lines for the user.
 
     Raises:
@@ -134,7 +134,7 @@ def evaluate(
             "held-out": held_out,
             **trained,
             **{f"truth/{case}": facts.digest for case, facts in truths.items()},
-            **{f"pseudo-labels/{each.manifest.identity.round}": each for each in pseudo_labels},
+            **{f"pseudo-labels/{generated.manifest.identity.round}": generated for generated in pseudo_labels},
             **{f"scan/{case}": facts.digest for case, facts in checked.items()},
         },
         force=force,
@@ -146,7 +146,7 @@ def _score_all(
     draft: Draft, cases: Sequence[str], truths: Mapping[str, ScanFacts], outputs: list[str], answer_by: AnswerBy,
     borders: Sequence[FlatBorder], cohort: Cohort, held_out: Cohort, config: Config, device: Device,
 ) -> None:  # fmt: skip
-    """Label maps of every scan, and one JSON file each with its scores, which a resumed run does not make again."""
+    """Write every scan's label maps and a JSON file with its scores; a resumed run keeps finished ones."""
     files = [".json", ".npy"] if "registration" in outputs else [".json"]
     done_cases = {case for case in cases if all((draft.resume / f"{case}{end}").exists() for end in files)}
     missing = [case for case in cases if case not in done_cases]
@@ -165,7 +165,7 @@ def _score_all(
 
 
 def _facts(config: Config, labelled: dict[str, bool]) -> dict[str, ScanFacts]:
-    """What is known of scans with label maps; what is not yet is decoded, a scan at a time.
+    """Facts of scans with label maps; unknown scans are decoded, one at a time.
 
     Raises:
         LrlsError: the first fault, with the number of further ones.
@@ -176,7 +176,7 @@ def _facts(config: Config, labelled: dict[str, bool]) -> dict[str, ScanFacts]:
 
 
 def _spacing_mm(facts: ScanFacts) -> tuple[float, ...]:
-    """Of the scan's own voxels, (D, H, W)."""
+    """Size of the scan's own voxels, (D, H, W)."""
     assert facts.image.geometry is not None
     return facts.image.geometry.spacing[::-1]
 
@@ -184,7 +184,7 @@ def _spacing_mm(facts: ScanFacts) -> tuple[float, ...]:
 def _rounds(
     draft: Draft, pseudo_labels: Sequence[Generated], scans: dict[str, ScanFacts], cohort: Cohort, config: Config
 ) -> list[dict[str, float]]:
-    """How pseudo-labels changed by round, as table and picture: what was accepted, and the DSC where asked for."""
+    """How pseudo-labels changed from round to round, as table and picture: acceptance, and DSC where asked for."""
     from stages.pictures import rounds_page
 
     rows: list[dict[str, float]] = []
@@ -204,7 +204,7 @@ def _rounds(
 def _pseudo_dice(
     pseudo_labels: Sequence[Generated], scans: dict[str, ScanFacts], cohort: Cohort, config: Config
 ) -> list[list[float]]:
-    """DSC of every round's pseudo-labels by scan; scans in which nothing is to be found, nor was, are left out."""
+    """DSC of every round's pseudo-labels by scan; scans without structures in truth and pseudo-label are left out."""
     dice: list[list[float]] = [[] for _ in pseudo_labels]
     for case, facts in scans.items():
         truth = decode_label(config, case, facts)
@@ -259,7 +259,7 @@ def _predict(
 
 
 def _answers(cases: Sequence[str], answering: Answering, held_out: Cohort) -> Iterator[tuple[GridScan, Answer]]:
-    """Scans and answers in order, some at a time, so that memory does not grow with their number."""
+    """Scans and answers in order, `AT_ONCE` at a time, so that memory does not grow with their number."""
     for start in range(0, len(cases), AT_ONCE):
         some = cases[start : start + AT_ONCE]
         scans = [GridScan(case, held_out.image(case), held_out.transform(case)) for case in some]
@@ -276,11 +276,11 @@ def _score(
     output: str, case: str, truth: np.ndarray, classes: np.ndarray, spacing_mm: Sequence[float], config: Config
 ) -> list[dict[str, Any]]:
     names = list(config.structures)
-    found = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=spacing_mm)
+    scores = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=spacing_mm)
     return [
         {"output": output, "case": case, "structure": names[s.class_index - 1], "dsc": s.dice, "hd95_mm": s.hd95_mm,
          "assd_mm": s.assd_mm, "missed": int(s.missed)}
-        for s in found
+        for s in scores
     ]  # fmt: skip
 
 
@@ -326,8 +326,8 @@ def _pictures(
     for rank, case in chosen.items():
         scan = intake.read_scan(config, case, label=True)
         stored = sitk.ReadImage(str(folder / "labels" / f"{case}.nii.gz"))
-        oriented = [sitk.DICOMOrient(each, "LPS") for each in (scan.image, scan.label, stored)]
-        image, truth, prediction = (sitk.GetArrayFromImage(each) for each in oriented)
+        oriented = [sitk.DICOMOrient(volume, "LPS") for volume in (scan.image, scan.label, stored)]
+        image, truth, prediction = (sitk.GetArrayFromImage(volume) for volume in oriented)
         rows.append(
             {
                 "case": case,

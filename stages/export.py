@@ -15,11 +15,11 @@ from stages.config import Config
 def export_calibrated(
     made: Made, config: Config, method_name: str, out: Path, *, network_only: bool = False, force: bool = False
 ) -> Model:
-    """Write what a workspace holds of a method, calibrated first where it is not yet."""
+    """Write a method's trained model to a file; calibrate it first if that has not been done."""
     refuse_existing(out, force)  # before minutes of calibration
     model = calibrated_model(made, config, method_name, network_only=network_only)
     if model.calibration is None:
-        found = calibrate(made, config, method_name, network_only=network_only)
-        model = replace(model, calibration=found.read())
+        calibrated = calibrate(made, config, method_name, network_only=network_only)
+        model = replace(model, calibration=calibrated.read())
     export_model(model, out, force=force)
     return model

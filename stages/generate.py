@@ -1,4 +1,4 @@
-"""Stage 3: write generated data, whatever the method's writers write."""
+"""Stage 3: write the data that a method's writers generate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def generate(
     """Write what a method's networks learn from.
 
     Args:
-        round: 0, or of a method with rounds.
+        round: 0, or a round of a method with rounds.
         inputs: what the method's recipe says that this step uses.
         tell: receives lines for the user.
 

@@ -33,16 +33,16 @@ from stages.methods.recipe import Generate
 def export_nnunet(
     made: Made, config: Config, method_name: str, out: Path, *, couples: int = 100, force: bool = False
 ) -> dict[str, int]:
-    """Write a cohort and what a method generated from it; the folder is there in full or not at all.
+    """Write a cohort and what a method generated from it; the folder is complete or absent.
 
     Args:
-        couples: to draw from generated paths; finished couples are written as they are.
+        couples: how many to draw from generated paths; finished couples are all written.
 
     Returns:
         "train": images with labels, "test": images without.
 
     Raises:
-        LrlsError: the folder's name is none that nnU-Net reads, it exists, or the generated data are gone.
+        LrlsError: nnU-Net does not read folders of that name, the folder exists, or the generated data are gone.
     """
     if not re.fullmatch(r"Dataset\d{3}_\w+", out.name):
         raise LrlsError(f"--out {out.name}: nnU-Net reads folders like Dataset101_Hippocampus only; name it so.")

@@ -1,4 +1,4 @@
-"""Label maps of new scans, in the scans' own voxels, with a word on how far to trust them."""
+"""Label maps of new scans, in the scans' own voxels, with estimates of how far to trust them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Prediction:
         classes: the same as class indices (D, H, W): 0 background, then the structures in order.
         volumes_ml: of each structure.
         quality: measures, estimated DSC and flags.
-        scan, answer: the scan and what was found on the model's grid.
+        scan, answer: the scan and its answer on the model's grid.
     """
 
     case: str
@@ -48,9 +48,9 @@ class Prediction:
     grid: Grid
 
     def probability(self, class_index: int) -> sitk.Image:
-        """Of one class on the scan's own voxels, float32 in [0, 1]; one at a time, as many would fill the memory.
+        """Probability of a class on the scan's own voxels, float32 in [0, 1]; one at a time, to save memory.
 
-        That of the background is 1 outside the grid. Planes of `flat_borders` are not in it.
+        The background's is 1 outside the grid. Planes of `flat_borders` are not applied.
         """
         maps = self.answer.probabilities[class_index : class_index + 1]
         background = class_index == 0
@@ -96,15 +96,15 @@ class Predictor:
         Raises:
             LrlsError: it cannot be read or answered; the message is one line.
         """
-        (found,) = self.predict_many([scan])
-        if isinstance(found, Failure):
-            raise LrlsError(found.reason)
-        return found
+        (result,) = self.predict_many([scan])
+        if isinstance(result, Failure):
+            raise LrlsError(result.reason)
+        return result
 
     def predict_many(
         self, scans: Sequence[Path | str | sitk.Image], names: Sequence[str] | None = None
     ) -> Iterator[Prediction | Failure]:
-        """The answers, in order; a scan that has none does not stop the others.
+        """The answers, in order; a scan that fails does not stop the others.
 
         Args:
             names: of the scans; by default those of the files.
@@ -114,13 +114,13 @@ class Predictor:
         ]
         for start in range(0, len(scans), AT_ONCE):
             ready = self._prepared(scans[start : start + AT_ONCE], names[start : start + AT_ONCE])
-            answers = self._answers([each for each in ready if isinstance(each, GridScan)])
-            for each in ready:
-                if isinstance(each, Failure):
-                    yield each
+            answers = self._answers([scan for scan in ready if isinstance(scan, GridScan)])
+            for scan in ready:
+                if isinstance(scan, Failure):
+                    yield scan
                     continue
                 answer = next(answers)
-                yield answer if isinstance(answer, Failure) else self._finished(each, answer)
+                yield answer if isinstance(answer, Failure) else self._finished(scan, answer)
 
     def _prepared(self, scans: Sequence[Path | str | sitk.Image], names: Sequence[str]) -> list[GridScan | Failure]:
         config, reference = self.model.config, packed(self.model.reference)
@@ -131,9 +131,9 @@ class Predictor:
             )
             for place, (scan, name) in enumerate(zip(scans, names, strict=True))
         ]  # fmt: skip
-        found = dict(in_processes(prepare_new, arguments, workers=config.preprocess.workers))
+        prepared = dict(in_processes(prepare_new, arguments, workers=config.preprocess.workers))
         return [
-            Failure(name, each) if isinstance(each := found[place], str) else GridScan(name, *each)
+            Failure(name, outcome) if isinstance(outcome := prepared[place], str) else GridScan(name, *outcome)
             for place, name in enumerate(names)
         ]
 
@@ -145,7 +145,7 @@ class Predictor:
                 done += 1
             return
         except LrlsError:
-            pass  # one of those that are left cannot be registered: each of them alone tells which
+            pass  # one of the remaining scans cannot be registered; answering them one by one finds out which
         for scan in scans[done:]:
             try:
                 yield next(self.answering.answers([scan]))
@@ -163,39 +163,39 @@ class Predictor:
 
 
 def find_scans(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """(case, file or DICOM folder) of every scan; a folder without a DICOM series of its own stands for all in it.
+    """(case, file or DICOM folder) of every scan; a folder that is no DICOM series stands for all scans in it.
 
-    Scans of one name in several folders get their folder's name in front.
+    Scans of the same name in several folders are named "<folder>_<name>".
 
     Raises:
         LrlsError: a folder holds no scan, or two scans cannot be told apart by name.
     """
-    found: list[Path] = []
+    scans: list[Path] = []
     for path in paths:
         if not path.is_dir() or sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path)):
-            found.append(path)
+            scans.append(path)
             continue
-        inside = [each for each in sorted(path.iterdir()) if not each.name.startswith(".")]
-        mine = [
-            each
-            for each in inside
-            if (each.is_file() and each.name.endswith(intake.SUFFIXES))
-            or (each.is_dir() and sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(each)))
+        inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+        in_folder = [
+            entry
+            for entry in inside
+            if (entry.is_file() and entry.name.endswith(intake.SUFFIXES))
+            or (entry.is_dir() and sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(entry)))
         ]
-        if not mine:
+        if not in_folder:
             kinds = ", ".join(intake.SUFFIXES)
             raise LrlsError(f"{path} holds no scan ({kinds}, or folders with a DICOM series); name another folder.")
-        found += mine
-    found = list(dict.fromkeys(each.absolute() for each in found))
-    cases = [intake.case_id(each) for each in found]
+        scans += in_folder
+    scans = list(dict.fromkeys(scan.absolute() for scan in scans))
+    cases = [intake.case_id(scan) for scan in scans]
     named = [
-        case if cases.count(case) == 1 else f"{each.parent.name}_{case}"
-        for case, each in zip(cases, found, strict=True)
+        case if cases.count(case) == 1 else f"{scan.parent.name}_{case}"
+        for case, scan in zip(cases, scans, strict=True)
     ]
     doubled = sorted({name for name in named if named.count(name) > 1})
     if doubled:
         raise LrlsError(f"two scans are named {doubled[0]}; rename one of them, or predict them apart.")
-    return list(zip(named, found, strict=True))
+    return list(zip(named, scans, strict=True))
 
 
 def predict(
@@ -218,7 +218,7 @@ def predict(
     Args:
         probabilities: also write each structure's.
         force: write into a folder that holds files already.
-        tell: receives a line per scan, flagged ones first; those without an answer come as they fail.
+        tell: receives a line per scan, flagged ones first; a scan without an answer is reported when it fails.
 
     Returns:
         The scans without an answer.
@@ -244,20 +244,20 @@ def predict(
     failures: list[Failure] = []
     quality: list[tuple[str, Quality]] = []
     volumes: list[dict[str, Any]] = []
-    found = predictor.predict_many([path for _, path in scans], [case for case, _ in scans])
+    results = predictor.predict_many([path for _, path in scans], [case for case, _ in scans])
     with Progress("predict", len(scans)) as progress:
-        for (case, path), each in zip(scans, found, strict=True):
+        for (case, path), result in zip(scans, results, strict=True):
             progress.advance()
-            if isinstance(each, Failure):
-                failures.append(each)
-                tell(each.reason)
+            if isinstance(result, Failure):
+                failures.append(result)
+                tell(result.reason)
                 continue
-            write_image(each.label, out / f"{case}.nii.gz")
+            write_image(result.label, out / f"{case}.nii.gz")
             if path.is_dir():
                 try:
                     write_dicom_seg(
-                        each.classes, list(structures), path, case, out / f"{case}.dcm",
-                        slice_mm=each.label.GetSpacing()[2], method=model.method,
+                        result.classes, list(structures), path, case, out / f"{case}.dcm",
+                        slice_mm=result.label.GetSpacing()[2], method=model.method,
                     )  # fmt: skip
                 except LrlsError as error:
                     tell(f"note: {error}")
@@ -265,23 +265,23 @@ def predict(
                 folder = out / "probabilities" / case
                 folder.mkdir(parents=True, exist_ok=True)
                 for index in range(1, len(structures) + 1):
-                    write_image(each.probability(index), folder / f"{index:03d}.nii.gz")
+                    write_image(result.probability(index), folder / f"{index:03d}.nii.gz")
             overlay_page(
                 {
-                    "case": case, "image": each.scan.image.astype(np.float32),
-                    "label": shown(each), "spacing_mm": each.grid.spacing_mm,
-                    "note": "; ".join(each.quality.flags),
+                    "case": case, "image": result.scan.image.astype(np.float32),
+                    "label": shown(result), "spacing_mm": result.grid.spacing_mm,
+                    "note": "; ".join(result.quality.flags),
                 },
                 out / "qc" / f"{case}.png", structures=list(structures),
             )  # fmt: skip
-            quality.append((case, each.quality))
-            quality.sort(key=lambda one: (not one[1].flags, _or_one(one[1].estimated_dsc)))
-            volumes.append({"case": case} | {f"{name}_ml": value for name, value in each.volumes_ml.items()})
+            quality.append((case, result.quality))
+            quality.sort(key=lambda row: (not row[1].flags, _or_one(row[1].estimated_dsc)))
+            volumes.append({"case": case} | {f"{name}_ml": value for name, value in result.volumes_ml.items()})
             atomic_write_text(out / "volumes.csv", csv_of(volumes))
-            atomic_write_text(out / "qc.csv", csv_of([_row(one, q) for one, q in quality]))
-    for case, one in quality:
-        estimate = () if one.estimated_dsc is None else (f"estimated DSC {one.estimated_dsc:.2f}",)
-        tell(f"{case}: {'; '.join([*estimate, *one.flags]) or 'done'}")
+            atomic_write_text(out / "qc.csv", csv_of([_row(name, q) for name, q in quality]))
+    for case, assessed in quality:
+        estimate = () if assessed.estimated_dsc is None else (f"estimated DSC {assessed.estimated_dsc:.2f}",)
+        tell(f"{case}: {'; '.join([*estimate, *assessed.flags]) or 'done'}")
     return failures
 
 

@@ -30,8 +30,8 @@ from stages.data.prepare import about_of
 from stages.data.subsets import MEMBERS, TRAINED_ON, Part, cohort_folder, cohort_settings, roles_of
 from stages.errors import LrlsError
 
-WORK = ".work-"  # folder beside the versions: scans on the grid that are not put together yet
-WORK_VERSION = 1  # of what is in it
+WORK = ".work-"  # folder beside the versions: scans on the grid that are not in a cohort yet
+WORK_VERSION = 1  # of the files in it
 
 
 def preprocess(
@@ -46,12 +46,12 @@ def preprocess(
 
     "train" (atlases with labels, unlabelled scans without) sets the grid and the reference; the other parts are brought
     to that grid. Labels of held-out scans are never read here. No scan is decoded where the cohort is up to date and
-    the scans' files are as they were.
+    the scans' files have not changed.
 
     Args:
         base: the "train" cohort where it is open already.
         needs_unlabeled: whether a cohort without unlabelled scans is a fault.
-        force: make a new version though one is up to date.
+        force: make a new version even where one is up to date.
 
     Raises:
         LrlsError: the first fault of the scans, with the number of further ones.
@@ -83,8 +83,8 @@ def preprocess(
     def write(draft: Draft) -> None:
         draft.add_elapsed(way.took_s())
         reference, grid = way.run(f"preprocess {part}")
-        for case, each in way.facts.items():
-            if each.digest != facts[case].digest:
+        for case, current in way.facts.items():
+            if current.digest != facts[case].digest:
                 raise LrlsError(f"case {case}: its files have changed since the command began; run it again.")
         num_bytes = len(jobs) * int(np.prod(grid.shape)) * 3 + reference.GetNumberOfPixels() * 4
         if fault := disk_fault(draft.folder, num_bytes):
@@ -94,7 +94,7 @@ def preprocess(
         draft.save_elapsed()
 
     if len(facts) < len(looked):
-        # What a cohort is made of is not known before its scans are decoded, and they are decoded once.
+        # The cohort's inputs are known only after its scans are decoded, and scans are decoded once.
         if base:
             verify(base.folder)
         with working_in(target):
@@ -106,24 +106,24 @@ def preprocess(
         write,
         made_by="preprocess",
         settings=settings,
-        seed=0,  # nothing here is drawn: alignments have a seed of their own
+        seed=0,  # nothing is drawn here: alignments have a seed of their own
         inputs={**{f"scan/{case}": facts[case].digest for _, case in jobs}, "cohort": base},
         force=force,
     )
-    with suppress(LrlsError), working_in(target):  # another process may need it: it says so by its lock
-        for each in target.glob(f"{WORK}*"):
-            shutil.rmtree(each, ignore_errors=True)
+    with suppress(LrlsError), working_in(target):  # a lock: another process still needs it
+        for leftover in target.glob(f"{WORK}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     return cohort
 
 
 def is_made_with(settings: dict[str, Any], target: Path) -> bool:
-    """Whether there is a version of these settings, of whatever scans."""
+    """Whether a version has these settings, whichever its scans."""
     return any(peek_manifest(folder).identity.config == settings for folder in versions(target))
 
 
 def _work_key(config: Config, part: Part, base: Cohort | None, looked: Sequence[Looked]) -> str:
-    """What scans on the grid depend on, as far as it is known before they are decoded."""
-    contents = [[each.case, each.digests] for each in looked]
+    """What scans on the grid depend on, as far as that is known before they are decoded."""
+    contents = [[scan.case, scan.digests] for scan in looked]
     return digest_of([WORK_VERSION, cohort_settings(config, part), base.manifest.digest if base else None, contents])
 
 
@@ -152,7 +152,7 @@ def _assemble(
 
 
 def _pictures(folder: Path, jobs: list[tuple[str, str]], config: Config, base: Cohort | None) -> None:
-    """The same slice of every scan under the first atlas's contours: a scan that is not aligned is seen."""
+    """The same slice of every scan under the first atlas's contours, which shows a scan that is not aligned."""
     from stages.pictures import couples_page
 
     (folder / "qc").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Cases in processes of their own: one ITK thread each, and no life after the parent.
+"""Cases in processes of their own: each has one ITK thread and ends with its parent.
 
 ANTs repeats itself only with a seed and one thread in the process.
 """
@@ -48,7 +48,7 @@ class Processes:
         return self
 
     def each(self, function: Callable[..., Any], arguments: Sequence[tuple]) -> Iterator[Any]:
-        """Results of a function over cases, as they come; those not begun when the caller stops asking are dropped.
+        """Results of a function over cases, as they finish; cases not begun when the caller stops asking are dropped.
 
         Raises:
             LrlsError: a process was killed.
@@ -57,7 +57,7 @@ class Processes:
             return
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=begin_process)
-        futures = [self._pool.submit(function, *each) for each in arguments]
+        futures = [self._pool.submit(function, *case) for case in arguments]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -80,7 +80,7 @@ class Processes:
 def in_processes(
     function: Callable[..., Any], arguments: Sequence[tuple], *, workers: int | None = None
 ) -> Iterator[Any]:
-    """Results of a function over cases, as they come, by processes that end with them.
+    """Results of a function over cases, as they finish, by processes that end with the last one.
 
     Args:
         workers: processes; None: one per core.

@@ -1,4 +1,4 @@
-"""Progress of long work: a rich bar with rate and remaining time; plain lines where the output is no terminal."""
+"""Progress of long work: a rich bar with rate and remaining time, or plain lines outside a terminal."""
 
 from __future__ import annotations
 

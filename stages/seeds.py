@@ -1,4 +1,4 @@
-"""Seeds by name: every random stream has its own, so that none is another one's by accident."""
+"""Seeds by name: every random stream has its own, so that no two streams are equal by accident."""
 
 from __future__ import annotations
 

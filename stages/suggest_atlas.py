@@ -1,14 +1,14 @@
-"""Which scan to label first: the one that is most like all others once they are aligned.
+"""Which scan to label first: the one that is most like all others after alignment.
 
 LT-Net takes the scan that is most similar to the anatomical average, OS-MedSeg the one with the highest mean
-normalised cross-correlation (NCC) to the others. Here the latter ranks and the former stands beside it.
+normalised cross-correlation (NCC) to the others. Here the latter ranks the scans, and the former is a column beside it.
 
-There is no atlas to align to yet. The scan that is nearest to the median of all after alignment of their centres of
-mass is a provisional reference; the median of all scans after alignment to it is the final one, so that every scan,
-the provisional reference too, is one alignment away from it. All of this happens on a coarse grid.
+There is no atlas to align to yet. So all scans' centres of mass are aligned, and the scan that is nearest to their
+median is a provisional reference. All scans are aligned to it, and their median is the final reference. So every scan,
+the provisional reference too, is one alignment away from the reference. All of this happens on a coarse grid.
 
-The bootstrap knows the chance in which scans there are to compare with, not that in the alignments: on 100 crops of the
-hippocampus, another seed of ANTs permuted the first three, and named the same four as not to be told apart.
+The bootstrap measures the chance in which scans are compared, not the chance in their alignment. See "Which scan to
+label first" in docs/benchmarks/LOG.md.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ COLUMNS = (
     "probability_first",  # share of bootstrap draws in which it ranks first
     "rank_low",
     "rank_high",
-    "behind_first",  # how much lower its score is than the first scan's, paired
+    "behind_first",  # how far its score is below the first scan's, paired
     "behind_first_low",
     "behind_first_high",
     "alignment_refused",  # 1: centres of mass are used
@@ -76,7 +76,7 @@ def suggest_atlas(config: Config, *, force: bool = False) -> Suggestion:
     looked = known.look(dict.fromkeys(cases, False))
     facts = known.facts(looked)
     scans: dict[str, sitk.Image] = {}
-    if len(facts) < len(looked):  # which scans these are shows when they are read, and they are read once
+    if len(facts) < len(looked):  # facts are known only after reading, and scans are read once
         faults = faults_among(config, facts, ["unlabeled"]) or cheap_faults(config, looked, ["unlabeled"])
         if faults or (versions(config.workspace / Suggestion.KIND) and not force):
             facts = dict(examine_all(config, looked))
@@ -116,24 +116,24 @@ def _write(draft: Draft, config: Config, cases: list[str], scans: dict[str, sitk
 
 
 def _read_all(config: Config, looked: Mapping[str, Looked]) -> tuple[dict[str, ScanFacts], dict[str, sitk.Image]]:
-    """What is known of all scans, and those without a fault on a coarse grid."""
+    """Facts of all scans, and the scans without a fault, on a coarse grid."""
     facts, scans = {}, {}
     with Progress("read", len(looked)) as progress:
-        arguments = [(config, each) for each in looked.values()]
-        for found, scan in in_processes(_read_case, arguments, workers=config.preprocess.workers):
-            facts[found.case] = found
+        arguments = [(config, scan) for scan in looked.values()]
+        for scan_facts, scan in in_processes(_read_case, arguments, workers=config.preprocess.workers):
+            facts[scan_facts.case] = scan_facts
             if scan is not None:
-                scans[found.case] = scan
+                scans[scan_facts.case] = scan
             progress.advance()
     return facts, scans
 
 
 def _read_case(config: Config, looked: Looked) -> tuple[ScanFacts, sitk.Image | None]:
-    found = examine(config, looked)
-    if faults_of(config, found.facts) or found.image is None:
-        return found.facts, None
-    image = normalise(found.image, config.preprocess)[0]
-    return found.facts, coarsened(image, coarse_spacing_mm(image), most=MOST_VOXELS)
+    examined = examine(config, looked)
+    if faults_of(config, examined.facts) or examined.image is None:
+        return examined.facts, None
+    image = normalise(examined.image, config.preprocess)[0]
+    return examined.facts, coarsened(image, coarse_spacing_mm(image), most=MOST_VOXELS)
 
 
 def coarse_spacing_mm(image: sitk.Image) -> float:
@@ -142,7 +142,7 @@ def coarse_spacing_mm(image: sitk.Image) -> float:
 
 
 def _on_centres(scans: dict[str, sitk.Image], cases: list[str]) -> list[np.ndarray]:
-    """Every scan on the first one's grid, centre of mass on centre of mass."""
+    """Every scan on the first one's grid, with the centres of mass aligned."""
     grid, shift = grid_of(scans[cases[0]]), np.eye(4)
     centre = centre_of_mass(scans[cases[0]])
     volumes = []
@@ -155,13 +155,13 @@ def _on_centres(scans: dict[str, sitk.Image], cases: list[str]) -> list[np.ndarr
 def nearest_to_median(volumes: np.ndarray) -> int:
     """The place of the volume that correlates most with the median of all; (n, D, H, W), nan where not seen."""
     middle = median(volumes)
-    return int(np.argmax([correlations(np.stack([each, middle]))[0, 1] for each in volumes]))
+    return int(np.argmax([correlations(np.stack([volume, middle]))[0, 1] for volume in volumes]))
 
 
 def median(volumes: np.ndarray) -> np.ndarray:
-    """Voxelwise over the volumes that see the voxel, where at least half of them do; else 0. (n, D, H, W), nan."""
+    """Voxelwise median over the volumes that see a voxel; 0 where fewer than half of them do. (n, D, H, W), nan."""
     result = np.zeros(volumes.shape[1:], np.float32)
-    for place in range(len(result)):  # slice by slice, for the memory's sake
+    for place in range(len(result)):  # slice by slice, to save memory
         seen = np.isfinite(volumes[:, place]).mean(0) >= 0.5
         result[place][seen] = np.nanmedian(volumes[:, place][:, seen], axis=0)
     return result
@@ -196,7 +196,7 @@ def _as_image(voxels: np.ndarray, grid: Grid) -> sitk.Image:
 def _align_all(
     config: Config, scans: dict[str, sitk.Image], reference: sitk.Image, turn: str, resume: Path
 ) -> dict[str, Any]:
-    """What `alignment.align` says of every scan; one JSON file each, which a resumed run does not make again."""
+    """The record of `alignment.align` for every scan, in one JSON file each; a resumed run keeps finished ones."""
     folder = resume / turn.replace(" ", "-")
     folder.mkdir(exist_ok=True)
     files = {case: folder / f"{case}.json" for case in scans}
@@ -239,7 +239,7 @@ def correlations(volumes: np.ndarray) -> np.ndarray:
         seen = np.isfinite(part).astype(np.float64)
         part = np.nan_to_num(part)
         count += seen @ seen.T
-        sums += part @ seen.T  # of the row's volume over what the column's sees, too
+        sums += part @ seen.T  # of the row's volume, over the voxels that the column's sees, too
         squares += part**2 @ seen.T
         products += part @ part.T
     voxels = np.maximum(count, 1)
@@ -256,12 +256,12 @@ def to_average(volumes: np.ndarray) -> np.ndarray:
     """Correlation of every volume with the mean of the others; (n, D, H, W), nan where a scan does not reach."""
     seen = np.isfinite(volumes).sum(0)
     total = np.nansum(volumes, axis=0, dtype=np.float64)
-    found = []
-    for each in volumes:
-        others = seen - np.isfinite(each)
-        mean = np.divide(total - np.nan_to_num(each), others, out=np.full(total.shape, np.nan), where=others > 0)
-        found.append(correlations(np.stack([each, mean]))[0, 1])
-    return np.array(found)
+    correlation = []
+    for volume in volumes:
+        others = seen - np.isfinite(volume)
+        mean = np.divide(total - np.nan_to_num(volume), others, out=np.full(total.shape, np.nan), where=others > 0)
+        correlation.append(correlations(np.stack([volume, mean]))[0, 1])
+    return np.array(correlation)
 
 
 def ranking(cases: list[str], volumes: np.ndarray, refused: list[str], *, seed: int) -> pd.DataFrame:
@@ -274,7 +274,7 @@ def ranking(cases: list[str], volumes: np.ndarray, refused: list[str], *, seed: 
 
 
 def certainty(similarity: np.ndarray, *, seed: int, draws: int = DRAWS) -> pd.DataFrame:
-    """Scores, ranks, and how they would change with other scans: a bootstrap over the scans that one is compared with.
+    """Scores, ranks, and how they would change with other scans: a bootstrap over the scans of the comparison.
 
     Every draw compares all scans with the same resampled ones, so that differences are paired. A scan is never
     compared with itself.
@@ -314,7 +314,7 @@ def certainty(similarity: np.ndarray, *, seed: int, draws: int = DRAWS) -> pd.Da
 
 
 def equals(table: pd.DataFrame) -> list[str]:
-    """Cases that the scans at hand cannot tell from the first one: the interval of the difference holds 0."""
+    """Cases that cannot be told from the first one by these scans: the interval of the difference holds 0."""
     return [str(case) for case in table["case"][1:][table["behind_first_low"][1:] <= 0]]
 
 

@@ -26,7 +26,7 @@ def train_registration(
     """Train a method's registration networks on the cohort.
 
     Args:
-        round: 0, or of a method with rounds.
+        round: 0, or a round of a method with rounds.
         inputs: what the method's recipe says that this step uses.
 
     Raises:

@@ -22,11 +22,11 @@ def train_segmentation(
     inputs: Inputs | None = None,
     force: bool = False,
 ) -> Segmentation:
-    """Train a method's segmentation network; without phases, it is what `train-reg` trained beside the registration.
+    """Train a method's segmentation network; without phases, keep what `train-reg` trained beside the registration.
 
     Args:
         cohort: labelled (and unlabelled) scans.
-        round: 0, or of a method with rounds.
+        round: 0, or a round of a method with rounds.
         inputs: what the method's recipe says that this step uses.
 
     Raises:

@@ -63,7 +63,7 @@ def run(
     force: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Made:
-    """Every stage of a method in turn; what is up to date is not made again.
+    """Run every stage of a method in turn; artifacts that are up to date are not made again.
 
     Args:
         until: the last stage.
@@ -84,7 +84,7 @@ def run(
         tell(f"{method.name} trains nothing: --budget has no effect")
     if until == "eval" and config.part(config.eval.part):
         _check_labels(config)
-    # What these refuse is refused before hours of alignment.
+    # Faults of device and round are reported before hours of alignment.
     if method.train_reg or method.train_seg:
         choose_device(config)
     plan = plan_of(method, config)
@@ -146,7 +146,7 @@ def checked_round(method: Method, plan: Recipe, number: int) -> int:
     """A round that the user names.
 
     Raises:
-        LrlsError: the method has none of that number.
+        LrlsError: the method has no such round.
     """
     if not plan.last_round and number:
         raise LrlsError(f"--round: found {number}, but {method.name} has no rounds; leave --round out.")
@@ -158,19 +158,20 @@ def checked_round(method: Method, plan: Recipe, number: int) -> int:
 
 
 def pseudo_labels_behind(segmentation: Segmentation | None) -> list[Generated]:
-    """The pseudo-labels of every round that led to a network, the first round first; what is gone is left out."""
+    """The pseudo-labels of every round that led to a network, the first round first; deleted ones are left out."""
     behind: list[Generated] = []
     while segmentation:
         method, inputs = segmentation.folder.parent.parent, segmentation.manifest.identity.inputs
         generated = with_digest(method / "generated", inputs["generated"]) if "generated" in inputs else None
-        behind += [each for each in [Generated.open(generated)] if each.has_pseudo_labels] if generated else []
+        if generated and (opened := Generated.open(generated)).has_pseudo_labels:
+            behind.append(opened)
         before = with_digest(method / "segmentation", inputs["segmentation"]) if "segmentation" in inputs else None
         segmentation = Segmentation.open(before) if before else None
     return behind[::-1]
 
 
 def _check_labels(config: Config) -> None:
-    """A label map that is not there, or does not lie on its image, is told before hours of training, not after."""
+    """Report missing label maps, and those that do not lie on their image, before hours of training, not after."""
     if not config.data.folder.is_dir():
         return  # `preprocess` says so
     refuse(scored_faults(config, config.part(config.eval.part)))
@@ -198,7 +199,7 @@ def opened_cohort(config: Config, part: Part) -> Cohort:
 
 
 def base_of(cohort: Cohort, config: Config) -> Cohort | None:
-    """The cohort on whose grid a cohort lies: itself, or the one that it was brought to; None: that one is gone."""
+    """The cohort that set a cohort's grid: itself, or the one that it was brought to; None if that one is gone."""
     digest = cohort.manifest.identity.inputs.get("cohort")
     if digest is None:
         return cohort
@@ -218,7 +219,7 @@ def run_stage(
     """One stage on the newest cohort of these settings and the newest artifacts that were made from it.
 
     Args:
-        round: of a method that has some; none: the last one for `eval`, else the first one.
+        round: of a method with rounds; none: the last one for `eval`, otherwise the first.
     """
     method = find_method(method_name)
     made, number = newest(config, method, round, until=stage)
@@ -238,11 +239,11 @@ def trained(config: Config, method_name: str, *, round: int | None = None) -> Ma
         round: as of `run_stage`.
 
     Raises:
-        LrlsError: something that the method's answers need is not made yet.
+        LrlsError: an artifact that the method's answers need is missing.
     """
     method = find_method(method_name)
     made, _ = newest(config, method, round, until="eval")
-    others: dict[str, Artifact] = {role: each for role, each in made.artifacts.items() if role != "generated"}
+    others: dict[str, Artifact] = {role: artifact for role, artifact in made.artifacts.items() if role != "generated"}
     if made.segmentation and (digest := made.segmentation.manifest.identity.inputs.get("generated")):
         generated = with_digest(config.workspace / method.name / "generated", digest)
         others |= {"generated": Generated.open(generated)} if generated else {}
@@ -250,11 +251,11 @@ def trained(config: Config, method_name: str, *, round: int | None = None) -> Ma
 
 
 def newest(config: Config, method: Method, round: int | None, *, until: MethodStage) -> tuple[Made, int]:
-    """What a stage reads: the newest artifacts of all steps before it that these settings made, each from the last.
+    """What a stage reads: of all steps before it, the newest artifacts made by these settings from one another.
 
     Args:
         round: as of `run_stage`.
-        until: the stage; it, and what comes after it, is not looked for.
+        until: the stage; its own artifact and later ones are not looked for.
 
     Returns:
         The artifacts, and the round of the stage.
@@ -270,7 +271,7 @@ def newest(config: Config, method: Method, round: int | None, *, until: MethodSt
     for number in range(round + 1):
         for step in plan.steps(number) if number < round else _steps_before(plan, round, until):
             if isinstance(step, Generate) and until == "eval" and not number:
-                continue  # answers need the weights alone, which may stay when generated data are deleted
+                continue  # answers need the weights alone; generated data may have been deleted
             folder = newest_of(step, config, method, made, number)
             made = made.and_then(step.makes, KINDS[step.makes].open(folder), number)
     return replace(made, round=round), round

@@ -39,11 +39,11 @@ from stages.seeds import derive
 
 @dataclass(frozen=True)
 class DrawnScans:
-    """Stores labelled scans that were drawn; scan i depends on the seed and i alone.
+    """Draws and stores labelled scans; scan i depends on the seed and i alone.
 
     Args:
         synthesis: draws them.
-        count: how many; the first ones are the same whatever the number.
+        count: how many; a larger number keeps the first ones.
     """
 
     synthesis: Synthesis
@@ -69,7 +69,7 @@ class DrawnScans:
         return job.cohort.scans(job.device.torch)
 
     def write(self, file: h5py.File, job: Job) -> None:
-        """The similarity of a drawn scan is to its atlas in the same shape."""
+        """A drawn scan's similarity is the one to its atlas in the same shape."""
         self.synthesis.check()
         data = self._ready(job)
         origins = []

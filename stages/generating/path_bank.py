@@ -1,4 +1,4 @@
-"""The path bank: what S3P samples from (BRBS), as displacements and style maps of every couple (atlas, scan).
+"""The path bank that S3P samples from (BRBS): displacements and style maps of every couple (atlas, scan).
 
 Finished couples are drawn from it: X = T(A + beta psi, alpha phi), y = T(y_A, alpha phi), with alpha and beta from the
 writer's `space` and `style` (He et al., TNNLS 2022, section III-B).
@@ -46,10 +46,10 @@ class PathBank:
     Args:
         space, style: draw the degrees of finished samples and of the picture; without `style` no style maps are made,
             and no scan is registered back to its atlas for them.
-        most: couples at most; atlases take turns, so that every scan comes before one comes twice. None: all.
-        style_map: (atlas, scan) -> what the atlas gains to look like the scan, (N, 1, D, H, W) all three; None: the
-            scan, registered back to the atlas, minus the atlas.
-        coupled: space and style of a finished sample are one scan's.
+        most: most couples; atlases take turns, so that every scan comes once before any comes twice. None: all.
+        style_map: (atlas, scan) -> intensities that give the atlas the scan's look, (N, 1, D, H, W) all three; None:
+            the scan, registered back to the atlas, minus the atlas.
+        coupled: space and style of a finished sample come from one scan.
     """
 
     space: Degree
@@ -70,7 +70,7 @@ class PathBank:
         return paths + sample_bytes(cohort, settings.samples)
 
     def planned_seconds(self, job: Job) -> float:
-        """Every couple is registered, for style maps there and back; a network for them takes as long as a way back."""
+        """Every couple is registered, and for style maps also back; a style network takes about as long as that."""
         ways = 1 + (self.style is not None) + (self.style_map is not None)
         return ways * len(atlas_scan_pairs(job.cohort, self.most)) * registration_seconds(job)
 
@@ -122,7 +122,7 @@ class PathBank:
             yield from islice(self._drawn(file, cohort, seed), count)
 
     def true_couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
-        """All the way to the scans' shapes: what stays near the atlas is easier than any scan is."""
+        """Couples in the scans' full shapes: couples nearer to the atlas are easier than scans."""
         return replace(self, space=Always(1.0)).couples(generated, cohort, count, seed)
 
     def draw_pictures(self, generated_file: h5py.File, cohort: Cohort, folder: Any, seed: int) -> None:

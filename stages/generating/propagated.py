@@ -1,4 +1,4 @@
-"""Unlabelled scans with propagated labels: registration methods' own training data."""
+"""Unlabelled scans with propagated labels, by methods that only register."""
 
 from __future__ import annotations
 

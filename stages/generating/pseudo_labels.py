@@ -1,4 +1,4 @@
-"""Pseudo-labels: what the segmentation network of the round before says of every unlabelled scan, screened (JRSS)."""
+"""Pseudo-labels: the previous round's answers for every unlabelled scan, screened (JRSS)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stages.progress import Progress
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Stores, per unlabelled scan, the network's most probable classes, how sure it is, and what the screening keeps.
+    """Stores, per unlabelled scan, the network's most probable classes, its certainty, and what the screening keeps.
 
     Args:
         threshold: tau, see `screen`.

@@ -35,7 +35,7 @@ class WarpedAtlases:
     """Stores, per couple (atlas, scan), the atlas warped to the scan, image and label (nearest neighbour).
 
     Args:
-        most: couples at most; atlases take turns, so that every scan comes before one comes twice. None: all.
+        most: most couples; atlases take turns, so that every scan comes once before any comes twice. None: all.
     """
 
     most: int | None = None

@@ -1,7 +1,7 @@
-"""What a writer of generated data is, and what all writers share: couples, registration, screening, resuming.
+"""The interface of writers of generated data, and what all writers share: couples, registration, screening, resuming.
 
-A writer receives a `Job`, which registers and segments for it: it knows no recipe, no method and no trained network
-but those that it was built with.
+A writer receives a `Job`, which registers and segments for it. It knows no recipe, no method, and no trained networks
+other than those that it was built with.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ImagePair = tuple[np.ndarray, np.ndarray]
 """Moving and fixed image, (D, H, W) in [0, 1]."""
 
 Register = Callable[[Sequence[ImagePair], Sequence[str]], Iterator[tuple[int, np.ndarray]]]
-"""Pairs, and the case that each is about -> (place of the pair, displacement (3, D, H, W) in voxels), as they come."""
+"""Pairs, and the case of each -> (place of the pair, displacement (3, D, H, W) in voxels), as they finish."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Job:
         settings: numbers of finished couples, screening.
         seed: of everything that is drawn.
         device: where networks run.
-        resume: folder of finished pieces, which a stopped run goes on from.
-        register: registers by what the method registers by.
+        resume: folder of finished pieces, from which a stopped run goes on.
+        register: registers as the method does.
         segment: image (D, H, W) -> class probabilities (C, D, H, W) of the method's segmentation network.
         tell: receives lines for the user.
     """
@@ -120,7 +120,7 @@ class Writer(Protocol):
 def atlas_scan_pairs(cohort: Cohort, most: int | None = None) -> list[tuple[str, str]]:
     """(atlas, scan) of the couples to register, at most `most`.
 
-    Atlases take turns, so that every scan comes before one comes twice.
+    Atlases take turns, so that every scan comes once before any comes twice.
     """
     atlases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
     pairs = [
@@ -147,7 +147,7 @@ def as_label(label: np.ndarray) -> Tensor:
 
 
 def measure(moving: Tensor, fixed: Tensor, path: Tensor, back: Tensor | None) -> dict[str, float]:
-    """Quality columns of a couple; without a backward field its inverse error is not known (nan)."""
+    """Quality columns of a couple; without a backward field the inverse error is nan."""
     residual = float("nan") if back is None else float((path + warp(back, path)).norm(dim=1).mean())
     return {
         "similarity": float(lncc(warp(moving, path), fixed).mean()),
@@ -156,7 +156,7 @@ def measure(moving: Tensor, fixed: Tensor, path: Tensor, back: Tensor | None) ->
     }
 
 
-# Finished pieces, whole or absent, so that a killed run goes on behind them
+# Finished pieces are complete or absent, so that a killed run goes on after them
 
 
 def stored_piece(resume: Path, place: int) -> Path:
@@ -170,7 +170,7 @@ def store_piece(resume: Path, place: int, values: dict[str, Any]) -> None:
 
 
 Finish = Callable[[str, Tensor, Tensor, list[Tensor]], dict[str, Any]]
-"""(atlas, its image and the scan's (1, 1, D, H, W), displacements there and perhaps back) -> what to store."""
+"""(atlas, its image and the scan's (1, 1, D, H, W), displacements there and, if registered, back) -> what to store."""
 
 
 def register_couples(pairs: list[tuple[str, str]], finish: Finish, job: Job, *, title: str, back: bool = False) -> None:

@@ -53,7 +53,7 @@ def find_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        LrlsError: there is none.
+        LrlsError: there is no such method.
     """
     if name not in METHODS:
         raise LrlsError(f"no method '{name}'; choose one of: {', '.join(METHODS)}.")
@@ -64,7 +64,7 @@ def settings_of(method: Method, config: Config) -> MethodSettings:
     """The method's section of the configuration, checked; paths are absolute.
 
     Raises:
-        LrlsError: something is wrong with it, or the configuration has a section for a method that there is not.
+        LrlsError: a setting is wrong, or the configuration has a section for an unknown method.
     """
     for name in config.methods:
         if name not in METHODS:
@@ -101,7 +101,7 @@ def plan_of(method: Method, config: Config, cohort: Cohort | None = None) -> Rec
     """The recipe with networks that hold no weights; cheap.
 
     Args:
-        cohort: None: there is none yet, and the grid is taken to be large.
+        cohort: None if there is none yet; the grid is then taken to be large.
     """
     if cohort is None:
         return method.plan(settings_of(method, config), num_atlases=len(config.part("atlases")))
@@ -120,7 +120,7 @@ def settings_read(
     """What a stage's result depends on, besides its inputs and seed, JSON-able.
 
     Args:
-        trains: with the stage's training numbers.
+        trains: include the stage's training numbers.
     """
     own = settings_of(method, config).read_by(stage, round)
     read = {"method": method.name, "settings": own, "precision": config.precision}

@@ -1,4 +1,4 @@
-"""Classical baselines: the cohort's affine alignment as it is (`affine`), and ANTs SyN on top of it (`syn`).
+"""Classical baselines: the cohort's affine alignment alone (`affine`), and ANTs SyN on top of it (`syn`).
 
 Avants et al., "Symmetric diffeomorphic image registration with cross-correlation", MedIA 2008; ANTsPy.
 """

@@ -1,9 +1,8 @@
-"""What the measurements of `docs/benchmarks/` favour, from one label on: accurate paths first, then S alone.
+"""The method that the measurements of `docs/benchmarks/` favour: accurate paths first, then S alone.
 
-BRBS's space sampling (S3P) on paths that come from instance optimisation instead of a trained R: for as many scans as
-people have, that registers better in minutes than R after an hour. Left out, because it did not help: style maps (the
-style of a misaligned scan carries its anatomy into images under another label), MMR, semantic consistency, and
-pseudo-labels of the scans themselves.
+BRBS's space sampling (S3P) on paths of instance optimisation instead of a trained R. Left out: style maps (the style of
+a misaligned scan carries its anatomy into images under another label), MMR, semantic consistency, and pseudo-labels of
+the scans. Why: "Half an hour, one and five labels" in docs/benchmarks/LOG.md.
 
 After He et al., "Learning Better Registration to Learn Better Few-Shot Medical Image Segmentation", TNNLS 2022.
 """
@@ -32,16 +31,16 @@ class Settings(AnswerSettings):
     """Settings of `best`."""
 
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
-    space: bool = Field(True, description="S learns from atlases in other scans' shapes (S3P); off: from atlases.")
-    most_paths: int | None = Field(150, ge=1, description="Couples (atlas, scan) to register at most; null: all.")
-    coarse_steps: int = Field(60, ge=0, description="Of instance optimisation, at half the resolution.")
-    fine_steps: int = Field(40, ge=0, description="Of instance optimisation, at full resolution.")
-    smoothness_weight: float = Field(1.0, ge=0, description="Of the displacement, in instance optimisation.")
+    space: bool = Field(True, description="S learns from atlases in the shapes of scans (S3P); off: in their own.")
+    most_paths: int | None = Field(150, ge=1, description="Most couples (atlas, scan) to register; null: all.")
+    coarse_steps: int = Field(60, ge=0, description="Steps of instance optimisation at half the resolution.")
+    fine_steps: int = Field(40, ge=0, description="Steps of instance optimisation at full resolution.")
+    smoothness_weight: float = Field(1.0, ge=0, description="Weight of the displacement's smoothness.")
     fuse: Annotated[bool, ANSWER] = Field(
-        True, description="The answer is the mean of S's and of the propagated label; off: S's."
+        True, description="The answer is the mean of S's probabilities and the propagated label; off: S alone."
     )
     flat_borders: Annotated[bool, ANSWER] = Field(
-        True, description="Where the atlases draw a border as one plane of voxels, so does the answer."
+        True, description="Where the atlases draw a border as one plane of voxels, the answer does, too."
     )
 
 

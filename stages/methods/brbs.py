@@ -3,10 +3,10 @@
 He et al., "Learning Better Registration to Learn Better Few-Shot Medical Image Segmentation: Authenticity,
 Diversity, and Robustness", TNNLS 2022, doi:10.1109/TNNLS.2022.3190452.
 
-Ours differs from the published code in: displacements sample with aligned corners, so that a zero field is the
+Ours differs from the published code: displacements sample with aligned corners, so that a zero field is the
 identity; `default` measures inverse consistency by composition, where Eq. 2 warps the inverse field by itself;
-MMR mixes aligned pairs; segmentation goes on after registration with the finished path bank. Presets `paper`
-(the text) and `official` (the published code) bring the other readings back.
+MMR mixes aligned pairs; segmentation goes on after registration with the finished path bank. The presets
+`paper` (the text) and `official` (the published code) have the other readings.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Settings(AnswerSettings):
             "segmentation_network": "light",
             "segmentation_loss": "dice-ce",
             "augment_pairs": False,
-            "warm_up": 0.5,  # R learns from the images alone until S can tell it something
+            "warm_up": 0.5,  # R learns from the images alone until S has learned enough to help
             "helper_learning_rate": 3e-3,
             "train_reg": {"steps": 800},
             "train_seg": {"steps": 1000},
@@ -78,21 +78,25 @@ class Settings(AnswerSettings):
     space: bool = Field(True, description="S3P samples the degree of deformation; off: always 1.")
     style: bool = Field(True, description="S3P samples the degree of style; off: always 0.")
     mmr: bool = Field(True, description="Mix misalignment regularisation.")
-    smoothness_weight: float = Field(1.0, ge=0, description="lambda_0.")
-    inverse_weight: float = Field(0.1, ge=0, description="lambda_1.")
-    semantic_weight: float = Field(100.0, ge=0, description="lambda_2.")
-    mix_weight: float = Field(0.1, ge=0, description="omega_0.")
+    smoothness_weight: float = Field(1.0, ge=0, description="lambda_0, weight of L_smooth.")
+    inverse_weight: float = Field(0.1, ge=0, description="lambda_1, weight of L_I.")
+    semantic_weight: float = Field(100.0, ge=0, description="lambda_2, weight of L_SeC.")
+    mix_weight: float = Field(0.1, ge=0, description="omega_0, weight of L_mix.")
     inverse: Literal["composed", "self-warped"] = Field("composed", description="How L_I inverts a field.")
-    atlas_label: bool = Field(True, description="SeC uses the atlas's ground truth; off: S for both images.")
+    atlas_label: bool = Field(True, description="SeC uses the atlas's ground truth; off: S's answers for both images.")
     semantic_classes: int | None = Field(
-        None, ge=1, description="SeC looks at this many classes, drawn anew in each step: cheaper, without bias."
+        None, ge=1, description="SeC uses this many classes, drawn anew in each step: cheaper, without bias."
     )
     mix_on: Literal["probabilities", "logits"] = Field("probabilities", description="What L_mix compares.")
     mix_any_pair: bool = Field(False, description="Mix any two training images instead of aligned ones.")
-    helper_is_final: bool = Field(False, description="The S that was trained beside R is the result.")
-    segmentation_loss: Literal["dice", "dice-ce"] = Field("dice", description="L_seg: Dice, or with cross-entropy.")
+    helper_is_final: bool = Field(
+        False, description="S is what was trained beside R; off: train-seg trains it further."
+    )
+    segmentation_loss: Literal["dice", "dice-ce"] = Field(
+        "dice", description="L_seg: Dice, or Dice with cross-entropy."
+    )
     augment_pairs: bool = Field(
-        True, description="The augmentation moves what R sees, too; off: only what S sees (R learns sooner)."
+        True, description="Augmentation also moves R's images; off: only S's, and R learns sooner."
     )
     warm_up: float = Field(
         0.0,
@@ -100,7 +104,7 @@ class Settings(AnswerSettings):
         lt=1,
         description="Share of train-reg in which R learns without SeC, and S from the augmented atlases (short runs).",
     )
-    helper_learning_rate: float | None = Field(None, gt=0, description="Of S in train-reg; default: as R's.")
+    helper_learning_rate: float | None = Field(None, gt=0, description="Learning rate of S in train-reg; default: R's.")
 
 
 def build(task: Task, settings: Settings) -> Recipe:
@@ -129,7 +133,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     register = partial(RegisterTriplet, R, both_ways=settings.bic, atlas_label=settings.atlas_label)
     helper = partial(Player, "helper", trains=S, learning_rate=settings.helper_learning_rate)
     batches = partial(atlas_and_two_unlabeled, move=settings.augment_pairs)
-    # In a short run, what an untrained S says drowns what the images say; the papers' runs have the time.
+    # In a short run an untrained S misleads R more than the images guide it; the paper's long runs recover.
     warm_up = Phase(
         "warm-up",
         batches=batches,

@@ -1,11 +1,11 @@
-"""CLMorph: learned registration whose encoder contrasts what it sees; the atlas's label follows.
+"""CLMorph: learned registration with a contrastive encoder; the atlas's label follows.
 
 Liu, Avilés-Rivero, Schönlieb, "Contrastive Registration for Unsupervised Medical Image Segmentation", TNNLS 2023
 (code github.com/lihaoliu-cambridge/unsupervised-medical-image-segmentation).
 
-Ours differs in: the displacement is predicted, not sampled (the published one is VoxelMorph's probabilistic model, with
-a KL term in the place of smoothness), so that smoothness has the weight that goes with plain MSE; scans of a batch
-differ, since a scan that comes twice would be its own negative.
+Ours differs: the displacement is predicted, not sampled. (The published one is VoxelMorph's probabilistic model, with a
+KL term instead of smoothness.) So smoothness has the weight that goes with plain MSE. The scans of a batch differ,
+because a scan that came twice would be its own negative.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ class Settings(MethodSettings):
     )
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
     similarity: Literal["mse", "lncc"] = Field(
-        "mse", description="L_sim; the comparison of OS-MedSeg gives every method its own: LNCC, smoothness_weight 1."
+        "mse", description="L_sim. OS-MedSeg's comparison gives every method LNCC, with smoothness_weight 1."
     )
-    smoothness_weight: float = Field(0.01, ge=0, description="Of the diffusion; 0.01 goes with MSE, 1 with LNCC.")
-    contrastive_weight: float = Field(0.01, gt=0, description="Of NT-Xent over the embeddings.")
+    smoothness_weight: float = Field(
+        0.01, ge=0, description="Weight of the diffusion; 0.01 goes with MSE, 1 with LNCC."
+    )
+    contrastive_weight: float = Field(0.01, gt=0, description="Weight of NT-Xent over the embeddings.")
 
 
 def build(task: Task, settings: Settings) -> Recipe:

@@ -6,10 +6,10 @@ U-Net without integration both ways, trained apart, 50 000 steps; an appearance 
 64,64,32,32,32,16,16 channels, 1 000 steps; the weights 50 and 1, which are the paper's lambda_a = 0.02; contours that
 only mask the loss, not inputs of the network; Adam, 1e-4.
 
-Ours differs in: segmentation by the 3D U-Net with Dice and cross-entropy that the other methods have, where theirs
-looks at slices; targets of space and appearance are unlabelled scans, where theirs may be an atlas, too; decoders
-upsample after their convolution, as VoxelMorph's; the appearance network starts from no change. The paper's best row
-adds random augmentation in every other step: `train_seg.augmentation` adds it in every step.
+Ours differs: S is the 3D U-Net of the other methods, with Dice and cross-entropy; theirs looks at slices. Shapes and
+looks come from unlabelled scans; theirs may also come from an atlas. Decoders upsample after their convolution, as
+VoxelMorph's. The appearance network starts from no change. The paper's best row adds random augmentation in every other
+step; `train_seg.augmentation` adds it in every step.
 """
 
 from __future__ import annotations
@@ -58,10 +58,16 @@ class Settings(MethodSettings):
     diffeomorphic: bool = Field(False, description="The spatial networks predict velocity fields, integrated.")
     space: bool = Field(True, description="Samples take the shape of a scan; off: the atlas keeps its own.")
     appearance: bool = Field(True, description="Samples take the look of a scan; off: the atlas keeps its own.")
-    independent: bool = Field(True, description="Of two scans, drawn apart; off: of one (the paper's coupled).")
-    smoothness_weight: float = Field(1.0, ge=0, description="Of the displacements.")
-    reconstruction_weight: float = Field(50.0, ge=0, description="Of the mean square that the appearance network fits.")
-    appearance_smoothness_weight: float = Field(1.0, ge=0, description="Of its change, contours masked.")
+    independent: bool = Field(
+        True, description="Shape and look come from two scans, drawn independently; off: from one (coupled)."
+    )
+    smoothness_weight: float = Field(1.0, ge=0, description="Weight of the displacements' smoothness.")
+    reconstruction_weight: float = Field(
+        50.0, ge=0, description="Weight of the mean square that the appearance network fits."
+    )
+    appearance_smoothness_weight: float = Field(
+        1.0, ge=0, description="Weight of its change's smoothness, contours masked."
+    )
     appearance_share: float = Field(
         0.02, gt=0, lt=1, description="Share of train-reg that trains the appearance network (short runs: 0.3)."
     )
@@ -89,7 +95,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         players=[
             Player("forward", trains=forward, forward=RegisterPair(forward), loss=registration_loss),
             Player("backward", trains=backward, forward=RegisterPair(backward, swapped=True), loss=registration_loss),
-        ][: 1 + settings.appearance],  # only appearance looks back
+        ][: 1 + settings.appearance],  # only the appearance network needs the way back
     )
     appearance = Phase(
         "appearance",
@@ -142,7 +148,7 @@ def build(task: Task, settings: Settings) -> Recipe:
 
 
 def appearance_network(name: str, task: Task) -> nn.Module:
-    """[atlas, scan brought to it] -> change of intensity; starts from none."""
+    """[atlas, scan brought to it] -> change of intensity; starts from no change."""
     with task.initialises("appearance"):
         if name == "light":
             light = LightUNet(2, 1, task.shape)

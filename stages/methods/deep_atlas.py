@@ -1,16 +1,16 @@
-"""DeepAtlas: registration and segmentation learn from each other's answers, without looking at how good these are.
+"""DeepAtlas: registration and segmentation learn from each other's answers, however good these are.
 
 Xu, Niethammer, "DeepAtlas: Joint Semi-Supervised Learning of Image Registration and Segmentation", MICCAI 2019,
 arXiv:1904.08465. The published code (github.com/uncbiag/DeepAtlas) has the single networks, not the joint training.
 
-R learns from similarity, smoothness and the overlap of warped and fixed anatomy, S's answer standing in for a label
-where there is none; S from the labels, and from a label carried over to an image without (or the other way round). Two
-images without a label teach S nothing. First each on its own, then in turn, 20 steps of R to one of S, then together.
+R learns from similarity, smoothness and the overlap of warped and fixed anatomy; S's answer replaces a missing label.
+S learns from labels, and from pairs of which one image has a label, carried over by R in either direction. Two images
+without labels teach S nothing. R and S first learn alone, then in turn, 20 steps of R to one of S, then together.
 
-Ours differs in: LNCC, diffusion and Dice are shared with the other methods, so the terms' weights are ours, too; half
-of the pairs hold an atlas, since of one atlas among many scans S would hardly see a label otherwise; S is a U-Net of
-ours and R VoxelMorph's, as in the paper; where the augmentation recolours, S learns from recoloured images, and R sees
-them as they are.
+Ours differs: LNCC, diffusion and Dice are those of the other methods, so the terms' weights are ours, too. Half of the
+pairs contain an atlas; with one atlas among many scans S would hardly see a label otherwise. S is a U-Net of ours; R is
+VoxelMorph's, as in the paper. Where the augmentation recolours, S learns from recoloured images; R sees them as they
+are.
 """
 
 from __future__ import annotations
@@ -47,13 +47,16 @@ class Settings(AnswerSettings):
     )
     segmentation_network: SegmentationName = Field("full", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
-    smoothness_weight: float = Field(1.0, ge=0, description="Of R's diffusion.")
-    anatomy_weight: float = Field(1.0, ge=0, description="Of the overlap of anatomies, in R's loss and in S's.")
-    alone_share: float = Field(0.4, gt=0, lt=1, description="Share of the steps in which R, then S, learns on its own.")
+    smoothness_weight: float = Field(1.0, ge=0, description="Weight of R's diffusion.")
+    anatomy_weight: float = Field(1.0, ge=0, description="Weight of the anatomies' overlap, in R's loss and in S's.")
+    alone_share: float = Field(0.4, gt=0, lt=1, description="Share of the steps in which R, then S, learns alone.")
     alternating_share: float = Field(
-        0.3, ge=0, lt=1, description="Share of those in which S moves in every 20th step; in the rest, in every one."
+        0.3,
+        ge=0,
+        lt=1,
+        description="Share of the other steps in which S moves every 20 steps; later it moves every step.",
     )
-    segmentation_learning_rate: float | None = Field(None, gt=0, description="Of S; default: as R's.")
+    segmentation_learning_rate: float | None = Field(None, gt=0, description="Learning rate of S; default: R's.")
 
 
 def build(task: Task, settings: Settings) -> Recipe:

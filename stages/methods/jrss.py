@@ -4,28 +4,28 @@ Shi, Lu, Yin, Zhong, Yang, "Joint few-shot registration and segmentation self-tr
 Biomedical Signal Processing and Control 80 (2023), doi:10.1016/j.bspc.2022.104294. The published code has the
 single-task networks, not the self-training.
 
-Round 0 trains R, and S on the atlases. Each later round: S as it is, the teacher, labels the unlabelled scans, and what
-it is unsure of is screened out; R goes on with these labels; a student goes on from the teacher's weights with R's
-help, and its moving average is the next teacher, and in the end the answer.
+Round 0 trains R, and S on the atlases. In each later round, S labels the unlabelled scans as the teacher, and uncertain
+labels are screened out. R goes on with these labels. A student goes on from the teacher's weights, with R's help. Its
+moving average is the next teacher, and in the end the answer.
 
-How the text is read, where it leaves a choice (numbers of epochs are nowhere):
-- *Screening*: see `screen`. A scan without an accepted structure stays unlabelled: a sure background is no label.
-- *Student*: half of a batch are atlases, half scans with pseudo-labels. In L_d the atlas is what moves, so that
-  "lambda_d = 1 if labeled" always holds. "A new student" starts where the teacher stands ("we use the pre-trained nets
-  to initialize"). Teacher and student see the same image, moved, recoloured (the paper does not) and all; P_t is
-  computed there, and never stored.
-- *Deformation as noise*: half of the scans (`input_noise`) are moved towards another scan by R, pseudo-labels along;
-  how often is not said.
-- *Dropout* acts on the last encoder layer and on the last one that is upsampled. It is the student's alone; running
-  statistics of BatchNorm, which the teacher inherits, are taken without it.
-- *Warm-up*: lambda_r is ten times as high in the first of R's 300 steps (of short trainings a fifth, which is ours),
-  falls linearly, and no more in later rounds.
-- *Initialisation*: Xavier for S; R as torch does it, with a head near 0.
-- *Schedule*: 0.99 per epoch, where a training, and so each round's, counts as 300 epochs however many steps it has.
+Readings, where the text leaves a choice (it gives no numbers of epochs):
+- *Screening*: see `screen`. A scan without an accepted structure stays unlabelled: a certain background is no label.
+- *Student*: half of a batch are atlases, half are scans with pseudo-labels. In L_d the atlas moves, so that
+  "lambda_d = 1 if labeled" always holds. "A new student" starts from the teacher's weights ("we use the pre-trained
+  nets to initialize"). Teacher and student see the same image, moved and recoloured (the paper does not recolour). P_t
+  is computed on that image and never stored.
+- *Deformation as noise*: R moves half of the scans (`input_noise`) and their pseudo-labels towards another scan. The
+  paper does not say how often.
+- *Dropout* acts on the last encoder layer and on the last upsampled one, in the student alone. BatchNorm's running
+  statistics, which the teacher inherits, are taken without it.
+- *Warm-up*: lambda_r starts ten times as high and falls linearly over R's first 300 steps (in short trainings over a
+  fifth of them, which is ours). Later rounds have no warm-up.
+- *Initialisation*: Xavier for S; torch's for R, with a head near 0.
+- *Schedule*: 0.99 per epoch. Each round's training counts as 300 epochs, whatever its number of steps.
 - Sums over voxels are means. Displacements are in voxels; images have mean 0 and standard deviation 1 inside.
 
-Ours differs in: `eval` moves the atlas to every scan, as label propagation does (the paper registers test scans to two
-of them); images and displacements sample with aligned corners; |J| is the true determinant (the published one mixes up
+Ours differs: `eval` moves the atlas to every scan, as label propagation does (the paper registers test scans to two of
+them). Images and displacements sample with aligned corners. |J| is the true determinant (the published code mixes up
 two axes).
 """
 
@@ -62,7 +62,7 @@ from stages.parts.players.self_training import (
 
 
 class Settings(AnswerSettings):
-    """Settings of `jrss`; a weight of 0 switches a term off, and what only that term needs is not computed."""
+    """Settings of `jrss`; a weight of 0 switches off a term and all that only this term needs."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "abdomen": {"threshold": 0.6},
@@ -72,26 +72,26 @@ class Settings(AnswerSettings):
             "rounds": 2,
             "round_share": 0.5,
             "round_pace": 0.3,  # networks go on, they do not start anew
-            "with_atlas": 0.5,  # as all of R's pairs in `eval`
+            "with_atlas": 0.5,  # in `eval` all of R's pairs have one
             "weigh_classes": False,  # the paper's weights make structures grow by round
-            "dropout": 0.2,  # so short a round does not make up for the paper's 0.5
+            "dropout": 0.2,  # a short round cannot make up for the paper's 0.5
             "train_reg": {"steps": 1200, "learning_rate": 2e-3, "schedule": "one-cycle"},
             "train_seg": {"steps": 300, "learning_rate": 5e-3, "schedule": "one-cycle"},
         },
     }
     preset: Annotated[str, ANSWER] = Field(
         "paper",
-        description="light: minutes on CPU cores; abdomen: the paper's threshold there; official: the published code's "
-        "single-task networks.",
+        description="light: minutes on CPU cores; abdomen: the paper's threshold for it; official: the published "
+        "code's single-task networks.",
     )
     rounds: Annotated[int, ANSWER] = Field(
-        3, ge=0, le=20, description="Of self-training, after the first training; 0: only that."
+        3, ge=0, le=20, description="Rounds of self-training after the first training; 0: none."
     )
     round_share: Annotated[float, LATER_ROUNDS] = Field(
-        0.3333, gt=0, le=1, description="Steps of a round's train-reg and train-seg, in parts of those of round 0."
+        0.3333, gt=0, le=1, description="Steps of a later round's train-reg and train-seg, as a share of round 0's."
     )
     round_pace: Annotated[float, LATER_ROUNDS] = Field(
-        1.0, gt=0, description="Learning rates of a round, in parts of those of round 0."
+        1.0, gt=0, description="Learning rates of a later round, as a multiple of round 0's."
     )
     registration_network: Literal["obelisk", "voxelmorph", "brbs", "light"] = Field(
         "obelisk", description="R: hybrid OBELISK, or VoxelMorph's, BRBS's U-Net, or the light one."
@@ -99,37 +99,42 @@ class Settings(AnswerSettings):
     segmentation_network: Annotated[Literal["obelisk", "brbs", "full", "light"], SEGMENT] = Field(
         "obelisk", description="S: hybrid OBELISK, or BRBS's U-Net (full: with InstanceNorm), or the light one."
     )
-    slope: float = Field(0.2, ge=0, lt=1, description="Of LeakyReLU in the hybrid OBELISK networks.")
+    slope: float = Field(0.2, ge=0, lt=1, description="Slope of LeakyReLU in the hybrid OBELISK networks.")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
-    smoothness_weight: float = Field(0.025, ge=0, description="lambda_r, of R's diffusion.")
+    smoothness_weight: float = Field(0.025, ge=0, description="lambda_r, weight of R's diffusion.")
     smoothness_warm_up: int = Field(
-        300, ge=0, description="Steps in which it falls to that from ten times as much; at most a fifth of round 0's."
+        300, ge=0, description="Steps in which lambda_r falls from ten times its value; at most a fifth of round 0's."
     )
-    overlap_weight: float = Field(0.1, ge=0, description="lambda_d of R: Dice of labels and accepted pseudo-labels.")
-    with_atlas: float = Field(0.0, ge=0, le=1, description="Share of R's pairs that have an atlas; others: any two.")
+    overlap_weight: float = Field(
+        0.1, ge=0, description="lambda_d of R, weight of the Dice of labels and accepted pseudo-labels."
+    )
+    with_atlas: float = Field(
+        0.0, ge=0, le=1, description="Share of R's pairs with an atlas; the others are any two scans."
+    )
     pretraining_loss: Annotated[Literal["dice", "hard-ce", "dice-ce"], SEGMENT] = Field(
-        "dice", description="Of S on the atlases: Dice; cross-entropy on the hardest quarter of voxels; or Dice-CE."
+        "dice",
+        description="Loss of S on the atlases: Dice; cross-entropy on the hardest quarter of voxels; or Dice-CE.",
     )
     threshold: Annotated[float, LATER_ROUNDS] = Field(
-        0.7, ge=0, lt=1, description="tau: how sure of a voxel, and of a structure, S must be."
+        0.7, ge=0, lt=1, description="tau: a voxel, or a structure, counts where S is surer than this."
     )
     dropout: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
-        0.5, ge=0, lt=1, description="Share of channels that the student loses in two layers."
+        0.5, ge=0, lt=1, description="Share of channels that are dropped in two layers of the student."
     )
     input_noise: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
         0.5, ge=0, le=1, description="Share of the student's scans that R moves to other scans."
     )
     weigh_classes: Annotated[bool, SEGMENT_IN_LATER_ROUNDS] = Field(
-        True, description="L_c weighs classes by the inverse square root of their frequency; off: all alike."
+        True, description="L_c weighs classes by the inverse square root of their frequency; off: all equally."
     )
     kl_weight: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
-        0.5, ge=0, description="lambda_u, of the student's distance from the teacher."
+        0.5, ge=0, description="lambda_u, weight of the student's distance from the teacher."
     )
     carried_weight: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
-        1.0, ge=0, description="lambda_d of the student: Dice with atlas labels moved by R."
+        1.0, ge=0, description="lambda_d of the student, weight of the Dice with atlas labels moved by R."
     )
     decay: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
-        0.99, ge=0, lt=1, description="Of the student's moving average, the next teacher; 0: itself."
+        0.99, ge=0, lt=1, description="Decay of the student's moving average, the next teacher; 0: no average."
     )
 
 
@@ -212,7 +217,7 @@ def registration(task: Task, settings: Settings) -> RegistrationNetwork:
 
 
 def segmentation(task: Task, settings: Settings) -> nn.Module:
-    """S, likewise."""
+    """S, which sees images of mean 0 and standard deviation 1."""
     if settings.segmentation_network == "obelisk":
         with task.initialises("segmentation"):
             return Standardised(HybridObelisk(1, task.num_classes, task="segments", slope=settings.slope))

@@ -3,32 +3,28 @@
 Wang, Cao, Wei, Wang, Ma, Wang, Meng, Zheng, "LT-Net: Label Transfer by Learning Reversible Voxel-wise Correspondence
 for One-shot Medical Image Segmentation", CVPR 2020, arXiv:2003.07072. No code was published.
 
-How the text is read, where it leaves a choice:
-- Sums over voxels are means, so that the weights of Eq. 11 go with the magnitudes that the paper reports; Eq. 10 is
-  summed over channels, so that it says the same of 3 classes as of 29.
-- Eq. 4 as printed has the discriminator maximise D(y)^2 + (D(warped) - 1)^2, which has no end; here, as usual, it
-  learns 1 for scans and 0 for warped atlases, with 1/2 each, and the generator learns to be told 1.
-- "Patch" GAN: no patch is a whole crop, see `PatchDiscriminator`. With patches of 94^3 on hippocampus crops of 48 x
-  64 x 48, L_GAN took 0.043 of DSC (0.757 to 0.714); with 22^3 it takes nothing (0.755).
-- Eq. 8's penalty of a vector is taken of each component, as in UnFlow, which it is cited from. It names no unit. In
-  voxels its kink at 0 outweighs L_sim from the first step on: on phantoms, light networks' fields shrank to nothing in
-  300 steps, where they grew, slowly, with the residual in coordinates from -1 to 1 over the grid, the default here.
+Readings, where the text leaves a choice:
+- Sums over voxels are means, so that the weights of Eq. 11 go with the magnitudes that the paper reports. Eq. 10 is
+  summed over channels, so that it weighs the same with 3 classes as with 29.
+- Eq. 4 as printed has the discriminator maximise D(y)^2 + (D(warped) - 1)^2, which is unbounded. Here, as usual, it
+  learns 1 for scans and 0 for warped atlases, with 1/2 each; the generator learns to be told 1.
+- "Patch" GAN: no patch is a whole crop, see `PatchDiscriminator`.
+- Eq. 8's penalty of a vector is taken of each component, as in UnFlow, which it is cited from. The paper names no unit;
+  the default is coordinates from -1 to 1 over the grid. In voxels the penalty outweighs L_sim from the first step on.
 - Eq. 9 is the mean of the structures' Dice, without the background; Eq. 10 is over all channels, with it.
 - The gradient of G_B's input, the warped atlas, goes on to G_F: the paper trains end to end.
-- One pair a step: the paper has one on each of two GPUs. It names no number of steps: here as many as `voxelmorph`.
-- The atlas is rebuilt by sampling it once, see `stages.parts.cycle`; `rebuild: twice` is Eq. 5 to the letter.
-- Adam's first momentum is 0.9 for all three networks, none is named.
+- A step has one pair; the paper has one on each of two GPUs. It names no number of steps; here it is `voxelmorph`'s.
+- The atlas is rebuilt by sampling it once, see `stages.parts.players.cycle`; `rebuild: twice` is Eq. 5 to the letter.
+- Adam's first momentum is 0.9 for all three networks; the paper names none.
 - A label is warped "the same way as the atlas", by trilinear interpolation, as the other methods' labels are.
 - Several atlases (the paper has one): each step draws one, and all vote on a new scan.
 
-Every cycle term is least where both fields are 0, and a G_B that cannot follow yet holds G_F there. Where minutes must
-do (light networks), the weights of the cycle rise from 0 over half of the steps (`warm_up`), and G_B is G_F with roles
-swapped (`backward_network`): of an antisymmetric network that predicts velocities the way back is the inverse of the
-way there from the first step on. With the published weights 800 steps still ended at the overlap of the affine
-alignment on hippocampus; with the cycle's four at a tenth, and no warm-up, where `voxelmorph` does
-(docs/benchmarks/LOG.md).
+Every cycle term is least where both fields are 0, and a G_B that cannot follow yet keeps G_F there. So with light
+networks the weights of the cycle rise from 0 over half of the steps (`warm_up`), and G_B is G_F with roles swapped
+(`backward_network`): an antisymmetric network that predicts velocities gives inverse displacements from the first step
+on. Findings on weights, patches and units: "LT-Net's losses" in docs/benchmarks/LOG.md.
 
-Ours differs in: displacements sample with aligned corners; LNCC and smoothness are shared with the other methods.
+Ours differs: displacements sample with aligned corners; LNCC and smoothness are those of the other methods.
 """
 
 from __future__ import annotations
@@ -65,7 +61,7 @@ from stages.parts.players.judging import JudgeWarped, fake, real
 
 
 class Settings(MethodSettings):
-    """Settings of `lt-net`; a weight of 0 switches a term off, and what only that term needs is not built.
+    """Settings of `lt-net`; a weight of 0 switches off a term and all that only this term needs.
 
     Rows of the paper's Tables 2 and 3: VoxelMorph has the four cycle weights and `gan_weight` 0, + L_GAN the four
     cycle weights, + L_cyc (the baseline of Table 3) `transformation_weight`, `anatomy_weight` and `difference_weight`;
@@ -73,7 +69,7 @@ class Settings(MethodSettings):
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # The cycle at a tenth of the published weights: so few steps do not come to terms with more.
+        # The cycle has a tenth of the published weights: few steps cannot cope with more.
         "light": {
             "registration_network": "light", "diffeomorphic": True, "smoothness_weight": 0.5, "cycle_weight": 1.0,
             "transformation_weight": 0.3, "anatomy_weight": 0.3, "difference_weight": 0.3, "warm_up": 0.0,
@@ -85,28 +81,29 @@ class Settings(MethodSettings):
         "voxelmorph", description="G_F and G_B: VoxelMorph's, or the light one."
     )
     diffeomorphic: bool = Field(False, description="G_F and G_B predict velocity fields, which are integrated.")
-    gan_weight: float = Field(1.0, ge=0, description="Of L_GAN; 0: no discriminator.")
-    similarity_weight: float = Field(1.0, ge=0, description="Of L_sim.")
-    smoothness_weight: float = Field(3.0, ge=0, description="lambda_2, of L_smooth.")
-    cycle_weight: float = Field(10.0, ge=0, description="lambda_1, of L_cyc: the rebuilt atlas.")
-    transformation_weight: float = Field(3.0, ge=0, description="lambda_2, of L_trans: mutual inverses.")
+    gan_weight: float = Field(1.0, ge=0, description="Weight of L_GAN; 0: no discriminator.")
+    similarity_weight: float = Field(1.0, ge=0, description="Weight of L_sim.")
+    smoothness_weight: float = Field(3.0, ge=0, description="lambda_2, weight of L_smooth.")
+    cycle_weight: float = Field(10.0, ge=0, description="lambda_1, weight of L_cyc: the rebuilt atlas.")
+    transformation_weight: float = Field(3.0, ge=0, description="lambda_2, weight of L_trans: mutual inverses.")
     transformation_unit: Literal["grid", "voxels"] = Field(
-        "grid", description="Of L_trans: coordinates from -1 to 1 over the grid, or voxels (which hold G_F still)."
+        "grid",
+        description="Unit of L_trans: coordinates from -1 to 1 over the grid, or voxels (G_F then hardly moves).",
     )
-    anatomy_weight: float = Field(3.0, ge=0, description="lambda_2, of L_anatomy_cyc: the rebuilt label.")
-    difference_weight: float = Field(3.0, ge=0, description="lambda_2, of L_diff_cyc: the label's way there and back.")
+    anatomy_weight: float = Field(3.0, ge=0, description="lambda_2, weight of L_anatomy_cyc: the rebuilt label.")
+    difference_weight: float = Field(3.0, ge=0, description="lambda_2, weight of L_diff_cyc: the label there and back.")
 
     backward_network: Literal["own", "shared"] | None = Field(
-        None, description="G_B: its own weights, or those of G_F; null: own, or shared of the light ones."
+        None, description="G_B: weights of its own, or G_F's; null: shared for light networks, otherwise own."
     )
     rebuild: Literal["once", "twice"] = Field(
-        "once", description="Rebuild the atlas by sampling it once, or the warped atlas again (Eq. 5), which blurs."
+        "once", description="Sample the rebuilt atlas from the atlas, or from the warped atlas (Eq. 5), which blurs."
     )
     warm_up: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Share of train-reg in which the cycle weights rise from 0; null: 0, or 0.5 of light.",
+        description="Share of train-reg in which the cycle weights rise from 0; null: 0, or 0.5 for light networks.",
     )
 
     @model_validator(mode="after")
@@ -162,7 +159,7 @@ def build(task: Task, settings: Settings) -> Recipe:
                 trains=D,
                 forward=JudgeWarped(G_F, D),
                 loss=WeightedSum(real=(0.5, real), fake=(0.5, fake)),
-                learning_rate=2e-4,  # the paper's, however short the training is
+                learning_rate=2e-4,  # the paper's, even in short trainings
             )
         )
     optional: dict[str, nn.Module | None] = {"backward": None if shared else G_B, "discriminator": D}

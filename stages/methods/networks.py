@@ -21,7 +21,7 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
 
     Args:
         kind: see `SEGMENTATION_NAMES`.
-        name: of the network in the recipe; its initial weights depend on it and the seed alone.
+        name: the network's name in the recipe; its initial weights depend on it and the seed alone.
     """
     with task.initialises(name):
         if kind == "light":
@@ -36,7 +36,7 @@ def registration_network(
 
     Args:
         kind: "brbs" (BRBS's U-Net), "voxelmorph" (VoxelMorph's) or "light" (half resolution, antisymmetric).
-        diffeomorphic: it predicts a velocity field, which is integrated.
+        diffeomorphic: the network predicts a velocity field, which is integrated.
         name: as of `segmentation_network`.
     """
     with task.initialises(name):

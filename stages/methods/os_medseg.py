@@ -3,22 +3,25 @@
 Zhou et al., "Distillation Learning Guided by Image Reconstruction for One-Shot Medical Image Segmentation"
 (the text submitted to IEEE; code github.com/NoviceFodder/OS-MedSeg).
 
-Readings. *Eq. 2* has the features of a scan and of its atlas as the positive and the other scans as negatives. The scan
-is the anchor here: were it the atlas, then with one atlas and a batch of two the two terms would cancel. The published
-code takes NT-Xent over all rows instead, where with one atlas the atlas is its own negative (preset `official`).
-*Hint*: a stop-gradient on the teacher's features by default, so that the student follows and the teacher reconstructs;
-the published forward pass detaches both, with which the hint teaches nothing (`hint_detach: both`). Both networks are
-separate, encoder to head, as in Fig. 3 and in the code, and train jointly with the published network; of the light and
-the full ones the teacher learns first (`teacher_share`) and then stands still: with its features detached, Eq. 12
-separates into what either network learns, and a student of minutes cannot wait for hints that come late.
-*Augmentation*: the paper speaks of none; where there is some, the two images of a couple move alike, and the student's
-alone is recoloured. *Normalisation* is the code's InstanceNorm (Fig. 3 says layer normalisation). *Reconstruction
-head*: a plain convolution; the code normalises its output, which then cannot match the scan's intensities. *Ours*:
-residual units in the student, too (paper; the code has them in the teacher only), trilinear upsampling, atlases as the
-user names them (the paper picks one by its similarity to the test set), and the schedule's epochs are counted on the
-paper's 334 scans of OASIS.
+Readings:
+- *Eq. 2*: a scan and its atlas are the positive pair, the other scans are negatives. The scan is the anchor here: if
+  the atlas were, then with one atlas and a batch of two the two terms would cancel. The published code takes NT-Xent
+  over all rows, where with one atlas the atlas is its own negative (preset `official`).
+- *Hint*: by default no gradient reaches the teacher's features, so that the student follows and the teacher
+  reconstructs. The published forward pass detaches both, so that the hint teaches nothing (`hint_detach: both`).
+- *Order*: both networks are separate, encoder to head, as in Fig. 3 and in the code, and the published network trains
+  them jointly. With the light and the full network the teacher learns first (`teacher_share`) and then stands still.
+  With its features detached, Eq. 12 is a sum of what each network learns, and a short training cannot wait for hints.
+- *Augmentation*: the paper mentions none. Where there is some, the two images of a couple move alike, and only the
+  student's is recoloured.
+- *Normalisation* is the code's InstanceNorm (Fig. 3 says layer normalisation).
+- *Reconstruction head*: a plain convolution. The code normalises its output, which then cannot match the scan's
+  intensities.
 
-On CPUs, the `light` networks or `registration: instance` (ours), which needs no `train-reg`.
+Ours differs: residual units in the student, too (as in the paper; the code has them in the teacher only), trilinear
+upsampling, atlases as the user names them (the paper picks one by its similarity to the test set), and the schedule's
+epochs are counted on the paper's 334 scans of OASIS. On CPUs: the `light` networks, or `registration: instance` (ours),
+which needs no `train-reg`.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class Settings(MethodSettings):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "abdomen": {"similarity": "mi", "smoothness": "bending", "hint_weight": 10.0},
         "official": {"contrast": "nt-xent", "hint_detach": "both"},
-        "light": {  # ours in registration, and no teacher: so far it cost DSC in short runs
+        "light": {  # instance optimisation is ours; a teacher cost DSC in short runs, see docs/benchmarks/LOG.md
             "registration": "instance",
             "segmentation_network": "light",
             "segmentation_loss": "dice-ce",
@@ -89,42 +92,46 @@ class Settings(MethodSettings):
     smoothness: Literal["diffusion", "bending"] = Field(
         "diffusion", description="L_smooth: diffusion, or bending energy (abdomen)."
     )
-    smoothness_weight: float = Field(1.0, ge=0, description="alpha.")
-    contrastive_weight: float = Field(0.01, ge=0, description="beta; 0: also batches of one couple.")
+    smoothness_weight: float = Field(1.0, ge=0, description="alpha, weight of L_smooth.")
+    contrastive_weight: float = Field(0.01, ge=0, description="beta, weight of L_contrast; 0 allows batches of one.")
     contrast: Literal["scans", "nt-xent"] = Field(
         "scans", description="Negatives: the other scans of the batch (Eq. 2), or all other rows (published code)."
     )
     most_samples: Annotated[int | None, GENERATE] = Field(
-        None, ge=1, description="Warped atlases to write at most; null: all couples of atlas and scan."
+        None, ge=1, description="Most warped atlases to write; null: all couples of atlas and scan."
     )
     segmentation_network: Annotated[Literal["os-medseg", "full", "light"], SEGMENT] = Field(
         "os-medseg", description="Student and teacher: the paper's, or BRBS's U-Net with InstanceNorm (full), or light."
     )
-    teacher: Annotated[bool, SEGMENT] = Field(True, description="Table III: off: the student alone (M1, M2).")
+    teacher: Annotated[bool, SEGMENT] = Field(
+        True, description="A teacher gives hints; off: the student alone (Table III: M1, M2)."
+    )
     teacher_share: Annotated[float | None, SEGMENT] = Field(
         None,
         ge=0,
         lt=1,
-        description="Share of train-seg in which the teacher learns alone, to stand still afterwards; 0: both learn at "
-        "once; null: 0 of the paper's network, else 0.25.",
+        description="Share of train-seg in which the teacher learns alone and then stands still; 0: both learn "
+        "together; null: 0 for the paper's network, otherwise 0.25.",
     )
     student_sees: Annotated[Literal["warped", "real"], SEGMENT] = Field(
-        "warped", description="Table III: warped atlases (SI+SL), or the real scans under the same labels (RI+SL)."
+        "warped", description="Warped atlases (SI+SL), or real scans under the same labels (RI+SL); Table III."
     )
     segmentation_loss: Annotated[Literal["ce", "dice-ce"], SEGMENT] = Field(
-        "ce", description="L_seg: cross-entropy, or with Dice."
+        "ce", description="L_seg: cross-entropy, or Dice with cross-entropy."
     )
-    segmentation_weight: Annotated[float, SEGMENT] = Field(1.0, ge=0, description="Table IV: 0: without L_seg.")
-    reconstruction_weight: Annotated[float, SEGMENT] = Field(1.0, ge=0, description="lambda_recon.")
-    hint_weight: Annotated[float, SEGMENT] = Field(1.0, ge=0, description="lambda_hint.")
+    segmentation_weight: Annotated[float, SEGMENT] = Field(
+        1.0, ge=0, description="Weight of L_seg; 0: without it (Table IV)."
+    )
+    reconstruction_weight: Annotated[float, SEGMENT] = Field(1.0, ge=0, description="lambda_recon, weight of L_recon.")
+    hint_weight: Annotated[float, SEGMENT] = Field(1.0, ge=0, description="lambda_hint, weight of L_hint.")
     hint_loss: Annotated[Literal["cosine", "l2"], SEGMENT] = Field(
-        "cosine", description="Table V: cosine similarity, or squared error."
+        "cosine", description="Cosine similarity, or squared error (Table V)."
     )
     hint_layers: Annotated[int, SEGMENT] = Field(
-        2, ge=1, le=5, description="Fig. 7: the decoder's last layers that give hints."
+        2, ge=1, le=5, description="How many of the decoder's last layers give hints (Fig. 7)."
     )
     hint_detach: Annotated[Literal["teacher", "none", "both"], SEGMENT] = Field(
-        "teacher", description="Whose features the hint's gradient does not reach; both: it reaches none."
+        "teacher", description="Whose features the hint's gradient does not reach."
     )
 
     @model_validator(mode="after")
@@ -137,7 +144,7 @@ class Settings(MethodSettings):
 
     @property
     def alone(self) -> float:
-        """Share of train-seg that is the teacher's; 0 where it has nothing to learn, or nobody to tell."""
+        """Share of train-seg in which the teacher learns alone; 0 where it learns nothing or gives no hints."""
         if not (self.teacher and self.reconstruction_weight and self.hint_weight):
             return 0.0
         if self.teacher_share is None:
@@ -216,7 +223,7 @@ def contrastive_network(settings: Settings, task: Task) -> RegistrationNetwork:
 
 
 def registration_phase(R: RegistrationNetwork, settings: Settings) -> Phase:
-    """L_reg; without L_contrast, any batch goes and nothing is embedded."""
+    """L_reg; without L_contrast, batches may repeat scans and nothing is embedded."""
     contrasts = settings.contrastive_weight > 0
     return Phase(
         "registration",
@@ -243,7 +250,7 @@ def registration_phase(R: RegistrationNetwork, settings: Settings) -> Phase:
 
 
 def student_or_teacher(kind: str, task: Task, *, reconstructs: bool = False) -> nn.Module:
-    """One image channel -> logits, or the image again."""
+    """One image channel -> logits, or a reconstruction of the image."""
     outputs = 1 if reconstructs else task.num_classes
     role = "teacher" if reconstructs else "segmentation"
     if kind == "os-medseg":

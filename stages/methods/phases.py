@@ -13,12 +13,12 @@ from stages.parts.batches.drawing import Sampler
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that changes linearly from the first step of a phase on, and then stays.
+    """A weight that changes linearly from the first step of a phase on, and then stays constant.
 
     Args:
-        start, end: the weight in the first step, and once it has arrived.
-        steps: steps until it arrives; None: as many as `most` allows.
-        most: share of the phase that it takes at most.
+        start, end: the weight in the first step, and after the change.
+        steps: steps that the change takes; None: as many as `most` allows.
+        most: largest share of the phase that the change takes.
     """
 
     start: float
@@ -47,7 +47,7 @@ class WeightedSum:
         """Weighted total and unweighted terms.
 
         Args:
-            step, of: step of the phase, from 0, and how many it has; for weights that change.
+            step, of: step of the phase, from 0, and the number of its steps; for weights that change.
         """
         values = {name: term(state) for name, (_, term) in self.terms.items()}
         weights = {name: w(step, of) if isinstance(w, Ramp) else w for name, (w, _) in self.terms.items()}
@@ -60,15 +60,15 @@ class Player:
 
     Args:
         name: log key.
-        trains: the network that moves; all others stand still while it does.
-        forward: batch -> what the loss looks at.
-        loss: terms over that.
+        trains: the network that moves; all others stand still meanwhile.
+        forward: batch -> the state that the loss terms read.
+        loss: terms over that state.
         learning_rate: overrides the run's, where a paper has several.
         momentum: Adam's beta_1.
-        paces: sub-networks whose learning rate is a multiple of the player's, with that factor.
+        paces: sub-networks whose learning rate is a multiple of the player's, each with its factor.
         weight_decay: L2 penalty of Adam.
         ema: overrides the run's decay of averaged weights.
-        every: moves in every `every`-th step, starting with the first one.
+        every: the player moves every `every` steps, starting with the first.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Phase:
 
     Args:
         name: log key.
-        batches: draws what a step looks at.
+        batches: draws the batch of a step.
         players: move in this order.
         share: share of the run's steps that this phase takes.
         batch_size: overrides the run's, where a paper has several.

@@ -1,4 +1,4 @@
-"""What a method is made of. A recipe is one expression over these; it should read like the paper's figure."""
+"""The building blocks of a method. A recipe is one expression over them; it should read like the paper's figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STAGE_OF: dict[Role, StageName] = {"registration": "train-reg", "generated": "ge
 
 @dataclass(frozen=True)
 class Task:
-    """What the data ask of a method.
+    """The task that the data set a method.
 
     Args:
         shape: grid (D, H, W).
@@ -46,7 +46,7 @@ class Task:
 
     @contextmanager
     def initialises(self, name: str) -> Iterator[None]:
-        """Networks built within draw their weights from a stream of their own, which no other network moves."""
+        """Networks built inside draw their weights from a random stream of their own."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(self.seed, "network", name))
             yield
@@ -63,9 +63,10 @@ class Train:
     Args:
         makes: the artifact that it writes.
         phases: one after the other; none: the artifact keeps what an earlier step trained.
-        uses: artifacts that it reads, the newest of each role. Its own of the round before it always goes on from.
-        as_before: networks that stand still and are what the network of this name was before the step began.
-        pages: pictures beside the usual ones, by name.
+        uses: roles of the artifacts that it reads, the newest of each. It always goes on from its own artifact of the
+            round before.
+        as_before: networks that stand still, with the weights that the network of this name had before the step.
+        pages: further pictures, by name.
     """
 
     makes: Literal["registration", "segmentation"]
@@ -85,8 +86,8 @@ class Borrowed:
     """Networks that generate with another cohort's weights.
 
     Args:
-        artifact: where the weights are.
-        networks: filled from it; a sub-network has the key "network/sub-network".
+        artifact: holds the weights.
+        networks: filled from the artifact; a sub-network has the key "network/sub-network".
     """
 
     artifact: Registration
@@ -95,11 +96,11 @@ class Borrowed:
 
 @dataclass(frozen=True)
 class Generate:
-    """A step of a round that writes generated data. `lrls run` leaves it out where no later step of the round reads it.
+    """A step of a round that writes generated data. `lrls run` skips it where no later step of the round reads it.
 
     Args:
         writers: write in turn into one `generated.h5`.
-        borrowed: weights of another cohort, where the writers take some.
+        borrowed: weights of another cohort, if the writers use some.
     """
 
     writers: Sequence[Writer]
@@ -124,9 +125,9 @@ class Answer:
     """How a method segments a new scan.
 
     Args:
-        network: class probabilities of an image; None: the atlases' labels are propagated.
-        registers: a network (moving, fixed) -> displacement, a classical method, or gradient descent on each pair;
-            generates data, too. None: nothing is registered.
+        network: gives class probabilities of an image; None: the atlases' labels are propagated.
+        registers: a network (moving, fixed) -> displacement, a classical method, or gradient descent on each pair; data
+            are generated with it, too. None: nothing is registered.
         fuse: the answer is the mean of the network's probabilities and the propagated ones.
         flat_borders: where the atlases draw a border as one plane of voxels, the network's answer has one, too.
     """
@@ -142,8 +143,8 @@ class Recipe:
     """Everything that the stages need to run a method.
 
     Args:
-        networks: what is trained and stored, by the names that weight files have for them; "registration" and
-            "segmentation" are those that answer.
+        networks: trained and stored networks, by their names in weight files; "registration" and "segmentation"
+            give the answer.
         rounds: what happens in each round, in order; most methods have one.
         answer: how a new scan is segmented.
     """
@@ -157,11 +158,11 @@ class Recipe:
         return len(self.rounds) - 1
 
     def step(self, role: Role, round: int) -> Step | None:
-        """What makes an artifact in a round; None: nothing does."""
+        """The step that makes an artifact in a round; None: no step does."""
         return next((step for step in self.rounds[round] if step.makes == role), None)
 
     def steps(self, round: int) -> list[Step]:
-        """What `lrls run` does in a round: generated data that no later step of the round reads are left out."""
+        """The steps that `lrls run` takes in a round: without generated data that no later step of the round reads."""
         steps = list(self.rounds[round])
         return [
             step
@@ -170,13 +171,13 @@ class Recipe:
         ]
 
     def next_stage(self, round: int, stage: StageName = "train-reg") -> str:
-        """Where to go on after a stage that a round does not have."""
+        """The stage to go on with after one that a round does not have."""
         order: list[StageName] = ["train-reg", "generate", "train-seg"]
         own = {STAGE_OF[step.makes] for step in self.steps(round)}
         return next((later for later in order[order.index(stage) + 1 :] if later in own), "eval")
 
     def training_steps(self) -> list[tuple[int, Train]]:
-        """(round, step) of everything that trains, in the order in which it does."""
+        """(round, step) of all steps that train, in order."""
         return [
             (number, step)
             for number in range(len(self.rounds))
@@ -185,7 +186,7 @@ class Recipe:
         ]
 
     def trained(self, step: Train) -> dict[str, nn.Module]:
-        """The networks that a step writes: those that its players move, and the answer's where it makes that."""
+        """The networks that a step writes: those that its players move, and the one that its artifact is named for."""
         moved = {
             id(parameter)
             for phase in step.phases
@@ -199,10 +200,10 @@ class Recipe:
         }
 
     def load(self, artifacts: Iterable[Artifact]) -> None:
-        """Fill the networks with what artifacts hold; a network that several hold is what the last one says.
+        """Fill the networks from artifacts; of a network that several hold, the last one counts.
 
         Args:
-            artifacts: in the order in which they were made; others than registrations and segmentations hold none.
+            artifacts: in the order in which they were made; only registrations and segmentations hold networks.
 
         Raises:
             LrlsError: a file is damaged, or does not fit.
@@ -248,7 +249,7 @@ class Method:
         source: the publication or library.
         settings: model of `methods.<name>` in the configuration.
         train_reg, train_seg: the recipe's own training numbers, given the settings; the configuration's come on top.
-        recipe: builds it.
+        recipe: builds the recipe.
         cohort: the scans that it learns from: "train" (atlases and unlabelled scans) or "supervised".
         registration_share: share of a time budget that goes to `train-reg`, where both stages train.
     """
@@ -266,17 +267,17 @@ class Method:
     def plan(
         self, settings: MethodSettings, *, num_atlases: int, shape: tuple[int, int, int] = (256, 256, 256)
     ) -> Recipe:
-        """The recipe with networks that hold no weights: says what the method needs and does, and costs no memory.
+        """The recipe with networks without weights: shows what the method needs and does, and costs no memory.
 
         Args:
-            shape: grid; large where it is not known, since a small one has no room for some settings.
+            shape: grid; large if it is not known, because some settings do not fit a small one.
         """
         with torch.device("meta"), _NothingDrawn():
             return self.recipe(Task(shape, 2, num_atlases), settings)
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Networks without weights need no random numbers, and torch would load its compiler to say so."""
+    """Skips random initialisation: networks without weights need none, and torch would load its compiler for it."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.__name__.endswith(("normal_", "uniform_")):  # of tensors, and of torch.nn.init

@@ -1,10 +1,11 @@
 """RSegNet: registration both ways and segmentation, trained together to be consistent.
 
 Qiu, Ren, "RSegNet: A Joint Learning Framework for Deformable Registration and Segmentation", IEEE T-ASE 2022. Neither
-text nor code was at hand: this is what JRSS's authors say of it, "consistency constraints of the registered
-bidirectional deformation" and training on labelled data, in the few-shot setting that they compare it in: R registers
-pairs of any scans both ways, its two displacements are to be each other's inverses and to carry anatomies onto each
-other, S's answers standing in where there is no label; S learns from labels, and from labels carried either way. The
+text nor code was at hand. This follows what JRSS's authors say of it, "consistency constraints of the registered
+bidirectional deformation" and training on labelled data, in the few-shot setting of their comparison.
+
+R registers pairs of any scans both ways. Its two displacements learn to be inverses, and to carry anatomies onto each
+other; S's answer replaces a missing label. S learns from labels, and from labels carried either way. The
 terms' weights are ours. Where the augmentation recolours, S learns from recoloured images; R sees them as they are.
 """
 
@@ -42,11 +43,13 @@ class Settings(AnswerSettings):
     )
     segmentation_network: SegmentationName = Field("full", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(True, description="R predicts a velocity field, which is integrated.")
-    smoothness_weight: float = Field(1.0, ge=0, description="Of R's diffusion, both ways.")
-    inverse_weight: float = Field(0.1, ge=0, description="Of the residual of both displacements, composed.")
-    anatomy_weight: float = Field(1.0, ge=0, description="Of the consistency of anatomies, in R's loss and in S's.")
+    smoothness_weight: float = Field(1.0, ge=0, description="Weight of R's diffusion, both ways.")
+    inverse_weight: float = Field(0.1, ge=0, description="Weight of the two composed displacements' residual.")
+    anatomy_weight: float = Field(
+        1.0, ge=0, description="Weight of the anatomies' consistency, in R's loss and in S's."
+    )
     alone_share: float = Field(0.2, ge=0, lt=1, description="Share of the steps in which S learns from atlases alone.")
-    segmentation_learning_rate: float | None = Field(None, gt=0, description="Of S; default: as R's.")
+    segmentation_learning_rate: float | None = Field(None, gt=0, description="Learning rate of S; default: R's.")
 
 
 def build(task: Task, settings: Settings) -> Recipe:

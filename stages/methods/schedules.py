@@ -8,7 +8,7 @@ from stages.config import Augmentation, TrainSettings
 def published_training(
     steps: int, *, batch_size: int = 1, learning_rate: float = 1e-4, augmentation: Augmentation
 ) -> TrainSettings:
-    """The papers' common schedule: Adam, constant, 1e-4 in most."""
+    """The papers' common schedule: Adam, constant, 1e-4 in most papers."""
     return TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule="constant", optimizer="adam", ema=0.0,
         augmentation=augmentation,
@@ -31,5 +31,5 @@ def full_or_light_rate(segmentation_network: str) -> float:
 
 
 def joint_training(steps: int, *, learning_rate: float) -> TrainSettings:
-    """OS-MedSeg's schedule (section IV-C): Adam, constant, batches of two, no augmentation that it speaks of."""
+    """OS-MedSeg's schedule (section IV-C): Adam, constant, batches of two, no augmentation mentioned."""
     return published_training(steps, batch_size=2, learning_rate=learning_rate, augmentation="none")

@@ -13,11 +13,11 @@ from stages.config import MethodStage, Section
 
 @dataclass(frozen=True)
 class ReadBy:
-    """Which stages a method's setting concerns; a stage whose result it cannot change is not made again for it.
+    """Which stages read a method's setting; a change of it makes no other stage run again.
 
     Args:
-        first: the first stage that reads it; those after it depend on that.
-        round: the first round that does.
+        first: the first stage that reads it; later stages depend on that one.
+        round: the first round in which a stage reads it.
     """
 
     first: MethodStage = "train-reg"
@@ -33,13 +33,13 @@ ORDER: tuple[MethodStage, ...] = get_args(MethodStage)
 class MethodSettings(Section):
     """Base of a method's own settings. A field says by `Annotated[..., SEGMENT]` which stages read it; default: all.
 
-    A preset fills in what is not given: settings of the method, and `train_reg` and `train_seg`.
+    A preset fills in the method's settings, `train_reg` and `train_seg`, as far as they are not given.
     """
 
     BESIDE: ClassVar[tuple[str, ...]] = ("train_reg", "train_seg")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"light": {}}
 
-    preset: Annotated[str, ANSWER] = Field("default", description="Fills in what is not given.")
+    preset: Annotated[str, ANSWER] = Field("default", description="Fills in the settings that are not given.")
 
     @model_validator(mode="before")
     @classmethod
@@ -56,12 +56,12 @@ class MethodSettings(Section):
         return {key: value for key, value in cls.PRESETS.get(name, {}).items() if key not in ("train_reg", "train_seg")}
 
     def preset_training(self, section: str) -> dict[str, Any]:
-        """What the preset says of `train_reg` or `train_seg`."""
+        """The preset's values of `train_reg` or `train_seg`."""
         return self.PRESETS.get(self.preset, {}).get(section, {})
 
     @classmethod
     def of_later_rounds(cls) -> set[str]:
-        """Names of the settings that nothing reads in round 0."""
+        """Names of the settings that no stage reads in round 0."""
         return {name for name in cls.model_fields if cls._mark(name).round}
 
     @classmethod
@@ -84,10 +84,10 @@ class MethodSettings(Section):
 
 
 class AnswerSettings(MethodSettings):
-    """Settings of methods that answer by a segmentation network."""
+    """Settings of methods whose segmentation network answers."""
 
     flat_borders: Annotated[bool, ANSWER] = Field(
         False,
-        description="Where the atlases draw a border as one plane of voxels, so does the answer; "
-        "where that lies, network and registration decide together.",
+        description="Where the atlases draw a border as one plane of voxels, the answer does, too; "
+        "network and registration together choose the plane.",
     )

@@ -2,47 +2,35 @@
 
 Tomar, Bozorgtabar, Lortkipanidze, Vray, Rad, Thiran, "Self-Supervised Generative Style Transfer for One-Shot Medical
 Image Segmentation", WACV 2022; code github.com/devavratTomar/SST. `train-reg` pre-trains the flow model and the style
-encoder, trains both with the appearance model, and then an adversarial autoencoder of the atlas's displacements;
-`generate` draws from the prior; `train-seg` learns from what it drew.
+encoder, trains both with the appearance model, then trains an adversarial autoencoder of the atlas's displacements;
+`generate` draws from the prior; `train-seg` learns from the drawn scans.
 
-How paper and published code are read:
-- Temperature: 0.07 (code); the paper prints 0.7 (preset `paper`).
-- The appearance model sees the codes of the encoder that learns (paper: its gradient trains all three networks), or
-  of the momentum encoder (preset `official`).
+Readings of paper and code (presets `paper` and `official`):
+- Temperature: 0.07 (code); the paper prints 0.7.
+- The appearance model sees the codes of the encoder that learns (the paper's gradient trains all three networks), or
+  the momentum encoder's (`official`).
 - Eq. 4 is L1 + (1 - MS-SSIM), L1 over images from -1 to 1; the code takes half of both (`official`, by the weights).
-- Eq. 10 is printed the other way round: D_style learns 1 for the prior and 0 for codes, the encoder to be told 1, with
-  1/2 each for D. Its prior is n / |n|, on the sphere where the codes are.
-- The autoencoder learns by L1 and LSGAN (weight 0.05, code), to which `official` adds the SSIM of the warped atlas and
-  mixtures of displacements. The prior of its codes is N(0, I); `official` mixes the codes of three scans instead.
-- Jitter: the text has none, the code changes brightness and contrast, of a pair alike in pre-training and of each
-  scan in the joint phase; ours leaves 0, what lies outside a scan, as it is. Without it an appearance model that says
-  its input again has L_cycle = L_id = 0 and needs no code. Of scans that change, keys of the query's own scan are
-  negatives, as in the code: told apart is what the look is, not whose. Without `jitter` they would be the positive
-  key again, and are left out.
-- L_adv has 0.1 (text), or 0.5 in pre-training and 0.05 later (code, `official`). The light networks pre-train with 0.5,
-  too, since the prior is where samples get their looks from.
-- T, which makes the positive keys, is the flow model itself: as pre-trained while styles are, and as it is later on,
+- Eq. 10 is printed the other way round. Here D_style learns 1 for the prior and 0 for codes, with 1/2 each, and the
+  encoder learns to be told 1. Its prior is n / |n|, on the sphere where the codes lie.
+- The autoencoder learns by L1 and LSGAN (weight 0.05, code). `official` adds the SSIM of the warped atlas and mixtures
+  of displacements. The prior of its codes is N(0, I); `official` mixes the codes of three scans instead.
+- Jitter: the text has none; the code changes brightness and contrast, alike within a pair in pre-training and for each
+  scan in the joint phase. Ours leaves the background at 0. Without jitter, an appearance model that repeats its input
+  has L_cycle = L_id = 0 and needs no code. Keys of the query's own scan are negatives, see `MomentumContrast`.
+- L_adv has weight 0.1 (text), or 0.5 in pre-training and 0.05 later (code, `official`).
+- T, which makes the positive keys, is the flow model: as pre-trained while styles are, and as it is in the joint phase,
   where the code keeps the pre-trained one. The joint phase goes on with the pre-trained flow model; the code's starts
-  anew. A query is the scan that moves. Where there is no appearance model, pairs look alike throughout.
+  anew. A query is the moving scan. Without an appearance model, the scans of a pair look alike throughout.
 - Several atlases (the paper has one): each sample and each step of the autoencoder draws one; all vote on a new scan.
 
-In short runs (light networks): at a rate of 1e-3 the style codes all stayed alike (phantoms), at 3e-4 they parted
-within 200 steps of 16 scans, hence `style_pace`. An appearance model that sees images learned brightness and contrast
-of a second site on the hippocampus, not its gamma, nor negatives; one that sees ranks learned gamma 6 in 400 steps. On
-real displacements of the hippocampus the autoencoder followed D_flow alone at the published weight 0.05 (after 540
-steps, error 1.33 voxels of 1.35: all samples had one shape); at 0.002 it was within 5 % of a principal component
-analysis of 16 modes after 500 steps, and its codes had the prior's size. Its steps are cheap: leave it some 1000. The
-light networks differ for that: see `StyleEncoder`, `AppearanceModel` and `FlowAutoencoder`.
-
-Ours differs in: displacements sample with aligned corners; labels are warped linearly; grids of any size, see the
-networks. The published epochs (10, 10, 10 and 100) and batches (4, 16, 1 and 2) make about 18, 5, 73 and 4 % of the
-steps, the shares of `official`; how many steps, and the default shares, which leave a short run its autoencoder, are
-ours.
+Ours differs: displacements sample with aligned corners, labels are warped linearly, grids have any size. The published
+epochs (10, 10, 10, 100) and batches (4, 16, 1, 2) make about 18, 5, 73 and 4 % of the steps, the shares of `official`.
+Numbers of steps and the default shares are ours. Light networks differ, see `StyleEncoder`, `AppearanceModel` and
+`FlowAutoencoder`; their findings are in "SST in short runs", docs/benchmarks/LOG.md.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -50,17 +38,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import nn
 
-from stages.artifacts.manifest import MANIFEST
-from stages.artifacts.store import versions
-from stages.artifacts.weights import Registration
 from stages.config import MethodStage, TrainSettings
-from stages.errors import LrlsError
 from stages.generating.drawn import DrawnScans
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
-from stages.methods.recipe import Answer, Borrowed, Generate, Method, Page, Recipe, Task, Train
+from stages.methods.recipe import Answer, Generate, Method, Page, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import ANSWER, GENERATE, SEGMENT, AnswerSettings
+from stages.methods.sst_looks import other_registration, sample_looks
 from stages.methods.sst_pages import show_codes, show_shapes, show_styles
 from stages.parts.batches.drawing import Sampler
 from stages.parts.batches.labelled import generated_samples
@@ -95,7 +80,7 @@ class Settings(AnswerSettings):
         },
         "light": {
             "registration_network": "light", "segmentation_network": "light",
-            "diffeomorphic": True,  # the published flow model folds where it is trained for minutes
+            "diffeomorphic": True,  # the published flow model folds in short trainings
             "smoothness_weight": 0.3, "style_batch_size": 8, "queue": 256, "sampling": "interpolate", "looks": "memory",
             "samples": 300, "flow_share": 0.13, "style_share": 0.08,
             "autoencoder_share": 0.43,  # cheap steps, and samples are as varied as it is good
@@ -110,36 +95,41 @@ class Settings(AnswerSettings):
     )
     segmentation_network: Annotated[SegmentationName, SEGMENT] = Field("brbs", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(False, description="The flow model predicts a velocity field, which is integrated.")
-    appearance: bool = Field(True, description="Off: no appearance model; samples are the warped atlas (Table 2).")
+    appearance: bool = Field(True, description="Use an appearance model; off: samples are the warped atlas (Table 2).")
     joint: bool = Field(
-        True, description="Off: appearance and flow model do not reach each other by gradients (Table 2)."
+        True, description="Appearance and flow model train each other by gradients; off: they do not (Table 2)."
     )
     style_code: Literal["query", "key"] = Field(
-        "query", description="Whose codes the appearance model sees: the encoder's, or its momentum copy's."
+        "query",
+        description="Whose codes the appearance model sees: the encoder's (query), or its momentum copy's (key).",
     )
     jitter: bool = Field(
         True,
-        description="Brightness and contrast of scans times U(0.7, 1.3): in pre-training of a pair, then of each scan.",
+        description="Multiply brightness and contrast by U(0.7, 1.3): per pair in pre-training, later per scan.",
     )
     temperature: float = Field(0.07, gt=0, description="tau of L_vol.cl.")
     queue: int = Field(1024, ge=1, description="Keys that a query is compared with.")
-    appearance_weight: float = Field(5.0, gt=0, description="lambda_1, of L_app.")
-    flow_weight: float = Field(1.0, gt=0, description="lambda_2, of L_flow.")
-    smoothness_weight: float = Field(0.1, ge=0, description="lambda_reg, within L_flow.")
-    adversarial_weight: float = Field(0.1, ge=0, description="lambda_3, of L_adv; 0: no D_style.")
+    appearance_weight: float = Field(5.0, gt=0, description="lambda_1, weight of L_app.")
+    flow_weight: float = Field(1.0, gt=0, description="lambda_2, weight of L_flow.")
+    smoothness_weight: float = Field(0.1, ge=0, description="lambda_reg, weight of L_reg within L_flow.")
+    adversarial_weight: float = Field(0.1, ge=0, description="lambda_3, weight of L_adv; 0: no D_style.")
     first_adversarial_weight: float | None = Field(
         None,
         ge=0,
-        description="Of L_adv in the style encoder's pre-training; default: as adversarial_weight, or 0.5 beside the "
-        "light networks, where short trainings would leave the codes in a corner of the prior.",
+        description="Weight of L_adv in the style encoder's pre-training; default: adversarial_weight, or 0.5 for "
+        "light networks, whose short trainings would otherwise leave the codes in a corner of the prior.",
     )
-    first_smoothness_weight: float = Field(0.3, ge=0, description="Of the flow model's pre-training, beside LNCC.")
-    autoencoder_image_weight: float = Field(0.0, ge=0, description="Of 1 - SSIM of the atlas, warped either way.")
+    first_smoothness_weight: float = Field(
+        0.3, ge=0, description="Weight of smoothness in the flow model's pre-training."
+    )
+    autoencoder_image_weight: float = Field(
+        0.0, ge=0, description="Weight of 1 - SSIM of the atlas, warped by both fields."
+    )
     autoencoder_adversarial_weight: float | None = Field(
         None,
         ge=0,
-        description="Of the flow codes' L_adv; 0: no D_flow; default: 0.05, or 0.002 beside the light networks, which "
-        "would learn nothing but to please D_flow in short trainings.",
+        description="Weight of the flow codes' L_adv; 0: no D_flow; default: 0.05, or 0.002 for light networks, whose "
+        "short trainings would otherwise only follow D_flow.",
     )
     mix_flows: bool = Field(False, description="The autoencoder learns mixtures of a batch's displacements.")
     flow_share: float = Field(0.15, ge=0, lt=1, description="Share of train-reg that pre-trains the flow model.")
@@ -150,16 +140,16 @@ class Settings(AnswerSettings):
     style_pace: float | None = Field(
         None,
         gt=0,
-        description="Learning rate of style encoder and discriminators, in units of the others'; default: 1, or 0.3 "
-        "beside the light networks, at whose rate all codes would stay alike.",
+        description="Learning rate of style encoder and discriminators, as a multiple of the others'; default: 1, or "
+        "0.3 for light networks, whose codes would otherwise all stay alike.",
     )
     style_batch_size: int = Field(32, ge=1, description="Scans in a step of the style encoder's pre-training.")
     sampling: Annotated[Literal["prior", "interpolate"], GENERATE] = Field(
-        "prior", description="Shapes: from the prior, or between those of three unlabelled scans."
+        "prior", description="Shapes: from the prior, or between the shapes of three unlabelled scans."
     )
     looks: Annotated[Literal["prior", "memory"], GENERATE] = Field(
         "prior",
-        description="Looks: from the prior, or between two like ones of those last seen in training.",
+        description="Looks: from the prior, or between two similar looks of the last steps of training.",
     )
     samples: Annotated[int, GENERATE] = Field(1850, ge=1, description="Labelled scans to draw.")
     appearance_from: Annotated[Path | None, GENERATE] = Field(
@@ -169,7 +159,7 @@ class Settings(AnswerSettings):
     )
 
     def read_by(self, stage: MethodStage, round: int = 0) -> dict[str, Any]:
-        """As its base, with the digest of the other cohort's artifact in the place of its path."""
+        """As its base, with the digest of the other cohort's artifact instead of its path."""
         read = super().read_by(stage, round)
         if read.get("appearance_from") and self.appearance_from:
             read["appearance_from"] = other_registration(self.appearance_from).manifest.digest
@@ -181,7 +171,7 @@ class Settings(AnswerSettings):
 
     @property
     def judging(self) -> float:
-        """Weight of L_adv in the style encoder's pre-training; without D_style 0."""
+        """Weight of L_adv in the style encoder's pre-training; 0 without D_style."""
         if not self.adversarial_weight:
             return 0.0
         if self.first_adversarial_weight is not None:
@@ -233,7 +223,8 @@ def build(task: Task, settings: Settings) -> Recipe:
         ]
         networks |= {"style_discriminator": D_style}
         pages |= {"style-codes": partial(show_codes, R), "styles": partial(show_styles, R)}
-        A, memory, borrowed = looks(R, settings)
+        remembers, other = settings.looks == "memory", settings.appearance_from
+        A, memory, borrowed = sample_looks(R, settings.registration_network, remembers=remembers, other=other)
         synthesis = draw(R, appearance=A, memory=memory)
     else:
         R, learning = F, [flow_pre_training(F, settings), warped_alone(F, settings)]
@@ -275,54 +266,6 @@ def styled_registration(F: RegistrationNetwork, settings: Settings, task: Task) 
     return StyledRegistration(F, A, E, code_of=settings.style_code)
 
 
-def looks(
-    R: StyledRegistration, settings: Settings
-) -> tuple[AppearanceModel, MomentumContrast | None, Borrowed | None]:
-    """What samples get their looks from: R's own appearance model and memory, or another cohort's."""
-    remembers = settings.looks == "memory"
-    if settings.appearance_from is None:
-        return R.appearance, R.style if remembers else None, None
-    artifact = other_registration(settings.appearance_from)
-    trained = artifact.manifest.identity.config["settings"]
-    if trained["registration_network"] != settings.registration_network or not trained["appearance"]:
-        kind = f"{trained['registration_network']} networks" if trained["appearance"] else "no appearance model"
-        raise LrlsError(
-            f"methods.sst.appearance_from: {artifact.folder.name} has {kind}, expected an appearance model of "
-            f"{settings.registration_network} networks; train both with the same `registration_network`, and with "
-            "`appearance`."
-        )
-    A, memory = deepcopy(R.appearance), None
-    networks: dict[str, nn.Module] = {"registration/appearance": A}
-    if remembers:  # how many keys it holds may be another number there
-        memory = MomentumContrast(deepcopy(R.style.encoder), size=trained["queue"])
-        networks["registration/style"] = memory
-    return A, memory, Borrowed(artifact, networks)
-
-
-def other_registration(place: Path) -> Registration:
-    """The registration artifact at a place, or the newest one of SST in the workspace that it is.
-
-    Raises:
-        LrlsError: there is none, or it is another method's.
-    """
-    if not (place / MANIFEST).exists():
-        trained = versions(place / "sst" / "registration")
-        if not trained:
-            raise LrlsError(
-                f"methods.sst.appearance_from: found no sst/registration in {place.name or place}, expected the "
-                "workspace of the other cohort, or a registration artifact; `lrls train-reg --method sst` makes one."
-            )
-        place = trained[-1]
-    artifact = Registration.open(place)
-    method = artifact.manifest.identity.config.get("method")
-    if method != "sst":
-        raise LrlsError(
-            f"methods.sst.appearance_from: {artifact.folder.name} was trained by {method}, expected sst; "
-            "name a workspace where `lrls train-reg --method sst` has run."
-        )
-    return artifact
-
-
 def flow_model(settings: Settings, task: Task) -> RegistrationNetwork:
     """F, by its name in the settings."""
     if settings.registration_network == "light":
@@ -332,12 +275,12 @@ def flow_model(settings: Settings, task: Task) -> RegistrationNetwork:
 
 
 def pairs(settings: Settings, jitter: Literal["pair", "each"]) -> Sampler:
-    """Two scans; their looks changed alike, or each on its own, so that styles differ and codes are needed."""
+    """Two scans under jitter: alike ("pair"), or each its own ("each"), so that styles differ and codes are needed."""
     return partial(two_scans, jitter=jitter if settings.jitter else "none")
 
 
 def flow_pre_training(F: RegistrationNetwork, settings: Settings) -> Phase:
-    """T: scans that look alike as they do, by LNCC."""
+    """T: F learns to register scans in their own looks, by LNCC."""
     loss = WeightedSum(similarity=(1.0, similarity), smoothness=(settings.first_smoothness_weight, styles.gradient))
     return Phase(
         "flow",
@@ -356,7 +299,7 @@ def flow_terms(settings: Settings) -> Terms:
 
 
 def warped_alone(F: RegistrationNetwork, settings: Settings) -> Phase:
-    """Without appearance model: F goes on with scans as they look, by L_flow; it has the time of the styles, too."""
+    """Without appearance model: F goes on by L_flow, with scans in their own looks, and has the styles' steps."""
     player = Player("flow", trains=F, forward=RegisterPair(F), loss=WeightedSum(**flow_terms(settings)))
     return Phase(
         "joint",
@@ -367,20 +310,12 @@ def warped_alone(F: RegistrationNetwork, settings: Settings) -> Phase:
 
 
 def judge_of_styles(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> list[Player]:
-    """D_style, where there is one."""
+    """The player of D_style, if there is a D_style."""
     if D_style is None:
         return []
     loss = WeightedSum(real=(0.5, real), fake=(0.5, fake))
-    return [
-        Player(
-            "style-discriminator",
-            trains=D_style,
-            forward=JudgeStyles(R.style.encoder, D_style),
-            loss=loss,
-            momentum=0.5,
-            paces=[(D_style, settings.pace)],
-        )
-    ]
+    forward, paces = JudgeStyles(R.style.encoder, D_style), [(D_style, settings.pace)]
+    return [Player("style-discriminator", D_style, forward, loss, momentum=0.5, paces=paces)]
 
 
 def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> Phase:
@@ -406,7 +341,7 @@ def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | Non
 
 
 def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> Phase:
-    """L_total; without `joint`, its parts by two players."""
+    """L_total; without `joint`, two players share its terms."""
     of_styles: Terms = {
         "contrast": (1.0, Contrast(settings.temperature)),  # L_vol.cl
         "style_cycle": (settings.appearance_weight, styles.style_cycle),  # lambda_1 L_app
@@ -445,7 +380,7 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
 
 
 def autoencoder(R: nn.Module, G_flow: FlowAutoencoder, D_flow: LatentDiscriminator | None, settings: Settings) -> Phase:
-    """Displacements of the atlases as R, which stands still, finds them; code, and back."""
+    """R, which stands still, finds displacements of the atlases; the autoencoder learns to encode and decode them."""
     of_atlas = FlowsOfAtlas(R, G_flow)
     players = [
         Player(

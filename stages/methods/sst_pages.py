@@ -1,4 +1,4 @@
-"""What SST shows of its training: style codes, scans in other looks, the atlas in other shapes."""
+"""Pictures of SST's training: style codes, scans in other looks, the atlas in other shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.parts.warps import warp, warp_label
 
 
 def show_codes(R: StyledRegistration, data: Scans) -> Points:
-    """Every scan's style code, with those of the scan in the shapes of four others, in their two main directions."""
+    """Style codes of every scan, and of the same scan in the shapes of four others, in their two main directions."""
     places = [*data.atlases, *data.unlabeled]
     codes = []
     for i, place in enumerate(places):
@@ -25,25 +25,25 @@ def show_codes(R: StyledRegistration, data: Scans) -> Points:
         together = torch.cat(codes)
         centre = together.mean(0)
         _, size, directions = torch.linalg.svd(together - centre, full_matrices=False)
-        flat = [(each - centre) @ directions[:2].T for each in codes]
+        flat = [(of_scan - centre) @ directions[:2].T for of_scan in codes]
     share = (size.square() / size.square().sum()).tolist()
     return Points(
         "style codes: every scan (large), and the same scan in other shapes (small)",
-        {data.names[place]: each for place, each in zip(places, flat, strict=True)},
+        {data.names[place]: points for place, points in zip(places, flat, strict=True)},
         (f"{100 * share[0]:.0f} % of the variance", f"{100 * share[1]:.0f} % of the variance"),
     )
 
 
 def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Panel]]]:
-    """The first atlas and two scans, each in its own look and in that of five scans, which stand above.
+    """The first atlas and two scans, each in its own look and in the looks of five scans, which stand above.
 
-    The five are spread over the list, so that those of a second site, which come behind the first one's, are seen.
+    The five are spread over the list, so that scans of a second site, which come later, are among them.
     """
     looks = _spread(data.unlabeled, 5)
     headings = [f"in the look of {data.names[look]}" for look in looks]
     givers = [Panel(heading, data.image([look])[0, 0]) for heading, look in zip(headings, looks, strict=True)]
     atlas = data.atlases[0]
-    rows = [("who gives it", [Panel("as it is", data.image([atlas])[0, 0], data.labels[atlas]), *givers])]
+    rows = [("source of the look", [Panel("as it is", data.image([atlas])[0, 0], data.labels[atlas]), *givers])]
     for place in [atlas, *_spread(data.unlabeled, 2)]:
         image = data.image([place])
         panels = [Panel("as it is", image[0, 0], data.labels.get(place))]
@@ -56,7 +56,7 @@ def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Pane
 
 
 def _spread(places: Sequence[int], count: int) -> list[int]:
-    """The first, the last and what lies evenly between, at most as many as there are."""
+    """Evenly spread places, the first and the last among them; at most all of them."""
     count = min(count, len(places))
     return [places[round(k * (len(places) - 1) / max(1, count - 1))] for k in range(count)]
 

@@ -23,7 +23,9 @@ class Settings(AnswerSettings):
     """Settings of `unet` and `supervised`."""
 
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
-    segmentation_loss: Literal["dice", "dice-ce"] = Field("dice-ce", description="Dice, or with cross-entropy.")
+    segmentation_loss: Literal["dice", "dice-ce"] = Field(
+        "dice-ce", description="L_seg: Dice, or Dice with cross-entropy."
+    )
 
 
 def build(task: Task, settings: Settings) -> Recipe:

@@ -1,8 +1,8 @@
-"""VoxelMorph: learned registration of atlas and scan; the atlas's label follows. With labels to learn from: `lc-`.
+"""VoxelMorph: learned registration of atlas and scan; the atlas's label follows. `lc-`: also from labels.
 
 Balakrishnan et al., "VoxelMorph: A Learning Framework for Deformable Medical Image Registration", TMI 2019. The
-label-constrained one is their auxiliary loss (section III-C): atlases are registered to each other, too, and their
-labels must meet. Every step sees as many pairs of either kind; how often is not published.
+label-constrained method has their auxiliary loss (section III-C): atlases are registered to each other, too, and their
+labels must agree. Every step has as many pairs of atlases as of atlas and scan; the paper names no proportion.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Settings(MethodSettings):
         "voxelmorph", description="R: VoxelMorph's own, BRBS's U-Net, or the light one."
     )
     diffeomorphic: bool = Field(True, description="R predicts a velocity field: 7 steps at half resolution.")
-    smoothness_weight: float = Field(1.0, ge=0, description="lambda.")
+    smoothness_weight: float = Field(1.0, ge=0, description="lambda, weight of L_smooth.")
 
 
 class LabelConstrainedSettings(Settings):
     """Settings of `lc-voxelmorph`."""
 
-    overlap_weight: float = Field(1.0, gt=0, description="gamma: of the labelled pairs' Dice.")
+    overlap_weight: float = Field(1.0, gt=0, description="gamma, weight of the labelled pairs' Dice.")
 
 
 def build(task: Task, settings: Settings) -> Recipe:

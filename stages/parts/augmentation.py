@@ -173,7 +173,7 @@ AUGMENTATIONS: dict[str, tuple[SpatialAugmentation | AffineAugmentation | None, 
     "affine": (AffineAugmentation(0.075), None),  # JRSS, of S
     "half-affine": (AffineAugmentation(0.0375), None),  # JRSS, of R
     "rotate-scale": (SpatialAugmentation(degrees=20, scale=(0.75, 1.25)), None),  # BRBS, section IV
-    "mild": (  # for scans that the alignment has turned and scaled alike
+    "mild": (  # for scans whose rotation and scale the alignment has already matched
         SpatialAugmentation(degrees=7, scale=(0.9, 1.1), anisotropic=True, elastic_mm=3.0, elastic_knots_mm=14.0),
         IntensityAugmentation(),
     ),

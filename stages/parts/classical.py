@@ -1,6 +1,6 @@
-"""Registration of arrays without learning, in processes of its own, which need not wait for torch.
+"""Registration of arrays without learning. It runs in processes of its own, which do not import torch.
 
-ANTs repeats itself only with a seed and one thread: call these in processes of `stages.processes`.
+ANTs gives the same result again only with a seed and one thread: call these in processes of `stages.processes`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def displacement_of(
     """The place of an image pair among others, and its displacement by a method of this module.
 
     Raises:
-        LrlsError: ANTs gives the pair up; the message names the case.
+        LrlsError: ANTs cannot register the pair; the message names the case.
     """
     try:
         return place, method(moving.astype(np.float32), fixed.astype(np.float32), *arguments)
-    except RuntimeError:  # "Registration failed", and pages of ANTs's own words
+    except RuntimeError:  # "Registration failed", and pages of ANTs's own output
         raise LrlsError(
             f"case {case}: ANTs could not register it; look at it on the grid (qc/ of its cohort), "
             "and take it out of the split if it is not what it should be."

@@ -9,7 +9,7 @@ COLORS = ("#ff5a4f", "#35a7ff", "#5fe04c", "#ffd31a", "#c58bff", "#ff9d2e", "#2f
 
 
 def class_color(class_index: int) -> Any:
-    """Colour of a class, from 1, as matplotlib takes it; neighbouring classes are told apart."""
+    """Colour of a class, from 1, as matplotlib takes it; neighbouring classes differ."""
     if class_index <= len(COLORS):
         return COLORS[class_index - 1]
     # Golden-ratio steps round the hues.

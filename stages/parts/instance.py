@@ -18,12 +18,12 @@ class InstanceOptimisation:
 
         LNCC(moving o exp(v), fixed) + smoothness * diffusion(exp(v))
 
-    What iterative methods do, with the loss and the integration of a diffeomorphic registration network.
+    As iterative methods do, but with the loss and the integration of a diffeomorphic registration network.
 
     Args:
         coarse_steps: on images of half the size, velocities at a quarter.
         fine_steps: on the images as they are.
-        learning_rate: of Adam, about the voxels that a velocity moves in one step.
+        learning_rate: of Adam; about the voxels by which a velocity changes in one step.
         smoothness: weight of the displacement's diffusion loss.
 
     Source: Balakrishnan et al., "VoxelMorph", TMI 2019 (instance-specific optimisation); Arsigny et al.,

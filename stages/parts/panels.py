@@ -1,4 +1,4 @@
-"""What a method shows of its training."""
+"""Images and plots that a method shows of its training."""
 
 from __future__ import annotations
 

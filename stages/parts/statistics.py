@@ -1,4 +1,4 @@
-"""What scores of several scans say together: intervals and paired tests."""
+"""Statistics of scores over several scans: intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def summarize(values: Values) -> dict[str, float]:
 def paired_wilcoxon(a: Values, b: Values) -> float:
     """Two-sided p-value of the Wilcoxon signed-rank test.
 
-    Pairs without a difference say nothing and are left out; 1 where none is left.
+    Pairs without a difference are left out; the p-value is 1 where no pair is left.
 
     Args:
         a: one value per scan.
@@ -67,7 +67,7 @@ def paired_wilcoxon(a: Values, b: Values) -> float:
 
 
 def holm(pvalues: Values) -> list[float]:
-    """Holm's adjusted p-values, in the order given; they hold together at the level that each is read at.
+    """Holm's adjusted p-values, in the order given; all hold together at the level of one.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 1979.
     """

@@ -1,4 +1,4 @@
-"""Drawing labelled scans that never were: an atlas in a shape and a look from the prior.
+"""Drawing synthetic labelled scans: an atlas in a shape and a look from the prior.
 
 Source: Tomar et al., "SST", WACV 2022, section 3.6.
 """
@@ -35,12 +35,12 @@ class Synthesis:
     """X = G_flow(n_flow) o A(atlas, n_style), n_style = n / |n|, n and n_flow ~ N(0, I) (Eq. 12).
 
     Args:
-        registration: finds displacements to mix; the prior needs none.
+        registration: gives the displacements to mix; not needed for the prior.
         autoencoder: its decoder is G_flow.
         appearance: A; None: the atlas keeps its look.
-        interpolate: the code of a shape is mixed of three scans' instead, (c_1 + m_2 c_2 + m_3 c_3) / (1 + m_2 + m_3)
-            with m ~ U(0, 0.3), as in the published code.
-        memory: looks are what this remembers of scans instead.
+        interpolate: a shape's code mixes the codes of three scans, (c_1 + m_2 c_2 + m_3 c_3) / (1 + m_2 + m_3) with
+            m ~ U(0, 0.3), as in the published code.
+        memory: looks come from what it remembers of scans instead of the prior.
     """
 
     registration: nn.Module
@@ -52,12 +52,12 @@ class Synthesis:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """All that it draws by."""
+        """All networks that it uses."""
         optional = (self.registration, self.autoencoder, self.appearance, self.memory)
         return [network for network in optional if network is not None]
 
     def check(self) -> None:
-        """Raises LrlsError where there is no look to remember."""
+        """Raises LrlsError where the memory holds no look."""
         if self.memory is not None and not self.memory.known.any():
             raise LrlsError(
                 "the style encoder remembers no scan; raise train_reg.steps, or draw looks from the prior "
@@ -70,7 +70,7 @@ class Synthesis:
         Args:
             data: the cohort.
             atlas: place of the atlas.
-            generator: of the CPU, so that all devices draw alike.
+            generator: of the CPU, so that all devices draw the same.
         """
         image = data.image([atlas])
         device = image.device

@@ -42,5 +42,6 @@ def vote(
         return warped[0]
     ranks = np.argsort(np.argsort(similarity))
     weights = 1 + 1e-3 * torch.from_numpy(ranks).float()
-    votes = sum(w * one_hot(each.argmax(0)[None], num_classes)[0] for w, each in zip(weights, warped, strict=True))
+    labels = (probabilities.argmax(0)[None] for probabilities in warped)
+    votes = sum(w * one_hot(label, num_classes)[0] for w, label in zip(weights, labels, strict=True))
     return votes / weights.sum()  # type: ignore[operator]

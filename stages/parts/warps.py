@@ -76,12 +76,12 @@ def one_hot(label: Tensor, num_classes: int) -> Tensor:
 def warp_probabilities(probabilities: Tensor, displacement: Tensor, classes: Tensor | None = None) -> Tensor:
     """Class probabilities or a one-hot label on the fixed grid.
 
-    Outside the moving grid lies background: the mass that is missing there goes to class 0.
+    Outside the moving grid lies background: the missing probability goes to class 0.
 
     Args:
         probabilities: (N, C, D, H, W), channels sum to 1.
         displacement: (N, 3, D', H', W'), voxels.
-        classes: the K classes that are wanted; None: all.
+        classes: the K classes to return; None: all.
 
     Returns:
         (N, C or K, D', H', W'); all channels together sum to 1.
@@ -122,8 +122,8 @@ def warp_one_hot(label: Tensor, displacement: Tensor, num_classes: int) -> Tenso
     for plane, a in corners[0]:
         for row, b in corners[1]:
             for column, c in corners[2]:
-                here = classes.gather(1, (plane + row + column).flatten(1))
-                out.scatter_add_(1, here[:, None], (a * b * c).flatten(1)[:, None])
+                corner_classes = classes.gather(1, (plane + row + column).flatten(1))
+                out.scatter_add_(1, corner_classes[:, None], (a * b * c).flatten(1)[:, None])
     out[:, 0] = 1 - out[:, 1:].sum(1)
     return out.unflatten(2, tuple(shape))
 

@@ -1,8 +1,8 @@
-"""Budgets: as many steps as fit into the time that is given on this machine, measured before a stage trains.
+"""Budgets: the number of steps that fit into a given time on this machine, measured before a stage trains.
 
-Time counts from the start of `lrls run` to the last weights, preprocessing included, `eval` not; what was made before
-counts with the time that it took. A plan is an artifact, so that the same command again, on the same device and with as
-many threads, finds the same steps, and with them the finished stages or the checkpoint to go on from.
+Time counts from the start of `lrls run` to the last weights, with preprocessing and without `eval`. Earlier artifacts
+count with the time that they took. A plan is an artifact: the same command again, on the same device and with as many
+threads, finds the same steps, and so the finished stages or the checkpoint to go on from.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ def with_steps(
 
     Args:
         step: of the method's plan.
-        cohort: what it will read.
-        round: of a method with rounds; a time is shared among what is left to train in all of them.
-        inputs: what else it will read.
-        spent_on: what was made so far; the time that it took is spent.
-        force: measure again though there is a plan.
+        cohort: the cohort that the step will read.
+        round: of a method with rounds; the time is shared among all training that is left in all rounds.
+        inputs: other artifacts that the step will read.
+        spent_on: artifacts made so far; the time that they took is spent.
+        force: measure again even if there is a plan.
 
     Raises:
         LrlsError: the time left is too short for `LEAST_STEPS`.
@@ -104,7 +104,7 @@ def with_steps(
         draft.device = str(device)
         place = list(shares).index((round, section))
         earlier = _earlier_plans(target, seconds, list(shares)[:place], cohort, config.seed)
-        unique = {each.manifest.digest: each.manifest for each in [*given.values(), *spent_on, *earlier]}
+        unique = {artifact.manifest.digest: artifact.manifest for artifact in [*given.values(), *spent_on, *earlier]}
         spent = sum(manifest.wall_time_s for manifest in unique.values())
         began = time.monotonic()
         recipe = recipe_of(method, cohort, config)
@@ -146,7 +146,7 @@ def with_steps(
 def _generate_seconds(
     recipe: Recipe, round: int, after: Train, cohort: Cohort, config: Config, device: Device, draft: Draft
 ) -> float:
-    """What is still generated after a step, in its round and those after it."""
+    """Seconds that generating data takes after a step, in its round and later ones."""
     steps = [step for number in range(round, len(recipe.rounds)) for step in recipe.steps(number)]
     later = [step for step in steps[steps.index(after) + 1 :] if isinstance(step, Generate)]
     if not later:
@@ -154,20 +154,20 @@ def _generate_seconds(
     job = job_of(recipe, cohort, config, device, draft)
     took: dict[int, float] = {}
     for step in later:
-        if id(step) not in took:  # rounds have it in common
+        if id(step) not in took:  # rounds share the step
             took[id(step)] = sum(writer.planned_seconds(job) for writer in step.writers)
     return sum(took[id(step)] for step in later)
 
 
 def shares_of(recipe: Recipe) -> dict[tuple[int, TrainSection], float]:
-    """What every training step of every round takes, in the order of the rounds, in multiples of the stage's steps."""
+    """Every training step's number of steps, round by round, as a multiple of the stage's."""
     return {(number, SECTION[step.makes]): step.share for number, step in recipe.training_steps()}
 
 
 def _share_of_time(
     shares: dict[tuple[int, TrainSection], float], of_registration: float, now: tuple[int, TrainSection]
 ) -> float:
-    """What a step of a round gets of the time that is left for it and all that come after it."""
+    """A step's share of the time that is left for it and all later steps."""
     weights = {"train_reg": of_registration, "train_seg": 1 - of_registration}
     if len({section for _, section in shares}) == 1:
         weights = {"train_reg": 1.0, "train_seg": 1.0}
@@ -179,7 +179,7 @@ def _share_of_time(
 def _earlier_plans(
     target: Path, seconds: float, before: Sequence[tuple[int, TrainSection]], cohort: Cohort, seed: int
 ) -> list[Plan]:
-    """The newest plan within the same budget of every step that comes before this one: measuring took time."""
+    """The newest plan of every earlier step with the same budget: measuring took time."""
     newest: dict[tuple[int, str], Plan] = {}
     for plan in opened_versions(Plan, target):
         about = plan.manifest.identity

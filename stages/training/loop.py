@@ -39,14 +39,14 @@ class Run:
     device: Device
     seed: int
     draft: Draft
-    frozen: Sequence[nn.Module] = ()  # looked at, never moved
+    frozen: Sequence[nn.Module] = ()  # used, never trained
     generator: torch.Generator = field(init=False)
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator(self.device.torch)
         self.generator.manual_seed(self.seed)
-        torch.manual_seed(self.seed)  # of what asks torch itself
+        torch.manual_seed(self.seed)  # for code that uses torch's global generator
         for network in (*self.networks.values(), *self.frozen):
             network.to(self.device.torch)
 
@@ -82,7 +82,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
     step = 0
     if state:
         step = state["step"]
-        if step:  # a phase that has just ended leaves none of its players' state to the next
+        if step:  # a phase that has just ended leaves no players' state
             for optimizer, average, saved in zip(optimizers, averages, state["players"], strict=True):
                 optimizer.load_state_dict(saved["optimizer"])
                 average.load(saved["average"])
@@ -119,14 +119,14 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
 
 
 def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 10.0) -> float:
-    """Seconds that a step of this run takes here and now, its phases weighed by their shares.
+    """Seconds that a step of this run takes on this machine, with its phases weighted by their shares.
 
     Takes a few steps of learning rate 0 in every phase; the run's random draws go on.
 
     Args:
-        warm: steps of a phase that do not count.
-        most: steps of a phase that do, their median.
-        patience_s: a phase is left after this time, with one step at least.
+        warm: first steps of a phase, which do not count.
+        most: steps of a phase whose median counts.
+        patience_s: measuring a phase ends after this time, with one step at least.
     """
     total = 0.0
     for phase in run.phases:
@@ -145,7 +145,7 @@ def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 
                     group["lr"] = 0.0
                 _move(player, optimizer, phase, batch, run.device)
                 average.update()
-                if player.every > 1:  # here it moved in every step
+                if player.every > 1:  # here the player moved in every step
                     seldom_s += (time.monotonic() - turn) * (1 - 1 / player.every)
             if run.device.torch.type == "cuda":
                 torch.cuda.synchronize()
@@ -176,7 +176,7 @@ def _move(
 
 
 def give_turn(player: Player, phase: Phase) -> None:
-    """From here on gradients pass through the networks of a phase, but stay in this player's alone."""
+    """Let only this player's parameters get gradients; gradients still pass through the phase's other networks."""
     parameters = {id(parameter) for parameter in player.trains.parameters()}
     for other in phase.players:
         for parameter in other.trains.parameters():
@@ -184,7 +184,7 @@ def give_turn(player: Player, phase: Phase) -> None:
 
 
 class _Watch:
-    """Collects terms on the device and looks at them every `LOG_STEPS` steps, so that a GPU is not kept waiting."""
+    """Collects terms on the device and reads them every `LOG_STEPS` steps, so that a GPU does not have to wait."""
 
     def __init__(self, phase: str) -> None:
         self.phase = phase

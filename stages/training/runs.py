@@ -22,7 +22,7 @@ from stages.seeds import derive
 from stages.training.loop import Run, train
 
 Inputs = Mapping[str, Artifact]
-"""What a stage reads besides the cohort, in the order in which it was made."""
+"""Artifacts that a stage reads besides the cohort, in the order in which they were made."""
 
 Trained = TypeVar("Trained", Registration, Segmentation)
 TrainSection = Literal["train_reg", "train_seg"]
@@ -54,7 +54,7 @@ def run_of(
     round: int = 0,
     inputs: Inputs | None = None,
 ) -> Run:
-    """What a step trains, from the networks as they are now."""
+    """The training run of a step, from the networks' current weights."""
     generated = (inputs or {}).get("generated")
     assert generated is None or isinstance(generated, Generated)
     for name, network in step.as_before.items():
@@ -85,11 +85,11 @@ def make_trained(
     force: bool,
     draw: Callable[[Draft, Recipe, Run], None],
 ) -> Trained:
-    """Train a step's networks and store them, resuming where a stopped run was; or find that this is done.
+    """Train a step's networks and store them, or find them finished; a stopped run is resumed.
 
     Args:
         step: of the method's plan; its networks hold no weights.
-        draw: draws the stage's own pictures, and the step's pages come beside them.
+        draw: draws the stage's own pictures, beside the step's pages.
     """
     stage: Literal["train-reg", "train-seg"] = "train-reg" if kind is Registration else "train-seg"
 

@@ -10,8 +10,8 @@ from stages.config import TrainSettings
 def learning_rate(peak: float | None, step: int, steps: int, settings: TrainSettings) -> float:
     """Learning rate of a step.
 
-    Constant; one cycle (linear warm-up over a tenth, then half a cosine to 0); or exponential: to a twentieth, smoothly
-    or, where the run counts as `epochs`, 1 % less with each of them.
+    Constant; one cycle (linear warm-up over a tenth, then half a cosine to 0); or exponential: smoothly to a
+    twentieth or, with `epochs`, 1 % less with each epoch.
     """
     assert peak is not None
     if settings.schedule == "constant":

@@ -296,7 +296,7 @@ def test_pages_show_codes_looks_and_shapes():
     assert torch.cat(list(codes.groups.values())).mean(0).abs().max() < 1e-5
     _, givers = shown["styles"][0]
     assert all(torch.equal(panel.image, data.image([k + 1])[0, 0]) for k, panel in enumerate(givers[1:]))
-    assert [case for case, _ in shown["styles"]] == ["who gives it", "a", "b", "d"]
+    assert [case for case, _ in shown["styles"]] == ["source of the look", "a", "b", "d"]
     _, looks = shown["styles"][2]
     assert [panel.heading for panel in looks] == ["as it is", *(f"in the look of {n}" for n in "bcd")]
     torch.testing.assert_close(looks[2].image, R.restyled(data.image([1]), data.image([2]))[0, 0])

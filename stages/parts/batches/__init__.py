@@ -1,4 +1,4 @@
-"""Batches: what a training step looks at, drawn from scans in memory.
+"""Batches: the tensors of a training step, drawn from scans in memory.
 
 Everything random comes from the generator.
 """

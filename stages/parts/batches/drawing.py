@@ -1,4 +1,4 @@
-"""Drawing a batch: settings, randomness, and what a sampler is. Everything random comes from the generator."""
+"""Drawing a batch: settings, randomness, and the interface of samplers. Everything random comes from the generator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Draw:
     generator: Generator
 
     def displacement(self, data: Scans, count: int | None = None) -> Tensor | None:
-        """One random displacement a sample, (N, 3, D, H, W) voxels; N is the batch size where `count` says no other."""
+        """One random displacement a sample, (N, 3, D, H, W) voxels; N is `count`, by default the batch size."""
         if self.space is None:
             return None
         return self.space.displacement(count or self.batch_size, data.shape, data.spacing_mm, self.generator)

@@ -53,9 +53,9 @@ class Triple(Labelled):
 
 
 def triples(data: Scans, draw: Draw, *, real: bool = False) -> Triple:
-    """Finished couples with the scans that they imitate; both images move alike, the couple's alone is recoloured.
+    """Finished couples with the scans that they imitate; both images move alike, and only the couple's is recoloured.
 
-    What a teacher is to reconstruct, and what its features say, should be the scan's, not a random change's.
+    The teacher should reconstruct the scan itself, not a random change of it.
 
     Args:
         real: the scan itself in place of the generated image, under the generated label.

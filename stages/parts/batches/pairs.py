@@ -40,7 +40,7 @@ def atlas_and_scan(data: Scans, draw: Draw) -> LabelledPair:
 
 
 def atlas_and_different_scans(data: Scans, draw: Draw) -> LabelledPair:
-    """As `atlas_and_scan`, but no scan comes twice: for losses that tell the scans of a batch apart."""
+    """As `atlas_and_scan`, but without repeated scans: for losses that contrast the scans of a batch."""
     n = draw.batch_size
     if n < 2:
         raise LrlsError(
@@ -100,12 +100,12 @@ class TwoScans(Pair):
     """Two training scans, of any kind, that differ."""
 
     owner: Tensor  # place of the moving one in the cohort, (N,)
-    draw: Draw  # the players draw from the prior with it
+    draw: Draw  # with which players draw from the prior
     plain: Tensor  # the moving one before jitter
 
 
 def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"] = "none") -> TwoScans:
-    """Any two atlases or unlabelled scans, never one twice, under the same random displacement.
+    """Any two different atlases or unlabelled scans, under the same random displacement.
 
     Args:
         jitter: brightness and contrast times U(0.7, 1.3), drawn for a pair or for each scan (SST's published code);
@@ -125,7 +125,7 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
         alike = 2 if jitter == "pair" else 1
         size = (len(images) // alike, 2, 1, 1, 1, 1)
         brightness, contrast = uniform(size, 0.7, 1.3, draw.generator).repeat(alike, 1, 1, 1, 1, 1).unbind(1)
-        # What lies outside a scan, 0, stays 0, and nothing else becomes 0: `ranks` tells the two apart by that.
+        # The outside of a scan stays 0, and nothing else becomes 0: `ranks` recognises the outside by that.
         images = torch.where(images > 0, brighten(images, brightness, contrast).clamp(min=1e-3), 0.0)
     names = [data.names[place] for place in (*moving, *fixed)]
     first, second = images.chunk(2)
@@ -136,17 +136,17 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
 class OneAtlas(Pair):
     """An atlas, the same in all pairs, and unlabelled scans, none of them augmented."""
 
-    mixture: Tensor  # what each sample takes of every pair's displacement, (N, N); rows add up to 1
+    mixture: Tensor  # shares of every pair's displacement in each sample, (N, N); rows add up to 1
     draw: Draw
-    displacement: Tensor | None = None  # mixed; the player that comes first fills it in
+    displacement: Tensor | None = None  # mixed; the first player fills it in
 
 
 def one_atlas_and_scans(data: Scans, draw: Draw, *, mix: bool = False) -> OneAtlas:
     """An atlas and N unlabelled scans.
 
     Args:
-        mix: a sample takes, of its own pair and two that are drawn, shares of 1, U(0, 0.3) and U(0, 0.3) over their sum
-            (SST's published code); otherwise its own pair's displacement alone.
+        mix: a sample mixes its own pair's displacement and those of two drawn pairs, with weights of 1, U(0, 0.3) and
+            U(0, 0.3) over their sum (SST's published code); otherwise it has its own pair's alone.
     """
     n, generator = draw.batch_size, draw.generator
     atlases, scans = pick(data.atlases, 1, generator) * n, pick(data.unlabeled, n, generator)
@@ -169,14 +169,14 @@ class Triplet:
     first: Tensor  # U1, (N, 1, D, H, W)
     second: Tensor  # U2
     num_classes: int
-    draw: Draw  # the players draw pairs, alpha, beta and gamma from it
-    around: Tensor | None = None  # an augmentation that the images have not undergone: for what S sees
+    draw: Draw  # with which players draw pairs, alpha, beta and gamma
+    around: Tensor | None = None  # augmentation that is not yet applied to the images: for S
 
 
 def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True) -> Triplet:
-    """(A, y), U1 and U2 under one random displacement that they share (BRBS, section IV).
+    """(A, y), U1 and U2 under one shared random displacement (BRBS, section IV).
 
-    Without `move` they stay as they are, and the displacement comes along for the couples that are made of them.
+    Without `move` the images stay as they are, and `around` holds the displacement for the couples made from them.
     """
     n = draw.batch_size
     atlases = pick(data.atlases, n, draw.generator)

@@ -17,7 +17,7 @@ from stages.parts.warps import warp, warp_label
 
 @dataclass
 class PartlyLabelledPair(Pair):
-    """Two images to register, with what is known of their labels; every class counts or not, image by image."""
+    """Two images to register, with their labels as far as known: for each image, the classes that count."""
 
     moving_label: Tensor  # (N, D, H, W), class indices
     fixed_label: Tensor
@@ -28,7 +28,7 @@ class PartlyLabelledPair(Pair):
 
 
 def known_labels(data: Scans, places: list[int]) -> tuple[Tensor, Tensor]:
-    """Label maps (N, D, H, W) and the classes that count in them (N, C): all, what the screening left, or none."""
+    """Label maps (N, D, H, W) and the classes that count in them (N, C): all, the accepted ones, or none."""
     device = data.images.device
     labels, counts = [], []
     for place in places:
@@ -49,7 +49,7 @@ def any_pair(data: Scans, draw: Draw, *, with_atlas: float = 0.0) -> PartlyLabel
     """Two different scans, atlases among them, under the same random displacement.
 
     Args:
-        with_atlas: share of the pairs of which one, either of the two, is an atlas; the others are any two scans.
+        with_atlas: share of the pairs in which one image, moving or fixed, is an atlas; the others are any two scans.
     """
     n, generator = draw.batch_size, draw.generator
     everyone = [*data.atlases, *data.unlabeled]
@@ -68,7 +68,7 @@ def any_pair(data: Scans, draw: Draw, *, with_atlas: float = 0.0) -> PartlyLabel
         both = displacement.repeat(2, 1, 1, 1, 1)
         images, labels = warp(images, both, padding="zeros"), warp_label(labels, both)
     names = [data.names[place] for place in (*moving, *fixed)]
-    pairs = (each.chunk(2) for each in (images, labels, counts))
+    pairs = (tensor.chunk(2) for tensor in (images, labels, counts))
     (a, b), (label_a, label_b), (counts_a, counts_b) = pairs
     return PartlyLabelledPair(names, a, b, label_a, label_b, counts_a, counts_b, data.num_classes, draw)
 
@@ -83,20 +83,20 @@ class AtlasesAndScans:
     scan: Tensor  # (N, 1, D, H, W)
     pseudo_label: Tensor  # (N, D, H, W)
     trusted: Tensor  # (N, D, H, W), bool
-    other: Tensor  # further scans, that the scan may be moved towards, (N, 1, D, H, W)
-    moved: Tensor  # which of the scans are, (N,), bool
-    around: tuple[Tensor, Tensor] | None  # displacement of the augmentation, (N, 3, D, H, W), of atlases and of scans
+    other: Tensor  # scans towards which `scan` may be moved, (N, 1, D, H, W)
+    moved: Tensor  # which scans are moved, (N,), bool
+    around: tuple[Tensor, Tensor] | None  # augmentation of atlases and of scans, (N, 3, D, H, W)
     weights: Tensor  # of the classes, (C,)
     num_classes: int
     draw: Draw  # of the colours and of the dropout
 
 
 def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0, weigh_classes: bool = True) -> AtlasesAndScans:
-    """Half of the batch (rounded up) atlases, as many unlabelled scans; the augmentation is still to be done.
+    """Half of the batch (rounded up) atlases, as many unlabelled scans; the augmentation is not yet applied.
 
     Args:
-        moved: probability that a scan is seen moved towards another one.
-        weigh_classes: by their frequency in the atlases; off: all alike.
+        moved: probability that a scan is moved towards another one.
+        weigh_classes: weigh classes by their frequency in the atlases; off: all equally.
     """
     n, generator = -(-draw.batch_size // 2), draw.generator
     atlases, scans = pick(data.atlases, n, generator), pick(data.unlabeled, n, generator)

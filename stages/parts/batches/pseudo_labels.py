@@ -24,10 +24,10 @@ class PseudoLabel:
 
 @dataclass
 class Screened:
-    """What a network says of a scan, and how sure it is.
+    """A network's answer for a scan, and how certain it is.
 
-    `voxels` and `confidence` are of the classes: voxels that are predicted so, and the class's mean probability there
-    (nan: none).
+    `voxels` and `confidence` are per class: the number of voxels predicted as the class, and its mean probability over
+    them (nan without any).
     """
 
     label: Tensor  # most probable class, (D, H, W)
@@ -39,7 +39,7 @@ class Screened:
 
 
 def screen(probabilities: Tensor, threshold: float) -> Screened:
-    """Keep the voxels, and the classes, that a network is sure of.
+    """Keep the voxels, and the classes, of which a network is certain.
 
     Args:
         probabilities: of a scan, (C, D, H, W).

@@ -26,7 +26,7 @@ class Scans:
         num_classes: background included.
         spacing_mm: voxel size (D, H, W).
         bank, samples: what `lrls generate` wrote, for the methods that learn from it.
-        pseudo: place in `names` -> pseudo-label, where it wrote these.
+        pseudo: place in `names` -> pseudo-label, if `lrls generate` wrote any.
     """
 
     names: Sequence[str]
@@ -65,7 +65,7 @@ class Paths(Protocol):
     def couples(self) -> Sequence[tuple[int, int]]: ...  # places of (atlas, scan) in the cohort
 
     def displacement(self, couple: int) -> Tensor: ...  # (3, D, H, W) voxels: atlas to scan
-    def style(self, couple: int) -> Tensor: ...  # (1, D, H, W): what the atlas gains to look like the scan
+    def style(self, couple: int) -> Tensor: ...  # (1, D, H, W): added to the atlas, gives it the scan's look
 
 
 class Sample(Protocol):

@@ -59,7 +59,7 @@ class SpaceStyleSampling:
         style: draws beta, the degree of the style.
         mixing: draws gamma; None: no mixing, and no pair is made.
         any_pair: mix any two training images (the paper's text) instead of X_A = T(A + psi, phi) with X_B = U.
-        coupled: phi and psi of a sample are one scan's; otherwise the style scan is drawn independently.
+        coupled: phi and psi of a sample come from one scan; otherwise the style scan is drawn independently.
     """
 
     space: Degree
@@ -70,7 +70,7 @@ class SpaceStyleSampling:
 
     @property
     def needs_style(self) -> bool:
-        """Whether style maps are looked at, for couples or for mixing."""
+        """Whether style maps are used, for couples or for mixing."""
         return self.style != Always(0.0) or self.mixing is not None
 
     def from_bank(self, data: Scans, draw: Draw) -> Labelled:
@@ -124,10 +124,10 @@ class SpaceStyleSampling:
             atlas: (N, 1, D, H, W).
             label: class indices, (N, D, H, W).
             path: phi, atlas to scan, (N, 3, D, H, W), voxels.
-            psi: style of another scan on the atlas's grid, (N, 1, D, H, W); None where `needs_style` is not.
+            psi: style of another scan on the atlas's grid, (N, 1, D, H, W); None unless `needs_style`.
             scan: the image that the path leads to, (N, 1, D, H, W).
             around: displacement of the augmentation, (N, 3, D, H, W); None: no augmentation.
-            others: (2N, 1, D, H, W), the two images of each mixed pair where any may be mixed.
+            others: (2N, 1, D, H, W), the two images of each mixed pair, with `any_pair`.
         """
         n = draw.batch_size
         alpha, beta = self.space(n, draw.generator), self.style(n, draw.generator)

@@ -1,4 +1,4 @@
-"""Losses. They fall as things improve, are means over voxels, and are computed in float32 whatever the autocast.
+"""Losses. They fall as things improve, are means over voxels, and are computed in float32 even under autocast.
 
 Players call them as `losses.dice_loss(...)`; each module here holds one topic.
 """

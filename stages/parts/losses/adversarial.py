@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def least_squares_gan_loss(judged: Tensor, answer: float) -> Tensor:
-    """Mean square between what a discriminator says and an answer: 1 is real, 0 is made up.
+    """Mean squared difference of a discriminator's verdict and the right answer: 1 is real, 0 is fake.
 
     Source: Mao et al., "Least squares generative adversarial networks", ICCV 2017.
     """

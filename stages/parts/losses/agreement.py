@@ -1,4 +1,4 @@
-"""How far outputs or features agree: of teacher and student, or of a mixed image and the two images in it."""
+"""Agreement of outputs or features: of teacher and student, or of a mixed image and the two images in it."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ def contrastive_loss(anchor: Tensor, positive: Tensor, *, temperature: float = 0
         temperature: tau.
 
     Returns:
-        Scalar from -2 / tau + log(N - 1), where all positives are met and all others opposite, to 2 / tau + log(N - 1).
+        Scalar from -2 / tau + log(N - 1), with positives equal and others opposite, to 2 / tau + log(N - 1).
 
-    Source: OS-MedSeg Eq. 2. Its sum leaves the positive out, and so do we.
+    Source: OS-MedSeg Eq. 2. As there, the sum leaves the positive out.
     """
-    anchor, positive = (F.normalize(each.float(), dim=1) for each in (anchor, positive))
+    anchor, positive = (F.normalize(embeddings.float(), dim=1) for embeddings in (anchor, positive))
     itself = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
     others = (anchor @ anchor.T / temperature).masked_fill(itself, -torch.inf)
     return (others.logsumexp(1) - (anchor * positive).sum(1) / temperature).mean()
@@ -39,7 +39,7 @@ def info_nce_loss(query: Tensor, key: Tensor, negatives: Tensor, own: Tensor, *,
         own: (N, M), true where a negative is left out for that query, because it shows the same scan.
 
     Returns:
-        Scalar >= 0; 0: no negative is left.
+        Scalar >= 0; 0 where no negative is left.
 
     Source: He et al., "MoCo", CVPR 2020, Eq. 1; SST Eq. 1.
     """

@@ -32,22 +32,22 @@ def weighted_cross_entropy_loss(logits: Tensor, label: Tensor, weights: Tensor, 
     Source: JRSS Eq. 4.
     """
     label = label.long()
-    each = weights[label] if counts is None else weights[label] * counts
+    voxel_weights = weights[label] if counts is None else weights[label] * counts
     entropy = F.cross_entropy(logits.float(), label, reduction="none")
-    return (each * entropy).sum() / each.sum().clamp(min=1e-6)
+    return (voxel_weights * entropy).sum() / voxel_weights.sum().clamp(min=1e-6)
 
 
 def class_weights(voxels: Tensor) -> Tensor:
-    """Weights of the classes, inverse to the square root of their frequency, mean 1; the background's is then 0.5.
+    """Weights of the classes, inverse to the square root of their frequency, with mean 1; the background's becomes 0.5.
 
     Args:
-        voxels: of each class in the labels, (C,); a class without any has weight 0, and no part in the mean.
+        voxels: of each class in the labels, (C,); a class without voxels has weight 0 and does not count in the mean.
 
     Source: the published training of OBELISK-Net, which JRSS starts from.
     """
-    there = voxels > 0
-    weights = torch.where(there, voxels.clamp(min=1).float().rsqrt(), 0.0)
-    weights = weights * there.sum() / weights.sum()
+    present = voxels > 0
+    weights = torch.where(present, voxels.clamp(min=1).float().rsqrt(), 0.0)
+    weights = weights * present.sum() / weights.sum()
     weights[0] = 0.5
     return weights
 
@@ -57,8 +57,8 @@ def hardest_cross_entropy_loss(logits: Tensor, target: Tensor, *, share: float =
 
     Source: the published training of OBELISK-Net, which JRSS starts from.
     """
-    each = -(target * logits.float().log_softmax(1)).sum(1).flatten()
-    return each.topk(max(1, round(share * each.numel()))).values.mean()
+    entropy = -(target * logits.float().log_softmax(1)).sum(1).flatten()
+    return entropy.topk(max(1, round(share * entropy.numel()))).values.mean()
 
 
 def dice_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far two displacements are from being each other's inverse, and labels from returning to what they were."""
+"""How far two displacements are from being inverses, and labels from their original after the way there and back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def self_warped_inverse_loss(forward: Tensor, backward: Tensor) -> Tensor:
 def robust_penalty(value: Tensor, *, epsilon: float = 1e-3, gamma: float = 0.45) -> Tensor:
     """Generalised Charbonnier penalty (v^2 + epsilon^2)^gamma of every element: nearly |v|, smooth and flat at 0.
 
-    About 0.002 at 0, 1 at 1; grows slower than |v|, so that single large values do not rule the mean.
+    About 0.002 at 0, 1 at 1; grows slower than |v|, so that single large values do not dominate the mean.
 
     Source: Sun et al., IJCV 2014; epsilon and gamma as in UnFlow (AAAI 2018) and LT-Net (CVPR 2020), below Eq. 8.
     """
@@ -42,7 +42,7 @@ def robust_inverse_loss(forward: Tensor, backward: Tensor, *, of_grid: bool = Fa
         of_grid: penalise the residual in coordinates that run from -1 to 1 over the grid, instead of voxels.
 
     Returns:
-        Scalar > 0; 0.002, its least, where backward is the inverse of forward.
+        Scalar > 0; at least 0.002, reached where backward is the inverse of forward.
 
     Source: LT-Net Eq. 8; component by component as UnFlow, where the penalty comes from.
     """
@@ -53,19 +53,19 @@ def robust_inverse_loss(forward: Tensor, backward: Tensor, *, of_grid: bool = Fa
     return robust_penalty(residual).mean()
 
 
-def anatomy_difference_loss(label: Tensor, there: Tensor, back: Tensor) -> Tensor:
-    """Robust penalty of |x - y| - |y - x'|: what a label changes by on its way there, it changes back by.
+def anatomy_difference_loss(label: Tensor, carried: Tensor, back: Tensor) -> Tensor:
+    """Robust penalty of |x - y| - |y - x'|: a label should change back by what it changed on the way there.
 
-    Summed over classes, so that it weighs the same of few as of many, mean over voxels.
+    Summed over classes, so that their number does not change its weight; mean over voxels.
 
     Args:
         label: x, one-hot, (N, C, D, H, W).
-        there: y, x carried over to another image, (N, C, D, H, W).
-        back: x', y carried back.
+        carried: y, x carried over to another image, (N, C, D, H, W).
+        back: x', y carried back, (N, C, D, H, W).
 
     Returns:
-        Scalar > 0; 0.002 times C, its least, where x' equals x (but also where x' is as far from y on its other side).
+        Scalar > 0; at least 0.002 C, where x' equals x (or where x' is as far from y on its other side).
 
     Source: LT-Net Eq. 10.
     """
-    return robust_penalty((label - there).abs() - (there - back).abs()).sum(1).mean()
+    return robust_penalty((label - carried).abs() - (carried - back).abs()).sum(1).mean()

@@ -15,7 +15,7 @@ def dice_loss(prediction: Tensor, target: Tensor, *, smooth: float = 1.0) -> Ten
         target: probabilities or one-hot labels, (N, C, D, H, W).
 
     Returns:
-        Scalar in [0, 1]; 0: equal one-hot maps. A class that is absent from both counts as met.
+        Scalar in [0, 1]; 0: equal one-hot maps. A class that is absent from both counts as right.
 
     Source: Milletari et al., "V-Net", 3DV 2016, as BRBS uses it.
     """
@@ -31,7 +31,7 @@ def soft_dice(prediction: Tensor, target: Tensor, *, smooth: float = 1.0) -> Ten
 
 
 def counted_dice_loss(prediction: Tensor, target: Tensor, counts: Tensor, *, smooth: float = 1e-6) -> Tensor:
-    """`dice_loss` over the classes that count; a sample without one adds 0.
+    """`dice_loss` over the classes that count; a sample without such a class adds 0.
 
     Args:
         prediction, target: (N, C, D, H, W).

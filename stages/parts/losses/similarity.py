@@ -38,8 +38,8 @@ def lncc(warped: Tensor, fixed: Tensor, *, window: int = 9, eps: float = 1e-5) -
 def box_sum(image: Tensor, window: int) -> Tensor:
     """Sums over a cubic window (odd edge, voxels) around each voxel, zeros outside; (N, C, D, H, W), float32.
 
-    A box filter is separable, and along an axis it is a product with a band matrix of ones: a fifth of the time of
-    average pooling on the CPU, and no running sums, which drift in float32.
+    A box filter is separable, and along an axis it is a product with a band matrix of ones. That takes a fifth of the
+    time of average pooling on the CPU; running sums would drift in float32.
     """
     d, h, w = (_band(n, window, image) for n in image.shape[2:])
     image = d @ (h @ (image @ w)).flatten(3)
@@ -61,14 +61,14 @@ def mutual_information(first: Tensor, second: Tensor, *, bins: int = 32) -> Tens
 
         sum_ij p(i, j) log(p(i, j) / (p(i) p(j)))
 
-    A voxel counts in all bins by a Gaussian round its intensity, as wide as a bin, shares adding up to 1.
+    A voxel counts in all bins, by a Gaussian around its intensity that is as wide as a bin; its shares add up to 1.
 
     Args:
-        first, second: (N, 1, D, H, W), in [0, 1]; what lies outside counts as 0 or 1.
+        first, second: (N, 1, D, H, W), in [0, 1]; values outside are clipped.
         bins: their centres go from 0 to 1.
 
     Returns:
-        Scalar >= 0 (but for rounding); 0: the intensities are independent, or an image is flat.
+        Scalar >= 0 (up to rounding); 0: the intensities are independent, or an image is flat.
 
     Source: Pluim et al., TMI 2003; OS-MedSeg Eq. 7, bins and windows as in its published code.
     """
@@ -95,9 +95,9 @@ def ms_ssim(first: Tensor, second: Tensor, *, window: int = 7, most_scales: int 
 
         product over scales k of s_k^w_k,  s_k: contrast and structure; at the coarsest scale luminance, too
 
-    Each is a mean over the places where a Gaussian window (standard deviation 1.5 voxels) lies within the image. Scales
-    are halved as long as the shortest axis holds the window, so 48 voxels have 3 of them, 128 all 5; the weights of
-    those that there are add up to 1. An axis shorter than the window shortens it.
+    Each factor is a mean over the places where a Gaussian window (standard deviation 1.5 voxels) lies within the image.
+    The image is halved as long as its shortest axis holds the window: 48 voxels give 3 scales, 128 all 5. The weights
+    of these scales are normalised to add up to 1. An axis shorter than the window shortens the window.
 
     Args:
         first, second: (N, 1, D, H, W), in [0, 1].
@@ -146,7 +146,7 @@ def structural_loss(first: Tensor, second: Tensor) -> Tensor:
     """L_SSIM-L1: mean absolute difference plus 1 - `ms_ssim`; 0 for equal images.
 
     Args:
-        first, second: (N, 1, D, H, W), in [0, 1]. SST's images go from -1 to 1, where they are twice as far apart.
+        first, second: (N, 1, D, H, W), in [0, 1]. SST's run from -1 to 1, with differences twice as large.
 
     Source: SST Eq. 4.
     """

@@ -33,8 +33,8 @@ def absolute_gradient_loss(displacement: Tensor) -> Tensor:
 def bending_energy_loss(displacement: Tensor) -> Tensor:
     """Sum of a field's squared second derivatives, mixed ones twice, mean over voxels and components; 0: it is linear.
 
-    Differences of neighbours, away from the border, as MONAI's; the published code of OS-MedSeg differences twice over
-    two voxels, which a field that jumps from voxel to voxel escapes.
+    Differences of neighbours, away from the border, as in MONAI. The published code of OS-MedSeg takes differences over
+    two voxels, twice, which do not see a field that alternates from voxel to voxel.
 
     Args:
         displacement: (N, 3, D, H, W), voxels; at least 3 voxels an axis.
@@ -44,7 +44,7 @@ def bending_energy_loss(displacement: Tensor) -> Tensor:
     field = displacement.float()
 
     def moved(*steps: int) -> Tensor:
-        """The inner voxels' neighbours at so many voxels along D, H, W."""
+        """The inner voxels' neighbours, this many voxels away along D, H, W."""
         inner = (slice(1 + step, size - 1 + step) for step, size in zip(steps, field.shape[2:], strict=True))
         return field[(slice(None), slice(None), *inner)]
 
@@ -62,7 +62,7 @@ def bending_energy_loss(displacement: Tensor) -> Tensor:
 def masked_smoothness_loss(change: Tensor, contours: Tensor) -> Tensor:
     """Sum over the axes of the mean of |(1 - c) grad psi|; 0 for a change that is constant within each structure.
 
-    A forward difference is let off where its far voxel lies on a contour.
+    A forward difference does not count where its far voxel lies on a contour.
 
     Args:
         change: psi, (N, 1, D, H, W).

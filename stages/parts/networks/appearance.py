@@ -17,7 +17,7 @@ from stages.parts.networks.sizes import crop, depth_to_space, pad_to_multiple, s
 from stages.parts.networks.style import CODE
 from stages.parts.warps import warp
 
-KNOTS = 16  # of the curve of intensities that a code draws
+KNOTS = 16  # of the intensity curve that a code draws
 
 
 class AdaptiveBlock(nn.Module):
@@ -25,7 +25,8 @@ class AdaptiveBlock(nn.Module):
 
         AdaIN(x, s) = (1 + gamma(s)) (x - mean(x)) / std(x) + beta(s),  mean and std of each sample's channel
 
-    gamma and beta are linear in the style, with weights from N(0, 1e-4) and no bias at first: no style to begin with.
+    gamma and beta are linear in the style. Their weights start from N(0, 1e-4) without bias, so that training starts
+    without style.
 
     Source: Huang and Belongie, ICCV 2017; SST's published code.
     """
@@ -62,20 +63,20 @@ class AppearanceModel(nn.Module):
     """A: image and style code -> the image with that style, its anatomy as it was.
 
     Convolution 7^3 to 16 channels; twice InstanceNorm and 5^3 of stride 2 to 32, with LeakyReLU 0.2; two residual
-    blocks; three blocks with AdaIN, trilinear upsampling between them; one convolution 3^3 and tanh. No skips: all that
-    the image was goes through the bottleneck. Its brightness and contrast do, too, as far as LeakyReLU before the first
-    InstanceNorm has made them a matter of shape.
+    blocks; three blocks with AdaIN, trilinear upsampling between them; one convolution 3^3 and tanh. No skips: the
+    whole image goes through the bottleneck. InstanceNorm removes brightness and contrast, except for their effect on
+    the preceding LeakyReLU.
 
     Args:
-        light: works on blocks of 2^3 voxels, with 16 and 64 channels, 3^3 kernels and two blocks with AdaIN: never
-            at full resolution, which is where the published one spends its time. Three changes make it listen to the
-            code, and to nothing else, in short trainings. It sees the image's ranks, so that brightness, contrast and
-            any other rising curve of intensities can come from nowhere else, and a scan said again in its own style
-            teaches what every scan looks like in that style. In place of a third AdaIN the code draws such a curve over
-            the ranks, to which the network adds what is local; 0, what lies outside a scan, stays 0. And codes, of
-            length 1, come in with numbers of size 1, no longer small beside biases. No gradient goes to the image.
+        light: works on blocks of 2^3 voxels, with 16 and 64 channels, 3^3 kernels and two blocks with AdaIN. It has no
+            layer at full resolution, where the published one spends its time. Three changes make it depend on the code
+            in short trainings. (1) It sees the image's ranks, so that brightness, contrast and any other rising curve
+            of intensities can come from the code alone; redrawing a scan in its own style then teaches how every scan
+            looks in that style. (2) Instead of a third AdaIN the code draws such a curve over the ranks, and the
+            network adds local differences; the outside of a scan stays 0. (3) Codes, of length 1, are scaled to numbers
+            of size 1, so that they are not small beside biases. No gradient goes to the image.
 
-    Source: SST's published code; the paper says no more than that there are three AdaIN layers.
+    Source: SST's published code; the paper only says that there are three AdaIN layers.
     """
 
     def __init__(self, *, light: bool = False) -> None:
@@ -115,15 +116,15 @@ class AppearanceModel(nn.Module):
 
 @torch.no_grad()
 def ranks(image: Tensor) -> Tensor:
-    """The share of an image's voxels above 0 that are not brighter, (N, 1, D, H, W) in [0, 1], float32; 0 stays 0.
+    """At each voxel, the share of voxels above 0 that are not brighter, (N, 1, D, H, W) in [0, 1], float32; 0 stays 0.
 
-    The same for every rising curve of the intensities that leaves 0 as it is.
+    Rising curves of the intensities that keep 0 at 0 do not change it.
     """
-    found = torch.zeros_like(image, dtype=torch.float32)
-    for values, result in zip(image.float(), found, strict=True):
+    ranked = torch.zeros_like(image, dtype=torch.float32)
+    for values, result in zip(image.float(), ranked, strict=True):
         inside = values[values > 0]
         result[values > 0] = torch.searchsorted(inside.sort().values, inside, right=True) / max(1, inside.numel())
-    return found
+    return ranked
 
 
 def drawn(knots: Tensor, places: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ def drawn(knots: Tensor, places: Tensor) -> Tensor:
 
 
 class AppearanceChange(nn.Module):
-    """psi_a: the intensities to add to an atlas, in its own space, so that it looks like a scan.
+    """psi_a: the intensities that, added to an atlas in its own space, give it the look of a scan.
 
     Args:
         network: [atlas, scan brought to the atlas] (N, 2, D, H, W) -> (N, 1, D, H, W).

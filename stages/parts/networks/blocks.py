@@ -1,4 +1,4 @@
-"""What the networks are built of: the convolution block, its normalisation with a fast gradient, heads in float32."""
+"""Building blocks of networks: the convolution block, its normalisation with a fast gradient, heads in float32."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def normalise_and_rectify(x: Tensor, normalisation: nn.GroupNorm, slope: float) 
 
 
 class _NormaliseAndRectify(torch.autograd.Function):
-    # torch's gradient of GroupNorm is a scalar loop over channels_last tensors with few channels a group. Batch norm's
-    # kernels are not, sum and scale in float32 whatever the tensor, and give the same gradient sample by sample.
+    # torch's gradient of GroupNorm is a scalar loop for channels_last tensors with few channels a group. Batch norm's
+    # kernels are not, compute in float32 for any tensor, and give the same gradient sample by sample.
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.GroupNorm, slope: float) -> Tensor:
         n, c = x.shape[:2]

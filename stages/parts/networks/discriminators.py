@@ -13,13 +13,13 @@ from stages.parts.networks.sizes import derived_depth, pad_to_multiple
 
 
 class PatchDiscriminator(nn.Module):
-    """A 3D PatchGAN: says of each patch of an image whether it is real.
+    """A 3D PatchGAN: judges for each patch of an image whether it is real.
 
     Convolutions 4^3 of stride 2 to 32-64-128-256 channels with LeakyReLU 0.2 and, but for the first, InstanceNorm;
-    then one 4^3 of stride 1 to one channel. Four levels see patches of 94^3 voxels, three 46^3, two 22^3: there are
-    as many, up to four, as leave a patch smaller than three quarters of the grid's shortest axis (the paper's grid is
-    160 x 160 x 128). Where a patch is the whole crop, what tells is where the crop ends. A grid is padded with zeros
-    to a multiple of 2^levels.
+    then one 4^3 of stride 1 to one channel. Four levels see patches of 94^3 voxels, three 46^3, two 22^3. There are as
+    many levels, up to four, as leave a patch smaller than three quarters of the grid's shortest axis (the paper's grid
+    is 160 x 160 x 128). A patch that is the whole crop would be judged by the crop's borders. A grid is padded with
+    zeros to a multiple of 2^levels.
 
     Source: Isola et al., "pix2pix", CVPR 2017, in 3D as LT-Net (CVPR 2020) uses it; widths as common implementations.
     """
@@ -48,7 +48,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class LatentDiscriminator(nn.Module):
-    """Says of a code whether it was drawn from the prior: linear layers with LeakyReLU 0.2, float32.
+    """Judges whether a code was drawn from the prior: linear layers with LeakyReLU 0.2, float32.
 
     Args:
         inputs: numbers in a code.

@@ -14,10 +14,10 @@ from stages.parts.networks.standardised import Standardised
 
 @contextmanager
 def channels_dropped(network: nn.Module, rate: float, generator: Generator) -> Iterator[None]:
-    """Within, the last layers of a U-Net on its way down and on its way up lose each channel with this probability.
+    """Inside, the U-Net's last layers on the way down and up lose each channel with probability `rate`.
 
     Args:
-        network: has `down` and `up` (finest first), or is wrapped round one that has.
+        network: has `down` and `up` (finest first), or wraps such a network.
     """
     body = network.body if isinstance(network, Standardised) else network
 
@@ -36,7 +36,7 @@ def channels_dropped(network: nn.Module, rate: float, generator: Generator) -> I
 
 @contextmanager
 def statistics_kept(network: nn.Module, kept: bool = True) -> Iterator[None]:
-    """Within, the running statistics of BatchNorm stay as they are, though every batch is normalised by its own."""
+    """Inside, BatchNorm's running statistics stay as they are; every batch is still normalised by its own."""
     norms = [layer for layer in network.modules() if kept and isinstance(layer, nn.BatchNorm3d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -16,8 +16,8 @@ from stages.parts.warps import halved, rescale
 
 
 def _keep_the_size(layer: nn.Module) -> None:
-    """Weights of a convolution with which LeakyReLU 0.2 neither shrinks nor swells what passes (He et al., 2015)."""
-    if isinstance(layer, nn.ConvTranspose3d):  # an output voxel hears 2^3 of the 4^3 taps
+    """Initial weights of a convolution that keep the variance through LeakyReLU 0.2 (He et al., 2015)."""
+    if isinstance(layer, nn.ConvTranspose3d):  # 2^3 of the 4^3 taps reach an output voxel
         nn.init.normal_(layer.weight, std=math.sqrt(2 / (1.04 * 8 * layer.in_channels)))
     elif isinstance(layer, nn.Conv3d):
         nn.init.kaiming_normal_(layer.weight, a=0.2)
@@ -26,15 +26,15 @@ def _keep_the_size(layer: nn.Module) -> None:
 
 
 class FlowAutoencoder(nn.Module):
-    """Displacements <-> codes of 64 channels at 1/32 of the images' grid, whose axes come up to multiples of 32.
+    """Displacements <-> codes of 64 channels at 1/32 of the images' grid, whose axes are raised to multiples of 32.
 
     Encoder: convolutions 5^3 of stride 2 to 32-64-128-256, InstanceNorm, LeakyReLU 0.2; one 4^3 of stride 2 to the
     code. Decoder: transposed convolutions 4^3 of stride 2 to 256-128-64-32-32, then 3^3 to the displacement. Float32.
 
     Args:
         shape: grid (D, H, W) of the displacements; they are resampled to the next multiples, in its voxels.
-        light: half as many voxels an axis before that, hence one level less, no InstanceNorm, which hides how far a
-            displacement goes: with it u and 4 u have one code, and codes z and 10 z one displacement.
+        light: half as many voxels an axis, hence one level less, and no InstanceNorm, which hides the size of a
+            displacement: with it u and 4 u have the same code, and codes z and 10 z give the same displacement.
     """
 
     WIDTHS = (32, 64, 128, 256)
@@ -70,11 +70,11 @@ class FlowAutoencoder(nn.Module):
         return self.CHANNELS, d, h, w
 
     def inside(self, displacement: Tensor) -> Tensor:
-        """A displacement on the autoencoder's grid, in its voxels."""
+        """A displacement brought to the autoencoder's grid, in its voxels."""
         return rescale(displacement, self.grid)
 
     def outside(self, displacement: Tensor) -> Tensor:
-        """What lies on the autoencoder's grid, on the images', in their voxels."""
+        """A displacement on the autoencoder's grid, brought to the images' grid, in its voxels."""
         return rescale(displacement, self.shape)
 
     def encode(self, displacement: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ class Obelisk(nn.Module):
         centres = (voxel_grid(coarse, image) + 0.5) * ratio - 0.5
         offsets = self.offsets.view(count, 3, 1, 1, 1) * sizes / 2
         points = (centres + offsets).transpose(0, 1).flatten(1, 2)[None]  # (1, 3, count d, h, w)
-        found = sample(image, points.expand(len(image), -1, -1, -1, -1), padding="zeros")
-        return found.unflatten(2, (count, coarse[0])).flatten(1, 2)
+        samples = sample(image, points.expand(len(image), -1, -1, -1, -1), padding="zeros")
+        return samples.unflatten(2, (count, coarse[0])).flatten(1, 2)
 
 
 def coarse_shape(shape: Sequence[int], factor: int) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class HybridObelisk(nn.Module):
     Takes grids of any size.
 
     Args:
-        inputs: image channels; of several, each is sampled at every offset.
+        inputs: image channels, each of them sampled at every offset.
         outputs: classes, or 3 for a displacement.
         task: segments: all weights Xavier, zero biases; registers: the head starts at the identity, N(0, 1e-5).
         slope: of LeakyReLU.

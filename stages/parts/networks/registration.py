@@ -14,9 +14,9 @@ class RegistrationNetwork(nn.Module):
     Args:
         body: (N, 2, D, H, W) -> (N, 3, D, H, W).
         diffeomorphic: the body's output is a stationary velocity field, integrated at half resolution in 7 steps.
-        antisymmetric: the output is half the difference of what the body says of the pair and of the swapped pair, so
-            that it changes sign with the roles: the body cannot spend its first steps on shifts that are the same for
-            every pair. With `diffeomorphic` the two directions are each other's inverse.
+        antisymmetric: the output is half the difference of the body's outputs for the pair and for the swapped pair, so
+            that it changes sign when the roles are swapped. The body then cannot learn shifts that are the same for
+            every pair. With `diffeomorphic` the two directions are inverses of each other.
     """
 
     def __init__(self, body: nn.Module, *, diffeomorphic: bool = False, antisymmetric: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Registration networks that encode both images by the same weights, so that their features can be compared.
 
 As bodies of a `RegistrationNetwork` they map [fixed, moving] (N, 2, D, H, W) to a displacement (N, 3, D, H, W);
-`with_embeddings` gives a point on the unit sphere for each image besides.
+`with_embeddings` also gives a point on the unit sphere for each image.
 """
 
 from __future__ import annotations
@@ -125,10 +125,10 @@ class PooledSiameseUNet(nn.Module):
     Args:
         shape: grid (D, H, W) that the depth is derived from.
         block: makes a level: `batch_block` (CLMorph) or `instance_block`.
-        light: the finest level works on 2^3 blocks of voxels and the output is interpolated, as in `LightUNet`; and it
-            is half the difference of what the decoder says of the pair and of the swapped pair, so that it changes
-            sign with the roles (see `RegistrationNetwork`). InstanceNorm leaves little in a mean over voxels for
-            embeddings to tell images apart by: contrast says less here.
+        light: the finest level works on 2^3 blocks of voxels and the output is interpolated, as in `LightUNet`. It is
+            half the difference of the decoder's outputs for the pair and for the swapped pair (see antisymmetric in
+            `RegistrationNetwork`). InstanceNorm leaves little in a mean over voxels that tells images apart, so the
+            contrastive loss has less effect here.
 
     Source: Liu et al., CLMorph (TNNLS 2023), published network, with upsampling in place of transposed convolutions and
     without the sampled displacement.
@@ -164,7 +164,7 @@ class PooledSiameseUNet(nn.Module):
     def with_embeddings(self, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward`, and the embeddings of the fixed and of the moving image, (N, K), float32."""
         levels = self._encode(pair)
-        fixed, moving = (on_sphere(self.projection, each) for each in pooled(levels[-1]))
+        fixed, moving = (on_sphere(self.projection, features) for features in pooled(levels[-1]))
         return self._decode(levels, pair.shape[2:]), fixed, moving
 
     def _encode(self, pair: Tensor) -> list[Tensor]:

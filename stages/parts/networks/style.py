@@ -19,15 +19,15 @@ CODE = 128  # numbers in a style code
 
 
 class StyleEncoder(nn.Module):
-    """Image -> style code on the unit sphere: where scans that look alike lie together, whatever their anatomy.
+    """Image -> style code on the unit sphere: scans that look alike lie close together, whatever their anatomy.
 
     Convolutions 1-16 (7^3, stride 4), 32, 64, 128 (3^3, stride 2) with InstanceNorm and LeakyReLU 0.2, one 3^3 to 64,
-    average pooling to 4 x 5 x 5, three linear layers. An axis is strided only as far as it keeps 4 voxels, what the
-    published grid of 128 x 160 x 160 ends with. Float32: at these sizes autocast would save nothing.
+    average pooling to 4 x 5 x 5, three linear layers. An axis is strided only while it keeps 4 voxels, as many as
+    the published grid of 128 x 160 x 160 ends with. Float32: at these sizes autocast would save nothing.
 
     Args:
-        shape: grid (D, H, W); the weights fit every other one.
-        light: no InstanceNorm behind the first convolution, which would take an image's brightness and contrast away.
+        shape: grid (D, H, W); the weights fit any other grid.
+        light: no InstanceNorm behind the first convolution, because it would remove an image's brightness and contrast.
     """
 
     WIDTHS = (16, 32, 64, 128)
@@ -60,28 +60,28 @@ class StyleEncoder(nn.Module):
 
 @dataclass
 class Contrasted:
-    """Codes that are to be told apart; see `losses.info_nce_loss`."""
+    """Codes for the contrastive loss; see `losses.info_nce_loss`."""
 
     query: Tensor  # (N, CODE), of the scans
     key: Tensor  # (N, CODE), of the same scans in another shape
     negatives: Tensor  # (M, CODE), keys of earlier steps
-    own: Tensor  # (N, M), true where a negative is left out, being of the query's own scan
+    own: Tensor  # (N, M), true where a negative is left out because it shows the query's own scan
 
 
 class MomentumContrast(nn.Module):
     """A style encoder, its slowly following copy that makes the keys, and a queue of the latest keys.
 
-    In a step: the key encoder moves, k <- m k + (1 - m) q; queries are compared with what is in the queue; then the
-    new keys replace the oldest ones there, and the codes of the scans themselves theirs in a second one, of looks,
-    where those are to be remembered. The state is part of the weights, so a checkpoint holds it.
+    In a step the key encoder moves, k <- m k + (1 - m) q, and queries are compared with the queue. Then the new keys
+    replace the oldest keys of the queue. A second queue, of looks, keeps the scans' own codes, where these are
+    remembered. The state is part of the weights, so a checkpoint holds it.
 
     Args:
         encoder: image -> code.
         size: keys in the queue, which starts with random directions that belong to no scan.
-        looks_of: whose codes of the scans are remembered as looks: the encoder's, or its slow copy's.
-        own: keys of the query's own scan are negatives, too. Of scans whose looks change from draw to draw they are, as
-            in the published code; of scans that always look the same they are the positive key again, and with few
-            scans the queue is full of them.
+        looks_of: which codes of the scans are remembered as looks: the encoder's, or its slow copy's.
+        own: keys of the query's own scan are negatives, too. That is right where a scan's look changes from draw to
+            draw, as in the published code. Where it never changes, they equal the positive key, and with few scans the
+            queue is full of them.
 
     Source: He et al., "MoCo", CVPR 2020; m = 0.99 as SST.
     """
@@ -109,10 +109,12 @@ class MomentumContrast(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     def forward(self, scan: Tensor, moved: Tensor, owner: Tensor, plain: Tensor | None = None) -> Contrasted:
-        """Scans and the same scans in other shapes, (N, 1, D, H, W), and whose they are, (N,); moves the state on.
+        """Contrast scans with the same scans in other shapes, and update the state.
 
         Args:
-            plain: the scans before jitter, whose looks are remembered; None: these steps remember none.
+            scan, moved: (N, 1, D, H, W).
+            owner: place of each scan in the cohort, (N,).
+            plain: the scans before jitter, whose looks are remembered; None: no look is remembered.
         """
         query = self.encoder(scan)
         self.follow()
@@ -121,9 +123,9 @@ class MomentumContrast(nn.Module):
             looks_of = self.encoder if self.looks_of == "query" else self.key_encoder
             look = torch.zeros_like(key) if plain is None else looks_of(plain)
         left_out = (owner[:, None] == self.owners) & (not self.own)
-        found = Contrasted(query, key, self.queue.clone(), left_out)
+        contrasted = Contrasted(query, key, self.queue.clone(), left_out)
         self.enqueue(key, owner, look)
-        return found
+        return contrasted
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -132,10 +134,10 @@ class MomentumContrast(nn.Module):
             key.lerp_(query, 1 - self.MOMENTUM)
 
     def remembered(self, count: int, generator: Generator) -> Tensor:
-        """Looks between a remembered one and one that is like it, (count, CODE), of length 1.
+        """Looks between a remembered look and a similar one, (count, CODE), of length 1.
 
-        (1 - m) a + m b, m ~ U(0, 1), b one of the NEIGHBOURS looks nearest to a, as SMOTE draws: between two sites lies
-        the look of none.
+        (1 - m) a + m b, m ~ U(0, 1), with b one of the NEIGHBOURS looks nearest to a, as in SMOTE. No scan has a look
+        between two sites, so looks that are far apart are not mixed.
 
         Args:
             generator: of the CPU.
@@ -144,8 +146,10 @@ class MomentumContrast(nn.Module):
         """
         known = self.looks[self.known]
         first = known[torch.randint(len(known), (count,), generator=generator).to(known.device)]
-        with torch.autocast(known.device.type, enabled=False):  # bfloat16 cannot tell cosines near 1 apart
-            near = (first @ known.T).topk(min(self.NEIGHBOURS + 1, len(known)), dim=1).indices  # one of them is itself
+        with torch.autocast(known.device.type, enabled=False):  # bfloat16 cannot resolve cosines near 1
+            near = (
+                (first @ known.T).topk(min(self.NEIGHBOURS + 1, len(known)), dim=1).indices
+            )  # the look itself is among them
         second = known[
             near.gather(1, torch.randint(near.shape[1], (count, 1), generator=generator).to(near.device))[:, 0]
         ]
@@ -158,7 +162,7 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, owner: Tensor, looks: Tensor) -> None:
-        """New keys, and the looks of their scans, take the places of the oldest ones; of too many, the last ones."""
+        """New keys, and their scans' looks, replace the oldest ones; of too many, the last ones enter."""
         keys, owner, looks = (new[-len(self.queue) :] for new in (keys, owner, looks))
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places], self.owners[places], self.looks[places] = keys, owner, looks

@@ -21,8 +21,8 @@ class StyledRegistration(nn.Module):
     Args:
         flow: F.
         appearance: A.
-        style: E, the encoder and what it learns with.
-        code_of: whose codes A sees: the encoder's, or its slow copy's, through which no gradient goes.
+        style: E, the encoder with its momentum copy and queue.
+        code_of: which codes A sees: the encoder's, or its slow copy's, through which no gradient goes.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from stages.parts.networks.unet import LightUNet, UNet, down_and_up
 
 
 class ResidualUnit(nn.Module):
-    """Twice convolution 3^3, InstanceNorm, PReLU; around them the identity, or a convolution 1^3 to as many channels.
+    """Twice convolution 3^3, InstanceNorm, PReLU; a shortcut by the identity, or by a 1^3 convolution.
 
     Source: He et al., "Deep residual learning", CVPR 2016, as MONAI's `ResidualUnit` has it.
     """
@@ -33,10 +33,10 @@ def _normalised(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module, nn.Mod
 
 
 class ResidualUNet(nn.Module):
-    """OS-MedSeg's U-Net for teacher and student: 16-32-64-128-256 channels, a residual unit a level, both ways.
+    """OS-MedSeg's U-Net for teacher and student: 16-32-64-128-256 channels, a residual unit per level, down and up.
 
     Max-pooling, trilinear upsampling and concatenation as in `UNet`. The segmentation head has a convolution of its own
-    before the last one, so that what the decoder says need not be linear in the classes; the reconstruction head is
+    before the last one, so that the decoder's features need not be linear in the classes; the reconstruction head is
     one plain convolution.
 
     Args:
@@ -66,7 +66,7 @@ class ResidualUNet(nn.Module):
         return self.answer(self.features(x)[-1], x.shape[2:])
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """What the decoder says at each level, from the coarsest to the one that the head reads, on padded grids."""
+        """The decoder's features at each level, from the coarsest to the one that the head reads, on padded grids."""
         x = pad_to_multiple(x, 2 ** len(self.up)).contiguous(memory_format=torch.channels_last_3d)
         return down_and_up(x, self.down, self.up)
 
@@ -78,7 +78,7 @@ class ResidualUNet(nn.Module):
 class OwnHead(nn.Module):
     """A U-Net with a block between decoder and head, as OS-MedSeg's student has a convolution there.
 
-    Hints ask the decoder for features that reconstruct; classes need not be linear in these.
+    Hints make the decoder's features reconstruct the scan; the classes need not be linear in them.
 
     Args:
         body: a `FeatureNetwork` whose head reads the last of its features.

@@ -24,7 +24,7 @@ class UNet(nn.Module):
         inputs: image channels.
         outputs: channels of the result: classes, or 3 for a displacement.
         shape: grid (D, H, W) that the depth is derived from.
-        per_group: channels that are normalised together; 1 is InstanceNorm, with which it learns faster.
+        per_group: channels that are normalised together; 1 is InstanceNorm, which learns faster.
 
     Source: He et al., BRBS (TNNLS 2022), published networks.
     """
@@ -48,7 +48,7 @@ class UNet(nn.Module):
         return self.answer(self.features(x)[-1], x.shape[2:])
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """What the decoder says at each level, from the coarsest to the one that the head reads, on padded grids."""
+        """The decoder's features at each level, from the coarsest to the one that the head reads, on padded grids."""
         x = pad_to_multiple(x, 2 ** len(self.up)).contiguous(memory_format=torch.channels_last_3d)
         return down_and_up(x, self.down, self.up)
 
@@ -58,7 +58,7 @@ class UNet(nn.Module):
 
 
 def down_and_up(x: Tensor, down: nn.ModuleList, up: nn.ModuleList) -> list[Tensor]:
-    """A U-Net's levels with max-pooling and trilinear upsampling: the deepest, then each that the decoder adds."""
+    """A U-Net's levels with max-pooling and trilinear upsampling: the deepest, then each level of the decoder."""
     skips = []
     for level, block in enumerate(down):
         x = block(F.max_pool3d(x, 2) if level else x)
@@ -82,15 +82,16 @@ class LightUNet(nn.Module):
     """A lighter U-Net: the finest level works on 2^3 blocks of voxels, in and out.
 
     A stride-2 stem (space to depth, then convolution), levels 32-64-128-256 with InstanceNorm, and a head that goes
-    back to full resolution: the network never convolves there, which is where a U-Net spends its time.
+    back to full resolution. It has no convolution at full resolution, where a U-Net spends most of its time.
 
     Args:
         inputs: image channels.
         outputs: channels of the result.
         shape: grid (D, H, W) that the depth is derived from.
         widths: channels of the levels, from half resolution down.
-        smooth: the head interpolates (displacements, in units of `UNIT` voxels: Adam moves every weight alike, and by
-            hundredths of a voxel training would last ten times as long); otherwise it writes every voxel of a block.
+        smooth: the head interpolates, for displacements; otherwise it writes every voxel of a block. Its output
+            is in units of `UNIT` voxels: Adam's steps have one size for all weights, and in voxels training would take
+            ten times as long.
     """
 
     UNIT = 10.0
@@ -119,7 +120,7 @@ class LightUNet(nn.Module):
         return self.answer(self.features(x)[-1], x.shape[2:])
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """What the decoder says at each level, from the coarsest to the one that the head reads, on padded grids."""
+        """The decoder's features at each level, from the coarsest to the one that the head reads, on padded grids."""
         x = space_to_depth(pad_to_multiple(x, 2 ** (len(self.up) + 1)))
         return down_and_up(x.contiguous(memory_format=torch.channels_last_3d), self.down, self.up)
 

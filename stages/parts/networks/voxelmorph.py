@@ -21,7 +21,7 @@ class VoxelMorphUNet(nn.Module):
     Args:
         inputs: image channels.
         outputs: channels of the result.
-        shape: grid (D, H, W) that the depth is derived from; the coarsest levels fall away on small grids.
+        shape: grid (D, H, W) that the depth is derived from; small grids lack the coarsest levels.
         encoder, decoder, final: channels; an encoder's convolution is pooled, a decoder's upsampled.
 
     Source: Balakrishnan et al., TMI 2019; the published `voxelmorph` configuration.

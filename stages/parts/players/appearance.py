@@ -1,4 +1,4 @@
-"""What an additive change of an atlas's intensities is trained on: the recoloured, warped atlas, and the terms."""
+"""Training of an additive change of an atlas's intensities: the recoloured, warped atlas, and its loss terms."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def contours(label: Tensor) -> Tensor:
     Returns:
         (N, 1, D, H, W), float32.
     """
-    found = torch.zeros(label.shape, dtype=torch.bool, device=label.device)
+    boundary = torch.zeros(label.shape, dtype=torch.bool, device=label.device)
     for axis in (1, 2, 3):
         n = label.shape[axis] - 1
         edge = label.narrow(axis, 1, n) != label.narrow(axis, 0, n)
-        found.narrow(axis, 0, n).logical_or_(edge)
-        found.narrow(axis, 1, n).logical_or_(edge)
-    return found[:, None].float()
+        boundary.narrow(axis, 0, n).logical_or_(edge)
+        boundary.narrow(axis, 1, n).logical_or_(edge)
+    return boundary[:, None].float()
 
 
 def reconstruction(result: Recoloured) -> Tensor:

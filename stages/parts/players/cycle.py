@@ -1,11 +1,10 @@
-"""What a forward-backward cycle is trained on: the atlas warped to a scan and back, and the terms over it.
+"""Training of a forward-backward cycle: the atlas warped to a scan and back, and its loss terms.
 
     forward    u_F = G_F(x, y), on the scan's grid:   warped   x o u_F, the atlas in the scan's shape
     backward   u_B = G_B(warped, x), on the atlas's:  rebuilt  x o (u_F o u_B), the atlas again
 
-The rebuilt atlas of Eq. 5 is warped o u_B (`twice`), which is the same of continuous images. Sampled twice, it is
-blurred twice: on a pair of hippocampi (Eq. 11 without L_GAN), fields that are each other's inverses cost 0.774 so, more
-than two fields of 0 (0.750), which is where training went; sampled once, from the atlas, they cost 0.542.
+The rebuilt atlas of Eq. 5 is warped o u_B (`twice`), which is the same for continuous images. But sampling twice blurs
+twice, and true inverses can then cost more than fields of 0: see "LT-Net's losses" in docs/benchmarks/LOG.md.
 
 Source: Wang et al., "LT-Net", CVPR 2020; equations are numbered as there.
 """
@@ -25,7 +24,7 @@ from stages.parts.warps import compose, one_hot, warp, warp_one_hot, warp_probab
 
 @dataclass
 class Cycle:
-    """Atlases on their way to a scan and back; what is not asked for is None."""
+    """Atlases on their way to a scan and back; parts that are not asked for are None."""
 
     atlas: Tensor  # x, (N, 1, D, H, W)
     scan: Tensor  # y
@@ -36,7 +35,7 @@ class Cycle:
     label: Tensor | None = None  # x_s, one-hot, (N, C, D, H, W)
     warped_label: Tensor | None = None  # x_s o u_F
     rebuilt_label: Tensor | None = None  # x_s o (u_F o u_B)
-    judged: Tensor | None = None  # what the discriminator says of the warped atlas, (N, 1, d, h, w)
+    judged: Tensor | None = None  # the discriminator's verdict on the warped atlas, (N, 1, d, h, w)
 
 
 @dataclass
@@ -46,9 +45,9 @@ class RegisterCycle:
     Args:
         there: G_F.
         back: G_B; its gradient reaches G_F through the warped atlas. None: one way only.
-        discriminator: D; None: nobody judges.
-        labels: carry the atlas's label along, softly.
-        twice: rebuild image and label from what was warped, instead of from the atlas.
+        discriminator: D; None: no discriminator.
+        labels: carry the atlas's soft label along.
+        twice: rebuild image and label by sampling the warped ones, instead of the atlas's.
     """
 
     there: RegistrationNetwork
@@ -92,7 +91,7 @@ def similarity(cycle: Cycle) -> Tensor:
 
 
 def smoothness(cycle: Cycle) -> Tensor:
-    """L_smooth: diffusion of the displacements, summed over the directions that there are (Eq. 6)."""
+    """L_smooth: diffusion of the displacements, summed over the directions (Eq. 6)."""
     fields = [cycle.forward] if cycle.backward is None else [cycle.forward, cycle.backward]
     return sum(losses.diffusion_loss(field) for field in fields)  # type: ignore[return-value]
 
@@ -122,6 +121,6 @@ def transformation_cycle_in_voxels(cycle: Cycle) -> Tensor:
 
 
 def difference_cycle(cycle: Cycle) -> Tensor:
-    """L_diff_cyc: what the label changes by on the way there, it changes back by (Eq. 10)."""
+    """L_diff_cyc: on the way back the label changes by as much as on the way there (Eq. 10)."""
     assert cycle.label is not None and cycle.warped_label is not None and cycle.rebuilt_label is not None
     return losses.anatomy_difference_loss(cycle.label, cycle.warped_label, cycle.rebuilt_label)

@@ -1,4 +1,4 @@
-"""Distillation by reconstruction: a student that segments what was generated, led by a teacher that sees real scans."""
+"""Distillation by reconstruction: a student segments generated images, led by a teacher that sees real scans."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Detach = Literal["teacher", "none", "both"]
 
 @dataclass
 class Reconstructed:
-    """A scan, and what the teacher makes of it, (N, 1, D, H, W) both."""
+    """A scan, and the teacher's reconstruction of it, (N, 1, D, H, W) both."""
 
     scan: Tensor
     reconstruction: Tensor
@@ -41,7 +41,7 @@ class Reconstruct:
 
 @dataclass
 class Distilled(Segmented):
-    """What student and teacher say of a batch."""
+    """Student's and teacher's outputs for a batch."""
 
     reconstructed: Reconstructed | None = None  # None: the teacher stands still
     hints: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())  # features (of the student, of the teacher), by layer
@@ -52,10 +52,10 @@ class Distil:
     """Forward pass: the student sees the generated image, the teacher the real scan that it imitates.
 
     Args:
-        networks: the two.
+        networks: teacher and student.
         layers: how many of the decoder's last layers give hints.
         detach: whose features the hints' gradient does not reach.
-        still: the teacher has learned already, and gives hints only.
+        still: the teacher has already learned and only gives hints.
     """
 
     networks: TeacherAndStudent
@@ -80,14 +80,14 @@ class Distil:
 
 
 def reconstruction(result: Distilled | Reconstructed) -> Tensor:
-    """L_recon: mean squared difference of the scan and what the teacher makes of it (OS-MedSeg Eq. 10)."""
-    found = result.reconstructed if isinstance(result, Distilled) else result
-    assert found is not None
-    return F.mse_loss(found.reconstruction.float(), found.scan)
+    """L_recon: mean squared difference of the scan and the teacher's reconstruction (OS-MedSeg Eq. 10)."""
+    reconstructed = result.reconstructed if isinstance(result, Distilled) else result
+    assert reconstructed is not None
+    return F.mse_loss(reconstructed.reconstruction.float(), reconstructed.scan)
 
 
 def cosine_hint(result: Distilled) -> Tensor:
-    """L_hint: the student's features point where the teacher's do (OS-MedSeg Eqs. 3-4)."""
+    """L_hint: the student's features have the direction of the teacher's (OS-MedSeg Eqs. 3-4)."""
     return losses.cosine_hint_loss(*result.hints)
 
 
@@ -118,7 +118,7 @@ def look_inside(
         shape = scan.shape[2:]
         learned, taught = student.features(image), teacher.features(scan)
         seen = {"student sees": image, "teacher sees": scan, "reconstruction": teacher.answer(taught[-1], shape)}
-        panels = [Panel(heading, each[0, 0].float().cpu()) for heading, each in seen.items()]
+        panels = [Panel(heading, volume[0, 0].float().cpu()) for heading, volume in seen.items()]
         panels[0] = replace(panels[0], label=couple.label)
         for place in range(1, layers + 1):
             channel = int(taught[-place][0].float().var((1, 2, 3)).argmax())

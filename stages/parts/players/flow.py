@@ -1,4 +1,4 @@
-"""What an autoencoder of an atlas's displacements is trained on: rebuilding them from codes that follow a prior.
+"""Training of an autoencoder of an atlas's displacements: rebuild them from codes that follow a prior.
 
 Source: Tomar et al., "SST", WACV 2022, section 3.4.
 """
@@ -19,24 +19,24 @@ from stages.parts.warps import warp
 
 @dataclass
 class Coded:
-    """Displacements, on the autoencoder's grid, through the code and back."""
+    """Displacements on the autoencoder's grid, encoded and decoded."""
 
     displacement: Tensor  # (N, 3, *grid)
     rebuilt: Tensor
     atlas: Tensor  # (N, 1, D, H, W)
     autoencoder: FlowAutoencoder
-    judged: Tensor | None = None  # what D_flow says of the code, (N, 1)
+    judged: Tensor | None = None  # D_flow's verdict on the code, (N, 1)
 
 
 @dataclass
 class FlowsOfAtlas:
     """The displacements of a batch on the autoencoder's grid, mixed; the registration stands still.
 
-    Every pair is registered once and kept in float16, as far as there is room; one by one, so that what is found does
-    not depend on the pairs beside it, nor on where a run was resumed.
+    Every pair is registered once and kept in float16, as far as there is room. Pairs are registered one by one, so that
+    a result depends neither on other pairs nor on where a run was resumed.
 
     Args:
-        most_bytes: room for what is kept.
+        most_bytes: room for the kept displacements.
     """
 
     registration: nn.Module
@@ -46,22 +46,22 @@ class FlowsOfAtlas:
 
     def __call__(self, batch: OneAtlas) -> Tensor:
         if batch.displacement is None:
-            found = [self._of_pair(batch, i).float() for i in range(len(batch.moving))]
+            displacements = [self._of_pair(batch, i).float() for i in range(len(batch.moving))]
             with torch.autocast(batch.moving.device.type, enabled=False):
-                batch.displacement = torch.einsum("nm,mcdhw->ncdhw", batch.mixture, torch.stack(found))
+                batch.displacement = torch.einsum("nm,mcdhw->ncdhw", batch.mixture, torch.stack(displacements))
         return batch.displacement
 
     @torch.no_grad()
     def _of_pair(self, batch: OneAtlas, i: int) -> Tensor:
         """(3, *grid), float16."""
         names = batch.scans[i], batch.scans[len(batch.moving) + i]
-        found = self.kept.get(names)
-        if found is None:
-            displacement = self.registration(batch.moving[i : i + 1], batch.fixed[i : i + 1])
-            found = self.autoencoder.inside(displacement)[0].half()
-            if (len(self.kept) + 1) * found.nbytes <= self.most_bytes:
-                self.kept[names] = found
-        return found
+        displacement = self.kept.get(names)
+        if displacement is None:
+            full_size = self.registration(batch.moving[i : i + 1], batch.fixed[i : i + 1])
+            displacement = self.autoencoder.inside(full_size)[0].half()
+            if (len(self.kept) + 1) * displacement.nbytes <= self.most_bytes:
+                self.kept[names] = displacement
+        return displacement
 
 
 @dataclass
@@ -69,7 +69,7 @@ class EncodeFlows:
     """Forward pass of the autoencoder.
 
     Args:
-        discriminator: D_flow; None: nobody judges.
+        discriminator: D_flow; None: no discriminator.
     """
 
     flows: FlowsOfAtlas
@@ -96,6 +96,6 @@ def image_reconstruction(coded: Coded) -> Tensor:
 
 
 def adversarial(coded: Coded) -> Tensor:
-    """The flow encoder's share of the adversarial loss: 0 where D_flow takes its codes for the prior's."""
+    """The flow encoder's share of the adversarial loss: 0 where D_flow takes the codes for the prior's."""
     assert coded.judged is not None
     return losses.least_squares_gan_loss(coded.judged, 1.0)

@@ -17,7 +17,7 @@ from stages.parts.warps import one_hot, warp_probabilities
 
 @dataclass
 class RegisterByAnswers:
-    """Forward pass of a registration player that looks at S's answer wherever there is no label; S stands still.
+    """Forward pass of a registration player that takes S's answer where there is no label; S stands still.
 
     Args:
         both_ways: register the pair both ways.
@@ -34,8 +34,8 @@ class RegisterByAnswers:
         known = (batch.moving_counts.all(1), batch.fixed_counts.all(1))
         labels = (batch.moving_label, batch.fixed_label)
         moving, fixed = (
-            torch.where(there.view(-1, 1, 1, 1, 1), one_hot(label, batch.num_classes), answer)
-            for there, label, answer in zip(known, labels, answers, strict=True)
+            torch.where(has_label.view(-1, 1, 1, 1, 1), one_hot(label, batch.num_classes), answer)
+            for has_label, label, answer in zip(known, labels, answers, strict=True)
         )
         registered.classes = (moving, fixed)
         return registered
@@ -47,8 +47,8 @@ class Anatomies:
 
     logits: tuple[Tensor, Tensor]  # of (moving, fixed), (N, C, D, H, W)
     labels: tuple[Tensor, Tensor]  # one-hot, (N, C, D, H, W)
-    known: tuple[Tensor, Tensor]  # whether there is one, (N,), bool
-    displacements: tuple[Tensor, ...]  # moving to fixed, and perhaps back, (N, 3, D, H, W)
+    known: tuple[Tensor, Tensor]  # whether an image has a label, (N,), bool
+    displacements: tuple[Tensor, ...]  # moving to fixed, and with `both_ways` back, (N, 3, D, H, W)
 
 
 @dataclass
@@ -76,14 +76,15 @@ class SegmentPair:
 
 def supervised_overlap(result: Anatomies) -> Tensor:
     """Soft Dice loss of S's answers over the images of the batch that have a label; 0 where none has."""
-    logits, labels, known = (torch.cat(each) for each in (result.logits, result.labels, result.known))
+    logits, labels, known = (torch.cat(of_pair) for of_pair in (result.logits, result.labels, result.known))
     return _where_known(lambda rows: losses.dice_loss(logits[rows].softmax(1), labels[rows]), known, logits)
 
 
 def carried_anatomy(result: Anatomies) -> Tensor:
-    """Soft Dice loss of one image's classes, warped to the other, and the other's: its label, or else S's answer.
+    """Soft Dice loss between one image's classes, warped to the other, and the other's: labels, or else S's answers.
 
-    A pair with no label teaches S nothing, and one of two labels has nothing to be predicted. Mean over the directions.
+    Only pairs with exactly one label count: without labels S learns nothing, with two there is nothing to predict. Mean
+    over the directions.
 
     Source: DeepAtlas, Eqs. 4 and 5 (the anatomy loss of S).
     """
@@ -104,6 +105,6 @@ def _overlap_of(moving: Tensor, fixed: Tensor, displacement: Tensor) -> Callable
 
 
 def _where_known(loss: Callable[[Tensor], Tensor], known: Tensor, like: Tensor) -> Tensor:
-    """The loss of the rows that are known; without any, 0, with a gradient of 0."""
+    """The loss of the rows that are known; without such rows 0, with a gradient of 0."""
     rows = known.nonzero()[:, 0]
     return loss(rows) if len(rows) else 0 * like.float().sum()

@@ -1,4 +1,4 @@
-"""What discriminators are trained on: real and warped images, or codes from the prior and from an encoder."""
+"""Training of discriminators: on real and warped images, or on codes from the prior and from an encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages.parts.warps import warp
 
 @dataclass
 class Judged:
-    """What the discriminator says, patch by patch, (N, 1, d, h, w)."""
+    """The discriminator's verdicts, patch by patch, (N, 1, d, h, w)."""
 
     real: Tensor  # of scans
     fake: Tensor  # of warped atlases
@@ -32,12 +32,12 @@ class JudgeWarped:
     G_F stands still: no gradient goes back to it.
     """
 
-    there: RegistrationNetwork
+    registration: RegistrationNetwork
     discriminator: nn.Module
 
     def __call__(self, batch: Pair) -> Judged:
         with torch.no_grad():
-            warped = warp(batch.moving, self.there(batch.moving, batch.fixed))
+            warped = warp(batch.moving, self.registration(batch.moving, batch.fixed))
         return Judged(*self.discriminator(torch.cat([batch.fixed, warped])).chunk(2))
 
 

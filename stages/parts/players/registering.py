@@ -1,4 +1,4 @@
-"""What registration networks are trained on: pairs registered one way or both, and the terms over them."""
+"""Training of registration networks: pairs registered one way or both, and their loss terms."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RegisterPair:
 
 @dataclass
 class RegisterAndEmbed:
-    """Forward pass of a contrastive registration player: atlas to scan, and where both lie on the unit sphere."""
+    """Forward pass of a contrastive registration player: atlas to scan, and the embeddings of both."""
 
     network: RegistrationNetwork
 
@@ -82,9 +82,9 @@ class RegisterTriplet:
 
     Args:
         network: R.
-        segmentation: S, which says what is where in unlabelled images, its gradient cut; None: no class maps.
+        segmentation: S, which gives class maps of unlabelled images, without gradient; None: no class maps.
         both_ways: also register fixed to moving (BiC).
-        atlas_label: class map of the atlas: its ground truth, or what S says (BRBS Eq. 6 as printed).
+        atlas_label: the atlas's class map is its ground truth; off: S's answer (BRBS Eq. 6 as printed).
         num_chosen: classes drawn for semantic consistency in each step, without bias; None: all.
     """
 
@@ -150,7 +150,7 @@ def contrast(pair: Registered) -> Tensor:
 
 
 def contrast_all(pair: Registered) -> Tensor:
-    """L_contrast as published code has it: partners among all scans and atlases of the batch (NT-Xent)."""
+    """L_contrast as in the published code: partners among all scans and atlases of the batch (NT-Xent)."""
     assert pair.embeddings is not None
     return losses.nt_xent_loss(*pair.embeddings)
 

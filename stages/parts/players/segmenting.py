@@ -1,4 +1,4 @@
-"""What segmentation networks are trained on: labelled or generated images, and the terms over them."""
+"""Training of segmentation networks: labelled or generated images, and their loss terms."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Segment:
 
 @dataclass
 class SegmentAtlas:
-    """Forward pass of BRBS's helper S before there is an R to generate with: the atlas under augmentation."""
+    """Forward pass of BRBS's helper S in the warm-up, before R can generate: the atlas under augmentation."""
 
     network: nn.Module
 
@@ -123,7 +123,7 @@ def mixing(result: Segmented) -> Tensor:
 
 
 def mixing_of_logits(result: Segmented) -> Tensor:
-    """L_mix on raw logits, as the published code has it."""
+    """L_mix on raw logits, as in the published code."""
     assert result.mixed is not None and result.first is not None and result.second is not None
     assert result.gamma is not None
     return losses.mix_loss(result.mixed, result.first, result.second, result.gamma)

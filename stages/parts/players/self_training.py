@@ -23,7 +23,7 @@ SMOOTH = 1e-6  # of JRSS's soft Dice
 
 @dataclass
 class PartlyLabelled(Registered):
-    """Registered pairs, with what is known of their labels."""
+    """Registered pairs, with their labels as far as known."""
 
     labels: tuple[Tensor, Tensor] | None = None  # of (moving, fixed), (N, D, H, W)
     counts: Tensor | None = None  # classes that count in both, (N, C)
@@ -44,7 +44,7 @@ class RegisterPartlyLabelled:
 
 
 def accepted_overlap(pair: PartlyLabelled) -> Tensor:
-    """L_d: soft Dice loss of warped and fixed labels over the classes that count in both (JRSS Eq. 7); 0 where none."""
+    """L_d: soft Dice loss of warped and fixed labels over the classes that count in both (JRSS Eq. 7); 0 if none."""
     assert pair.labels is not None and pair.counts is not None
     rows = pair.counts.any(1).nonzero()[:, 0]
     if not len(rows):
@@ -58,7 +58,7 @@ def accepted_overlap(pair: PartlyLabelled) -> Tensor:
 
 @dataclass
 class Taught:
-    """What the student says of atlases and scans, and what it is to say."""
+    """The student's answers for atlases and scans, and its targets."""
 
     of_atlas: Tensor  # logits, (N, C, D, H, W)
     of_scan: Tensor
@@ -74,13 +74,13 @@ class Taught:
 class Teach:
     """Forward pass of the student: noise on its input and inside it; teacher and R stand still, in evaluation mode.
 
-    Running statistics of the student, which are its average's and so the next teacher's, come from a pass without
-    dropout: behind it the variance of what BatchNorm sees is larger than a teacher ever meets, who has none.
+    The student's running statistics, which its average and the next teacher inherit, come from a pass without dropout.
+    With dropout BatchNorm would see a larger variance than the teacher, which has no dropout, ever meets.
 
     Args:
         student: learns.
-        teacher: says what the scan is; sees what the student sees, without dropout. None: nobody asks.
-        registration: R: atlas to scan, and scan to another one for noise; sees no recolouring.
+        teacher: labels the scan as the student sees it, without dropout. None: the loss needs no teacher.
+        registration: R: atlas to scan, and scan to another scan for noise; sees images that are not recoloured.
         carries: whether the atlas's label is carried over to the scan.
         dropout: rate of `channels_dropped`.
     """
@@ -118,15 +118,15 @@ class Teach:
         return Taught(of_atlas, of_scan, label, pseudo_label, trusted, batch.weights, teacher, carried)
 
     def _register(self, batch: AtlasesAndScans) -> tuple[Tensor | None, Tensor | None]:
-        """Displacements atlas to scan, and scan to the other one (0 where it is not moved); None: nobody asks."""
+        """Displacements atlas to scan, and scan to the other one (0 where it is not moved); None: not needed."""
         n, moved = len(batch.atlas), bool(batch.moved.any())
         moving = [batch.atlas] * self.carries + [batch.scan] * moved
         fixed = [batch.scan] * self.carries + [batch.other] * moved
         if not moving:
             return None, None
-        found = self.registration.eval()(torch.cat(moving), torch.cat(fixed))
-        noise = found[-n:] * batch.moved.view(-1, 1, 1, 1, 1) if moved else None
-        return (found[:n] if self.carries else None), noise
+        displacements = self.registration.eval()(torch.cat(moving), torch.cat(fixed))
+        noise = displacements[-n:] * batch.moved.view(-1, 1, 1, 1, 1) if moved else None
+        return (displacements[:n] if self.carries else None), noise
 
 
 def weighted_cross_entropy(result: Taught) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the style encoder, the appearance model and registration in another's style are trained on.
+"""Training of the style encoder, the appearance model and registration in another scan's style.
 
 Source: Tomar et al., "SST", WACV 2022, section 3; equations are numbered as there.
 """
@@ -22,7 +22,7 @@ from stages.parts.warps import warp
 
 @dataclass
 class Encoded:
-    """Codes of scans, and what the discriminator says of them."""
+    """Codes of scans, and the discriminator's verdicts on them."""
 
     contrasted: Contrasted
     judged: Tensor | None = None  # (N, 1)
@@ -30,12 +30,12 @@ class Encoded:
 
 @dataclass
 class ContrastStyles:
-    """Forward pass of style pre-training: scans and the same scans warped to others, by a registration that is fixed.
+    """Forward pass of style pre-training: scans and the same scans warped to others, by a fixed registration.
 
     Args:
         style: learns.
         transformer: T, the pre-trained registration.
-        discriminator: D_style; None: nobody judges.
+        discriminator: D_style; None: no discriminator.
     """
 
     style: MomentumContrast
@@ -45,7 +45,9 @@ class ContrastStyles:
     def __call__(self, batch: TwoScans) -> Encoded:
         with torch.no_grad():
             moved = warp(batch.moving, self.transformer(batch.moving, batch.fixed))
-        contrasted = self.style(batch.moving, moved, batch.owner)  # no looks: A will see those of a later encoder
+        contrasted = self.style(
+            batch.moving, moved, batch.owner
+        )  # remembers no looks: A will see the codes of a later encoder
         return Encoded(contrasted, self.discriminator(contrasted.query) if self.discriminator else None)
 
 
@@ -63,11 +65,11 @@ class Transferred(Registered):
 class Transfer:
     """Forward pass of the joint phase.
 
-    The positive keys are the scans in the shape of the others, by the displacements that were just found.
+    The positive keys are the scans warped by this step's displacements to the shapes of others.
 
     Args:
         registration: all three networks.
-        discriminator: D_style; None: nobody judges.
+        discriminator: D_style; None: no discriminator.
         registers: the gradient of the registration reaches all networks; off: F registers scans in their own style,
             for the keys alone, and gets no gradient.
     """
@@ -110,8 +112,8 @@ class Contrast:
     temperature: float
 
     def __call__(self, state: Encoded | Transferred) -> Tensor:
-        found = _encoded(state).contrasted
-        return losses.info_nce_loss(found.query, found.key, found.negatives, found.own, temperature=self.temperature)
+        codes = _encoded(state).contrasted
+        return losses.info_nce_loss(codes.query, codes.key, codes.negatives, codes.own, temperature=self.temperature)
 
 
 def adversarial(state: Encoded | Transferred) -> Tensor:
