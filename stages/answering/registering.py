@@ -51,8 +51,10 @@ def displacements(
             yield i, field[0].float().cpu().numpy()
     elif len(pairs) == 1:
         threads = torch.get_num_threads()  # starting a process would take as long as the pair itself
-        result = on_arrays(registers, 0, *pairs[0])
-        torch.set_num_threads(threads)
+        try:
+            result = on_arrays(registers, 0, *pairs[0])
+        finally:
+            torch.set_num_threads(threads)
         yield result
     else:  # a process per core needs no threads
         calls = [(registers, i, *pair) for i, pair in enumerate(pairs)]

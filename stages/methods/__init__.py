@@ -84,9 +84,8 @@ def training_of(method: Method, config: Config, stage: Literal["train_reg", "tra
     if defaults is None:
         raise LrlsError(f"{method.name} has no {stage.replace('_', '-')} stage; see `lrls methods`.")
     settings = settings_of(method, config)
-    given = config.training(stage, method.name).model_dump(exclude_none=True)
-    unset = config.training(stage, method.name).model_fields_set
-    given = {name: value for name, value in given.items() if name in unset}
+    training = config.training(stage, method.name)
+    given = training.model_dump(exclude_none=True, include=training.model_fields_set)
     return defaults(settings).model_copy(update=settings.preset_training(stage) | given)
 
 
