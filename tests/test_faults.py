@@ -188,7 +188,7 @@ def test_an_unreadable_manifest_is_named(copied):
 def test_damaged_training_state_is_named(copied, monkeypatch):
     command = ("train-seg", "--method", "unet")
     with monkeypatch.context() as patch:
-        patch.setattr("stages.train_seg.save_weights", full_disk)
+        patch.setattr("stages.training.runs.save_weights", full_disk)
         fault(copied.lrls(*command))
     (state,) = (copied.workspace / "unet" / "segmentation").glob(".draft-*/resume/training.pt")
     os.truncate(state, 1000)
@@ -209,7 +209,7 @@ def test_damaged_training_state_is_named(copied, monkeypatch):
         ("stages.data.prepare.label_to_grid", ("preprocess",), "cohort"),
         ("stages.training.loop.save_state", ("train-reg", "--method", "brbs"), "brbs/registration"),
         ("h5py.Dataset.__setitem__", ("generate", "--method", "brbs"), "brbs/generated"),
-        ("stages.train_seg.save_weights", ("train-seg", "--method", "brbs"), "brbs/segmentation"),
+        ("stages.training.runs.save_weights", ("train-seg", "--method", "brbs"), "brbs/segmentation"),
         ("stages.artifacts.draft.fsync", ("train-seg", "--method", "unet"), "unet/segmentation"),
         ("stages.evaluate._write_label", ("eval", "--method", "brbs"), "brbs/scores"),
     ],

@@ -44,7 +44,7 @@ def room_of(module: str) -> str:
 def imports(path: Path) -> set[str]:
     """Dotted names of our own modules that a file imports, wherever in it."""
     modules: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("stages", "lrls_cli"):
             assert node.level == 0
             for name in node.names:  # `from stages.data import intake` imports stages.data.intake
@@ -118,7 +118,11 @@ def test_no_stage_file_asks_what_kind_of_data_a_recipe_generates():
     for module in modules():
         if room_of(module) in ("methods", "generating"):
             continue
-        names = {node.id for node in ast.walk(ast.parse(path_of(module).read_text())) if isinstance(node, ast.Name)}
+        names = {
+            node.id
+            for node in ast.walk(ast.parse(path_of(module).read_text(encoding="utf-8")))
+            if isinstance(node, ast.Name)
+        }
         against += [f"{module} names {writer}" for writer in writers & names]
     assert against == []
 
@@ -128,6 +132,6 @@ def test_files_are_short_enough_to_be_read():
     long = {
         module: lines
         for module in modules()
-        if (lines := len(path_of(module).read_text().splitlines())) > most.get(module, 400)
+        if (lines := len(path_of(module).read_text(encoding="utf-8").splitlines())) > most.get(module, 400)
     }
     assert long == {}

@@ -99,4 +99,7 @@ def test_a_case_in_training_and_test_is_refused(new_project, tmp_path):
     for command in ("check", "preprocess"):
         done = project.lrls(command)
         assert done.code == 1
-        assert "case test_1: listed in data.unlabeled and data.test; keep what is" in done.out + done.err
+        assert (
+            "case test_1: listed in data.unlabeled and data.test; keep training and held-out cases apart"
+            in done.out + done.err
+        )

@@ -266,7 +266,7 @@ def test_style_of_data_aug_is_what_its_networks_add_to_the_atlas(shared):
     registration = Registration.open(shared.workspace / "data-aug" / "registration" / "v0001")
     cohort = Cohort.open(shared.workspace / "cohort" / "v0001")
     recipe = recipe_of(METHODS["data-aug"], cohort, shared.config)
-    registration.load(recipe.networks)
+    registration.load(recipe.trained(recipe.step("registration", 0)))
     atlas, scan = (
         torch.from_numpy(cohort.image(case).astype(np.float32))[None, None] for case in ("atlas_1", "free_2")
     )

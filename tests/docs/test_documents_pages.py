@@ -29,7 +29,7 @@ def name_of(page):
 
 def fenced(page, language):
     """The blocks of a language, in a page."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def without_blocks(text):
@@ -66,7 +66,7 @@ def commands():
     """Every line of `lrls` in the pages, without what is behind a `#`; (page, line, words)."""
     found = []
     for page in GUIDES:
-        for line in re.findall(r"^ {4}(lrls .*)$", page.read_text(), re.MULTILINE):
+        for line in re.findall(r"^ {4}(lrls .*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
             if "..." not in line:
                 found.append(pytest.param(shlex.split(line, comments=True)[1:], id=f"{name_of(page)}: {line[:60]}"))
     return found
@@ -89,7 +89,7 @@ def overrides():
     """Every `--set` in the pages."""
     found = {}
     for page in GUIDES:
-        for setting in re.findall(r"--set ([\w.-]+=[^\s`\"')]+)", page.read_text()):
+        for setting in re.findall(r"--set ([\w.-]+=[^\s`\"')]+)", page.read_text(encoding="utf-8")):
             found.setdefault(setting, name_of(page))
     return [pytest.param(setting, id=f"{page}: {setting}") for setting, page in found.items()]
 
@@ -102,7 +102,7 @@ def test_overrides_in_the_pages_are_understood(setting, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_relative_links_lead_to_files_and_headings_that_are_there(page):
-    text = without_blocks(page.read_text())
+    text = without_blocks(page.read_text(encoding="utf-8"))
     targets = LINK.findall(text) + re.findall(r"^\[[^\]]+\]: (\S+)", text, re.MULTILINE)
     broken = []
     for target in targets:
@@ -117,7 +117,7 @@ def test_relative_links_lead_to_files_and_headings_that_are_there(page):
 
 def anchors(page):
     """What GitHub makes of a page's headings."""
-    headings = re.findall(r"^#+ (.*)$", without_blocks(page.read_text()), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", without_blocks(page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -127,30 +127,34 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_page_and_a_row_in_the_readme(name):
-    titles = [page.read_text().splitlines()[0] for page in (ROOT / "docs" / "methods").glob("*.md")]
+    titles = [page.read_text(encoding="utf-8").splitlines()[0] for page in (ROOT / "docs" / "methods").glob("*.md")]
     assert sum(f"`{name}`" in title for title in titles) == 1
-    assert f"| [`{name}`](docs/methods/" in (ROOT / "README.md").read_text()
+    assert f"| [`{name}`](docs/methods/" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_settings_is_what_the_script_writes():
     written = runpy.run_path(str(ROOT / "docs" / "settings.py"))["page"]()
-    assert (ROOT / "docs" / "settings.md").read_text() == written, "run `python docs/settings.py`"
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == written, "run `python docs/settings.py`"
 
 
 def test_format_versions_in_the_page_of_artifacts_are_those_of_the_code():
     from stages.artifacts.kinds import KINDS
 
-    rows = re.findall(r"^\| `(\w+)` \| `(.+)` \| (\d+) \|$", (ROOT / "docs" / "artifacts.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(.+)` \| (\d+) \|$",
+        (ROOT / "docs" / "artifacts.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     shown = {kind: (made_with, int(version)) for kind, made_with, version in rows}
     assert shown == {kind: (each.MADE_WITH, each.FORMAT) for kind, each in KINDS.items()}
 
 
 def test_files_and_functions_in_the_page_of_architecture_are_there():
-    text = (ROOT / "docs" / "architecture.md").read_text()
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for path in re.findall(r"`(stages/[\w/]+\.py|tests/\w+\.py|lrls_cli/\w+\.py)`", text):
         assert (ROOT / path).is_file(), path
     for name, path in re.findall(r"`([\w.]+)` in `(stages/[\w/]+\.py)`", text):
-        assert re.search(rf"(def|class) {name.split('.')[-1]}\b", (ROOT / path).read_text()), name
+        assert re.search(rf"(def|class) {name.split('.')[-1]}\b", (ROOT / path).read_text(encoding="utf-8")), name
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from stages.parts.warps import compose, integrate, voxel_grid
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = {
-    path.stem: tuple(yaml.safe_load(path.read_text())["preprocess"]["shape"])
+    path.stem: tuple(yaml.safe_load(path.read_text(encoding="utf-8"))["preprocess"]["shape"])
     for path in sorted((ROOT / "docs" / "benchmarks").glob("*.yaml"))
 }
 EXAMPLE = (48, 32, 40)  # of data.example, see the first test
