@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
-from pathlib import Path
 from typing import Any, Literal
 
 import h5py
@@ -14,16 +11,13 @@ import numpy as np
 import torch
 
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.generated import Generated
 from stages.config import GenerateSettings
 from stages.generating.writer import (
-    Couple,
     Job,
-    draw_couples_page,
+    StoresCouples,
     label_type,
     sample_bytes,
     store_piece,
-    stored_couples,
     stored_piece,
     write_samples,
 )
@@ -38,7 +32,7 @@ from stages.seeds import derive
 
 
 @dataclass(frozen=True)
-class DrawnScans:
+class DrawnScans(StoresCouples):
     """Draws and stores labelled scans; scan i depends on the seed and i alone.
 
     Args:
@@ -99,13 +93,3 @@ class DrawnScans:
             "space": drawn.space,
             "style": drawn.style,
         }
-
-    def couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
-        with generated.open_file() as file:
-            yield from stored_couples(file)
-
-    def true_couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
-        return islice(cycle(list(self.couples(generated, cohort, count, seed))), count)
-
-    def draw_pictures(self, generated_file: h5py.File, cohort: Cohort, folder: Path, seed: int) -> None:
-        draw_couples_page(list(islice(stored_couples(generated_file), 16)), cohort, folder)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import h5py
@@ -19,14 +17,13 @@ from stages.generating.writer import (
     QUALITY,
     Couple,
     Job,
+    StoresCouples,
     as_tensor,
-    draw_couples_page,
     label_type,
     measure,
     registration_seconds,
     sample_bytes,
     store_piece,
-    stored_couples,
     stored_piece,
     write_samples,
 )
@@ -35,7 +32,7 @@ from stages.progress import Progress
 
 
 @dataclass(frozen=True)
-class PropagatedLabels:
+class PropagatedLabels(StoresCouples):
     """Stores every unlabelled scan with the label that the atlases vote for."""
 
     uses: tuple[Literal["registration"], ...] = ("registration",)
@@ -78,12 +75,6 @@ class PropagatedLabels:
         ]
         write_samples(file, origins, job)
 
-    def couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
-        with generated.open_file() as file:
-            yield from stored_couples(file)
-
     def true_couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
+        """None: what atlases vote for is a guess."""
         return iter(())
-
-    def draw_pictures(self, generated_file: h5py.File, cohort: Cohort, folder: Path, seed: int) -> None:
-        draw_couples_page(list(islice(stored_couples(generated_file), 16)), cohort, folder)

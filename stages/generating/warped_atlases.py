@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
-from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 from torch import Tensor
 
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.generated import Generated
 from stages.config import GenerateSettings
 from stages.generating.writer import (
-    Couple,
     Job,
+    StoresCouples,
     as_label,
     atlas_scan_pairs,
-    draw_couples_page,
     label_type,
     register_couples,
     registration_seconds,
     sample_bytes,
-    stored_couples,
     write_samples,
 )
 from stages.parts.warps import warp, warp_label
 
 
 @dataclass(frozen=True)
-class WarpedAtlases:
+class WarpedAtlases(StoresCouples):
     """Stores, per couple (atlas, scan), the atlas warped to the scan, image and label (nearest neighbour).
 
     Args:
@@ -61,13 +55,3 @@ class WarpedAtlases:
             for atlas, scan in pairs
         ]
         write_samples(file, origins, job)
-
-    def couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
-        with generated.open_file() as file:
-            yield from stored_couples(file)
-
-    def true_couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
-        return islice(cycle(list(self.couples(generated, cohort, count, seed))), count)
-
-    def draw_pictures(self, generated_file: h5py.File, cohort: Cohort, folder: Path, seed: int) -> None:
-        draw_couples_page(list(islice(stored_couples(generated_file), 16)), cohort, folder)

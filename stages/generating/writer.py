@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -278,3 +279,19 @@ def draw_couples_page(couples: Sequence[Couple], cohort: Cohort, folder: Path) -
 
     rows = [couple.origin | {"image": couple.image, "label": couple.label} for couple in couples]
     couples_page(rows, folder / "couples.png", structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm)
+
+
+class StoresCouples:
+    """What writers share that store finished couples, image and label, in `samples`."""
+
+    def couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
+        with generated.open_file() as file:
+            yield from stored_couples(file)
+
+    def true_couples(self, generated: Generated, cohort: Cohort, count: int, seed: int) -> Iterator[Couple]:
+        """The first ones, again and again where there are fewer than `count`."""
+        first = list(islice(self.couples(generated, cohort, count, seed), count))
+        return islice(cycle(first), count)
+
+    def draw_pictures(self, generated_file: h5py.File, cohort: Cohort, folder: Path, seed: int) -> None:
+        draw_couples_page(list(islice(stored_couples(generated_file), 16)), cohort, folder)

@@ -75,7 +75,9 @@ def settings_of(method: Method, config: Config) -> MethodSettings:
 
 
 def training_of(method: Method, config: Config, stage: Literal["train_reg", "train_seg"]) -> TrainSettings:
-    """The recipe's training numbers with the preset's and the configuration's on top; every field is set.
+    """The recipe's training numbers with the preset's and the configuration's on top.
+
+    Every field is set but `epochs`, which only some exponential schedules have.
 
     Raises:
         LrlsError: the method has no such stage.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -277,3 +279,18 @@ def test_writers_say_whose_weights_they_need():
     needs = {name: tuple(writer.uses) for name, (writer, _) in WRITERS.items()}
     assert needs.pop("pseudo-labels") == ("segmentation",)
     assert set(needs.values()) == {("registration",)}
+
+
+def test_true_couples_read_no_more_than_they_are_asked_for_and_come_again_where_there_are_fewer(monkeypatch):
+    read = []
+
+    def stored(_file):
+        for k in range(5):
+            read.append(k)
+            yield k
+
+    monkeypatch.setattr("stages.generating.writer.stored_couples", stored)
+    generated = SimpleNamespace(open_file=lambda: nullcontext(None))
+    assert list(WarpedAtlases().true_couples(generated, None, 2, 0)) == [0, 1]
+    assert read == [0, 1]
+    assert list(WarpedAtlases().true_couples(generated, None, 7, 0)) == [0, 1, 2, 3, 4, 0, 1]
