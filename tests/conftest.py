@@ -50,6 +50,7 @@ SETTINGS = {
         "jrss": {"rounds": 2, "round_share": 1.0, "threshold": 0.2},
         "deep-atlas": {"registration_network": "light", "segmentation_network": "light"},
         "rsegnet": {"registration_network": "light", "segmentation_network": "light"},
+        "ist": {"preset": "light"},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }

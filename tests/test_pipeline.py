@@ -32,6 +32,7 @@ KINDS = {
     "data-aug": ["registration", "generated", "segmentation", "scores"],
     "deep-atlas": ["registration", "segmentation", "scores"],
     "rsegnet": ["registration", "segmentation", "scores"],
+    "ist": ["registration", "generated", "segmentation", "scores"],
     "brbs": ["registration", "generated", "segmentation", "scores"],
     "jrss": ["registration", "generated", "segmentation", "scores"],
     "os-medseg": ["registration", "generated", "segmentation", "scores"],

@@ -118,6 +118,7 @@ STEPS = {  # method: for each round, what `lrls run` makes, and the names of the
     "data-aug": [[("registration", ["registration", "backward", "appearance"]), MADE, S]],
     "deep-atlas": [[BOTH, S]],
     "rsegnet": [[BOTH, S]],
+    "ist": [[R, MADE, S]] * 3,
     "brbs": [[BOTH, MADE, S]],
     "jrss": [[R, S], *[[MADE, R, S]] * 3],
     "os-medseg": [[R, MADE, ("segmentation", ["segmentation", "teacher"])]],
@@ -284,6 +285,11 @@ LATER = {  # method: settings that stages before this one do not read
     "data-aug": {"eval": {"preset"}},
     "deep-atlas": BORDERS,
     "rsegnet": BORDERS,
+    "ist": {
+        "generate": {"most_samples", "pseudo_weight"},
+        "train-seg": {"segmentation_network"},
+        "eval": {"preset", "flat_borders", "rounds"},
+    },
     "brbs": BORDERS,
     "jrss": {
         "train-seg": {
@@ -308,6 +314,7 @@ LATER = {  # method: settings that stages before this one do not read
     "best": {"eval": {"preset", "flat_borders", "fuse"}},
 }  # fmt: skip
 LATER_ROUNDS = {  # method: settings that round 0 does not read, but for `eval`
+    "ist": {"round_share", "overlap_weight", "pseudo_weight"},
     "jrss": {
         "round_share", "round_pace", "threshold",
         "dropout", "input_noise", "weigh_classes", "kl_weight", "carried_weight", "decay",
