@@ -9,7 +9,7 @@ from stages.data import intake
 from stages.data.contents import Content
 from stages.data.facts import Known, Looked, ScanFacts, examine, faults_of
 from stages.data.faults import Fault, IntakeError, leaks
-from stages.data.geometry import geometry_faults, header_geometry
+from stages.data.geometry import geometry_faults
 from stages.processes import Processes
 
 WORTH_PROCESSES = 2**26  # bytes of files; fewer are read faster than processes start
@@ -114,7 +114,11 @@ def header_faults(looked: Looked) -> list[Fault]:
     missing = [fault for fault in (looked.image, looked.label) if isinstance(fault, Fault)]
     if missing or not isinstance(looked.image, Content) or not isinstance(looked.label, Content):
         return missing
-    image, label = header_geometry(looked.image.path), header_geometry(looked.label.path)
+    try:
+        image = intake.header_geometry(looked.image.path, looked.case)
+        label = intake.header_geometry(looked.label.path, looked.case, "label map")
+    except IntakeError as error:
+        return [error.fault]
     return geometry_faults(image, label, looked.case) if image and label else []
 
 

@@ -90,10 +90,11 @@ def disk_fault(folder: Path, needed_bytes: int) -> Fault | None:
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes <= free_bytes:
         return None
-    problem = f"{_size(needed_bytes)} are needed, the disk of the workspace has {_size(free_bytes)} free"
+    problem = f"{in_bytes(needed_bytes)} are needed, the disk of the workspace has {in_bytes(free_bytes)} free"
     return Fault("", problem, "make room, or set workspace to a folder on another disk")
 
 
-def _size(num_bytes: int) -> str:
+def in_bytes(num_bytes: int) -> str:
+    """A size for people: 1.5 GB."""
     power = min(4, int(math.log10(max(num_bytes, 1)) // 3))
     return f"{num_bytes / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

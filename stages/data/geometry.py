@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,6 +12,7 @@ import SimpleITK as sitk
 from stages.data.faults import Fault
 
 GEOMETRY_TOLERANCE = 1e-3  # mm for spacing and origin; entries of direction matrices
+MOST_SHEAR = 5e-3  # cosine of two axes: half a voxel in a hundred
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,6 @@ class Geometry:
 
 def geometry_of(image: sitk.Image) -> Geometry:
     return Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-
-
-def header_geometry(path: Path) -> Geometry | None:
-    """The geometry in a file's header, read without voxels; None: not a plain volume, decoding it reports why."""
-    if path.is_dir():
-        return None
-    try:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        return None
-    size = tuple(int(n) for n in reader.GetSize())
-    return Geometry(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
 def geometry_faults(image: Geometry, label: Geometry, case: str) -> list[Fault]:

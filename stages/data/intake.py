@@ -5,7 +5,6 @@ Only `read_voxels` decodes voxels. Each fault is reported in one line (`faults`)
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import zlib
@@ -18,13 +17,17 @@ import SimpleITK as sitk
 
 from stages.config import Config
 from stages.data.faults import Fault, IntakeError, not_finite
-from stages.data.geometry import geometry_faults, geometry_of
+from stages.data.geometry import MOST_SHEAR, Geometry, geometry_faults, geometry_of
 from stages.data.labels import as_integers, classes_of
+from stages.data.neutral import SUFFIXES, ending_of, under_neutral_name
+from stages.data.nifti import HEADER_BYTES, check_nifti, head_of, parse_nifti
+from stages.data.text_headers import check_text_header
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-
-# Users see one line per fault from us; ITK's own warnings quote paths.
+# Users see one line per fault from us. ITK's own warnings quote paths, and tell of headers that it repaired, which
+# are refused before it sees them.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+UNREADABLE = (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,10 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
     if Path(case).name != case:
         raise IntakeError(Fault(case, "the case id is not a plain name", "use the file name without its ending"))
     folders = [folder] if isinstance(folder, Path) else folder
-    paths = [path for parent in folders for suffix in SUFFIXES if (path := parent / f"{case}{suffix}").is_file()]
-    paths += [path for parent in folders for suffix in SUFFIXES if (path := parent / f"{case}_0000{suffix}").is_file()]
+    paths = [path for parent in folders for path in files_named(parent, case)]
+    paths += [path for parent in folders for path in files_named(parent, f"{case}_0000")]
     paths += [path for parent in folders if (path := parent / case).is_dir()]
-    if any((parent / f"{case}_0001{suffix}").is_file() for parent in folders for suffix in SUFFIXES):
+    if any(files_named(parent, f"{case}_0001") for parent in folders):
         remedy = "keep one channel: one image per scan"
         raise IntakeError(Fault(case, f"{kind} in several channels (_0000, _0001, ...)", remedy))
     if not paths:
@@ -63,6 +66,13 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
     if len(paths) > 1:
         raise IntakeError(Fault(case, f"{len(paths)} {kind} files or folders of this name", "keep one of them"))
     return paths[0]
+
+
+def files_named(folder: Path, name: str) -> list[Path]:
+    """The files of a name with one of the endings that are read, in small or capital letters."""
+    endings = [ending for suffix in SUFFIXES for ending in (suffix, suffix.upper())]
+    paths = [path for ending in endings if (path := folder / f"{name}{ending}").is_file()]
+    return [path for k, path in enumerate(paths) if not any(path.samefile(other) for other in paths[:k])]
 
 
 def sub_folders(config: Config, names: str) -> list[Path]:
@@ -80,34 +90,46 @@ def label_file(config: Config, case: str) -> Path:
     return find_file(sub_folders(config, config.data.labels), case, "label map")
 
 
-def read_voxels(files: str | Sequence[str]) -> sitk.Image:
-    """Decode a volume: one file, or the slices of a series in order. No other function decodes a scan."""
-    return sitk.ReadImage(files)
+def read_voxels(files: Path | Sequence[str], data_file: Path | None = None) -> sitk.Image:
+    """Decode a volume. No other function decodes a scan.
+
+    Args:
+        files: one file, whose header was checked, or the slices of a series in order.
+        data_file: that holds the voxels, if its header names one.
+    """
+    if not isinstance(files, Path):
+        return sitk.ReadImage(files)
+    with under_neutral_name(files, data_file) as neutral:
+        return sitk.ReadImage(str(neutral))
 
 
 def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
     """Read one volume from a file or a folder with a DICOM series; its header keeps only the geometry.
 
     Raises:
-        IntakeError: the file is unreadable or truncated, does not hold exactly one volume of one channel, or is a NIfTI
-            file with NaN or infinite voxels.
+        IntakeError: the file is unreadable or truncated, its header contradicts itself or lacks the geometry, it does
+            not hold exactly one volume of one channel, or it is a NIfTI file with NaN or infinite voxels.
     """
     try:
-        if path.is_dir():
-            image = _read_dicom(path, case, kind)
-        else:
-            if path.name.endswith((".nii", ".nii.gz")):
-                _check_nifti(path, case, kind)
-            image = read_voxels(str(path))
-    except (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.error, zlib.error) as error:
+        image = _read_dicom(path, case, kind) if path.is_dir() else _read_file(path, case, kind)
+    except MemoryError:
+        raise IntakeError(_too_big(case, kind)) from None
+    except PermissionError:
+        remedy = "give yourself permission to read it (chmod), or copy it"
+        raise IntakeError(Fault(case, f"no permission to read its {kind}", remedy)) from None
+    except UNREADABLE as error:
         if "orthonormal" in str(error):
             remedy = "resample it to a grid without shear"
             raise IntakeError(Fault(case, f"{kind} has axes that are not at right angles", remedy)) from None
+        if "allocat" in str(error):
+            raise IntakeError(_too_big(case, kind)) from None
         remedy = "copy or export the file again"
         raise IntakeError(Fault(case, f"{kind} is unreadable or truncated", remedy)) from None
     if image.GetNumberOfComponentsPerPixel() > 1:
         channels = image.GetNumberOfComponentsPerPixel()
         raise IntakeError(Fault(case, f"{kind} has {channels} channels", "keep one channel: one image per scan"))
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise IntakeError(Fault(case, f"{kind} has complex values, plain numbers expected", "save its magnitude"))
     size = image.GetSize()
     while len(size) > 3 and size[-1] == 1:
         image = sitk.Extract(image, [*size[:-1], 0], [0] * len(size))
@@ -118,9 +140,65 @@ def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
     if len(size) < 3 or min(size) < 2:
         problem = f"{kind} has size {' x '.join(map(str, size))}, a volume expected"
         raise IntakeError(Fault(case, problem, "export the whole volume"))
+    if fault := _impossible_geometry(image, case, kind):
+        raise IntakeError(fault)
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
     return image
+
+
+def _read_file(path: Path, case: str, kind: str) -> sitk.Image:
+    ending = ending_of(path)
+    if not ending or not path.is_file():
+        problem = f"{kind} is no file of a kind that is read ({', '.join(SUFFIXES)})"
+        raise IntakeError(Fault(case, problem, "convert it to NIfTI, or name the folder of its DICOM series"))
+    data_file = None
+    if ending in (".nii", ".nii.gz"):
+        check_nifti(path, case, kind)
+    else:
+        data_file = check_text_header(path, case, kind)
+    return read_voxels(path, data_file)
+
+
+def header_geometry(path: Path, case: str, kind: str = "image") -> Geometry | None:
+    """The geometry in a file's header, read without voxels; None: not a plain volume, decoding it reports why.
+
+    Raises:
+        IntakeError: the header contradicts itself or lacks the geometry.
+    """
+    data_file = None
+    try:
+        if path.is_dir() or not ending_of(path):
+            return None
+        if ending_of(path) in (".nii", ".nii.gz"):
+            parse_nifti(head_of(path, HEADER_BYTES), case, kind)
+        else:
+            data_file = check_text_header(path, case, kind)
+        reader = sitk.ImageFileReader()
+        with under_neutral_name(path, data_file) as neutral:
+            reader.SetFileName(str(neutral))
+            reader.ReadImageInformation()
+    except UNREADABLE:
+        return None
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        return None
+    size = tuple(int(n) for n in reader.GetSize())
+    return Geometry(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+
+def _impossible_geometry(image: sitk.Image, case: str, kind: str) -> Fault | None:
+    """What no scanner says of a volume (x, y, z), whatever the format."""
+    numbers = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
+    if not np.isfinite(numbers).all() or min(image.GetSpacing()) <= 0:
+        return Fault(case, f"{kind} has an impossible geometry in its header", "correct it or export it again")
+    axes = np.reshape(image.GetDirection(), (3, 3))
+    if np.abs(axes.T @ axes - np.eye(3)).max() > MOST_SHEAR:
+        return Fault(case, f"{kind} has axes that are not at right angles", "resample it to a grid without shear")
+    return None
+
+
+def _too_big(case: str, kind: str) -> Fault:
+    return Fault(case, f"{kind} does not fit into memory", "crop it, or close other programs")
 
 
 def read_scan(config: Config, case: str, *, label: bool) -> Scan:
@@ -199,8 +277,8 @@ def voxel_fault(image: sitk.Image, case: str) -> Fault | None:
 
 def case_id(path: Path) -> str:
     """The name of a scan's file or folder without ending and without nnU-Net's channel `_0000`."""
-    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
-    return path.name.removesuffix(suffix).removesuffix("_0000")
+    ending = ending_of(path)
+    return path.name[: len(path.name) - len(ending)].removesuffix("_0000")
 
 
 def dicom_files(folder: Path, case: str, kind: str = "image") -> Sequence[str]:
@@ -219,7 +297,7 @@ def dicom_files(folder: Path, case: str, kind: str = "image") -> Sequence[str]:
 def _read_dicom(folder: Path, case: str, kind: str) -> sitk.Image:
     files = dicom_files(folder, case, kind)
     if len(files) == 1:
-        return read_voxels(files[0])
+        return sitk.ReadImage(files[0])
     origins = []
     reader = sitk.ImageFileReader()
     for file in files:
@@ -231,40 +309,3 @@ def _read_dicom(folder: Path, case: str, kind: str) -> sitk.Image:
         problem = f"{kind} has slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
         raise IntakeError(Fault(case, problem, "export the series again with all its slices"))
     return read_voxels(files)
-
-
-def _check_nifti(path: Path, case: str, kind: str) -> None:
-    """Check what ITK ignores: it reads the missing end of a file as zeros, and NaN and infinity as 0.
-
-    Raises:
-        IntakeError: voxels are not finite.
-        EOFError, OSError, ValueError, OverflowError, struct.error, zlib.error: the file is damaged or ends too early.
-    """
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-        header = file.read(352)
-        order = "<" if struct.unpack_from("<i", header)[0] in (348, 540) else ">"
-        (header_size,) = struct.unpack_from(f"{order}i", header)
-        if header_size == 348:
-            dim = struct.unpack_from(f"{order}8h", header, 40)
-            datatype, bits = struct.unpack_from(f"{order}2h", header, 70)
-            offset = int(struct.unpack_from(f"{order}f", header, 108)[0])
-        elif header_size == 540:  # NIfTI-2
-            datatype, bits = struct.unpack_from(f"{order}2h", header, 12)
-            dim = struct.unpack_from(f"{order}8q", header, 16)
-            offset = struct.unpack_from(f"{order}q", header, 168)[0]
-        else:
-            raise ValueError("no NIfTI header")
-        file.seek(offset)
-        dtype = {16: np.dtype(f"{order}f4"), 64: np.dtype(f"{order}f8")}.get(datatype)
-        missing_bytes = math.prod(dim[1 : dim[0] + 1]) * bits // 8
-        num_nan = num_infinite = 0
-        while chunk := file.read(1 << 22):
-            if dtype is not None and missing_bytes > 0:
-                voxels = np.frombuffer(chunk, dtype, count=min(len(chunk), missing_bytes) // dtype.itemsize)
-                num_nan += int(np.isnan(voxels).sum())
-                num_infinite += int(np.isinf(voxels).sum())
-            missing_bytes -= len(chunk)
-    if missing_bytes > 0:
-        raise EOFError
-    if num_nan or num_infinite:
-        raise IntakeError(not_finite(case, kind, num_nan, num_infinite))

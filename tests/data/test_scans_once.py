@@ -36,10 +36,10 @@ def decoded(monkeypatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     read = intake.read_voxels
 
-    def counted(files):
+    def counted(files, data_file=None):
         path = Path(files)
         counts[f"{path.parent.name}/{path.name.partition('.')[0]}"] += 1
-        return read(files)
+        return read(files, data_file)
 
     monkeypatch.setattr(intake, "read_voxels", counted)
     return counts

@@ -1,0 +1,36 @@
+"""Whether a file can hold the voxels that its header claims, and whether they fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.data.faults import Fault, IntakeError, in_bytes
+from stages.memory import available_bytes
+
+MOST_EXPANSION = 1100  # deflate's limit is 1032: no compressed file holds more than this times its own size
+FLOAT_COPIES = 3  # of an image in float32 while it is brought to the grid
+
+
+def refuse_impossible_size(
+    path: Path, shape: Sequence[int], item_bytes: int, case: str, kind: str, *, is_compressed: bool
+) -> None:
+    """Check a header's claim before memory is taken for it.
+
+    Args:
+        path: the file with the voxels.
+        shape: voxels along each axis.
+        item_bytes: of a stored voxel.
+
+    Raises:
+        EOFError: the file is too small to hold the voxels.
+        IntakeError: they do not fit into the free memory.
+    """
+    num_voxels = math.prod(int(n) for n in shape)
+    if num_voxels * item_bytes > path.stat().st_size * (MOST_EXPANSION if is_compressed else 1):
+        raise EOFError
+    needed, free = num_voxels * (item_bytes + 4 * FLOAT_COPIES), available_bytes()
+    if free is not None and needed > free:
+        problem = f"{kind} has {' x '.join(map(str, shape))} voxels, which need {in_bytes(needed)} of memory"
+        raise IntakeError(Fault(case, f"{problem}, {in_bytes(free)} are free", "crop it, or close other programs"))
