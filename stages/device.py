@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from torch import dtype as TorchType
 
 from stages.config import Config
+from stages.cores import available_cores
 from stages.errors import LrlsError
 
 
@@ -38,7 +38,7 @@ def choose_device(config: Config) -> Device:
     Raises:
         LrlsError: CUDA is asked for, and torch finds no GPU.
     """
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads or available_cores())
     keep_freed_memory()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise LrlsError("device is cuda, but torch finds no CUDA GPU; set device: auto, or install torch's CUDA build.")

@@ -1,35 +1,57 @@
 """Cases in processes of their own: each has one ITK thread and ends with its parent.
 
-ANTs repeats itself only with a seed and one thread in the process.
+ANTs repeats itself only with a seed and one thread in the process. Its temporary files lie in a folder of the pool,
+which is deleted with it, because they hold scans and transforms of patients.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from stages.cores import available_cores
 from stages.errors import LrlsError
 
+Broken = Callable[..., Any]
+"""What stands in for the result of a case whose process was killed; gets the case's arguments."""
 
-def begin_process() -> None:
-    """Process initialiser. Must run before `ants` or SimpleITK is imported."""
+FOLDER = re.compile(r"lrls-pool-\w+")
+OLD_S = 24 * 3600.0  # a pool writes into its folder more often
+PLAIN = re.compile(r"[\w./~+-]+", re.ASCII)  # ANTs reads brackets, commas and spaces in paths as its own syntax
+
+
+def begin_process(folder: str) -> None:
+    """Process initialiser. Must run before `ants` or SimpleITK is imported.
+
+    Args:
+        folder: for the temporary files of this process.
+    """
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: str) -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
@@ -41,53 +63,131 @@ class Processes:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or available_cores()
         self._pool: ProcessPoolExecutor | None = None
+        self._folder: Path | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def each(self, function: Callable[..., Any], arguments: Sequence[tuple]) -> Iterator[Any]:
+    def each(
+        self, function: Callable[..., Any], arguments: Sequence[tuple], *, broken: Broken | None = None
+    ) -> Iterator[Any]:
         """Results of a function over cases, as they finish; cases not begun when the caller stops asking are dropped.
 
+        If a process is killed, the cases without a result are tried again one by one, so that only those that kill
+        theirs are lost.
+
+        Args:
+            broken: what a lost case is replaced with; None: it is an error.
+
         Raises:
-            LrlsError: a process was killed.
+            LrlsError: a process was killed, and `broken` is None.
         """
-        if not arguments:
-            return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=begin_process)
-        futures = [self._pool.submit(function, *case) for case in arguments]
+        futures = {self._submit(function, case): case for case in arguments}
         try:
             for future in as_completed(futures):
+                if isinstance(future.exception(), BrokenProcessPool):
+                    break
                 yield future.result()
+                del futures[future]
+            else:
+                return
+        finally:
+            for future in futures:
+                future.cancel()
+        self._end()
+        for future, case in futures.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                yield future.result()
+            else:
+                yield self._alone(function, case, broken)
+
+    def _alone(self, function: Callable[..., Any], case: tuple, broken: Broken | None) -> Any:
+        try:
+            return self._submit(function, case).result()
         except BrokenProcessPool:
+            self._end()
+            if broken is not None:
+                return broken(*case)
             raise LrlsError(
                 f"one of {self.workers} worker processes was killed, most likely for lack of memory; "
                 "set preprocess.workers to fewer. The same command goes on where it stopped."
             ) from None
-        finally:
-            for future in futures:
-                future.cancel()
+
+    def _submit(self, function: Callable[..., Any], case: tuple) -> Future:
+        if self._pool is None:
+            self._folder = _folder_for_temporary_files()
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=get_context("spawn"), initializer=begin_process,
+                initargs=(str(self._folder),),
+            )  # fmt: skip
+        try:
+            return self._pool.submit(function, *case)
+        except BrokenProcessPool as error:  # by a case that was submitted before
+            future: Future = Future()
+            future.set_exception(error)
+            return future
+
+    def _end(self) -> None:
+        pool, folder = self._pool, self._folder
+        self._pool = self._folder = None
+        if pool:
+            pool.shutdown(wait=True, cancel_futures=True)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is None:
+            self._end()
+        else:  # cases that run are not waited for; their folder is deleted behind them
+            threading.Thread(target=self._end).start()
 
 
 def in_processes(
-    function: Callable[..., Any], arguments: Sequence[tuple], *, workers: int | None = None
+    function: Callable[..., Any],
+    arguments: Sequence[tuple],
+    *,
+    workers: int | None = None,
+    broken: Broken | None = None,
 ) -> Iterator[Any]:
     """Results of a function over cases, as they finish, by processes that end with the last one.
 
     Args:
         workers: processes; None: one per core.
+        broken: see `Processes.each`.
 
     Raises:
-        LrlsError: a process was killed.
+        LrlsError: a process was killed, and `broken` is None.
     """
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(arguments)))
+    workers = min(workers or available_cores(), max(1, len(arguments)))
     with Processes(workers) as processes:
-        yield from processes.each(function, arguments)
+        yield from processes.each(function, arguments, broken=broken)
+
+
+def _folder_for_temporary_files() -> Path:
+    """A new folder whose path ANTs can read.
+
+    Raises:
+        LrlsError: there is no place for one.
+    """
+    places = dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp", str(Path.home())])
+    for place in places:
+        if PLAIN.fullmatch(place.replace(os.sep, "/").partition(":")[2] or place):
+            _sweep(Path(place))
+            with suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix="lrls-pool-", dir=place))
+    raise LrlsError(
+        "no folder for temporary files can be written to whose path has only letters, digits, '.', '_' and '-', "
+        "which ANTs needs; set TMPDIR to one."
+    )
+
+
+def _sweep(place: Path) -> None:
+    """Delete old folders of processes that were killed before they could; containers may share the place."""
+    with suppress(OSError):
+        for folder in place.glob("lrls-pool-*"):
+            if FOLDER.fullmatch(folder.name) and folder.stat().st_mtime < time.time() - OLD_S:
+                shutil.rmtree(folder, ignore_errors=True)

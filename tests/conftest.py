@@ -166,7 +166,7 @@ def project(tmp_path: Path, new_project: Callable[..., Project]) -> Project:
 def work_here(patch: pytest.MonkeyPatch) -> None:
     """Cases are worked on in this process, which tests can patch; starting others takes longer than a tiny cohort."""
 
-    def each(_: object, function: Callable[..., Any], arguments: list[tuple]) -> Iterator[Any]:
+    def each(_: object, function: Callable[..., Any], arguments: list[tuple], **_broken: Any) -> Iterator[Any]:
         yield from (function(*case) for case in arguments)
 
     patch.setattr("stages.processes.Processes.each", each)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -331,7 +332,9 @@ def unbelievable(*_: object, **__: object) -> np.ndarray:
     return np.diag([3.0, 1.0, 1.0, 1.0])
 
 
-def failing(*_: object, **__: object) -> np.ndarray:
+def failing(reference: sitk.Image, scan: sitk.Image, *_: object, **__: object) -> np.ndarray:
+    if scan is reference:
+        return np.eye(4)
     raise RuntimeError("Registration failed with error code 1")
 
 
@@ -353,6 +356,20 @@ def test_a_failed_alignment_falls_back_and_is_told_again_with_the_scores(
             assert f"warning: case {case}: its alignment was refused, centres of mass were used" in done.out
     summary = json.loads((project.workspace / "affine" / "scores" / "v0001" / "summary.json").read_text())
     assert summary["alignment_fell_back"] == ["free_1", "test_1"]
+
+
+def test_if_ants_fails_on_the_first_atlas_too_no_scan_is_blamed(project, monkeypatch, in_this_process):
+    def broken(*_: object, **__: object) -> np.ndarray:
+        raise RuntimeError("Registration failed with error code 1")
+
+    monkeypatch.setattr("stages.data.alignment._ants", broken)
+    done = project.lrls("preprocess", "--set", "preprocess.align=affine")
+    assert (done.code, done.err.splitlines()[-1]) == (
+        1,
+        "lrls: ANTs cannot register an atlas to itself, so the scans are not to blame; set TMPDIR to a folder with "
+        "free space, look whether memory is left, or install antspyx again.",
+    )
+    assert not list(project.workspace.glob(".scans/alignments/*"))
 
 
 def test_held_out_scans_without_any_structure_are_not_scored_as_perfect(scans, copied, tmp_path):
@@ -494,6 +511,32 @@ def test_check_looks_at_the_settings_of_every_method(project):
 
 def _killed(case: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed_by(case: str) -> str:
+    if case == "bad":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return case
+
+
+def test_a_scan_that_kills_its_worker_costs_no_other_scan():
+    cases = [("a",), ("bad",), ("b",), ("c",), ("bad",), ("d",)]
+    results = list(in_processes(_killed_by, cases, workers=2, broken=lambda case: f"{case} is lost"))
+    assert sorted(results) == ["a", "b", "bad is lost", "bad is lost", "c", "d"]
+
+
+def _own_temporary_folder(case: str) -> str:
+    return tempfile.gettempdir()
+
+
+def test_workers_have_a_temporary_folder_that_ants_can_read_and_that_goes_with_them(tmp_path, monkeypatch):
+    odd = tmp_path / "job[1],x"
+    odd.mkdir()
+    monkeypatch.setenv("TMPDIR", str(odd))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (folder,) = in_processes(_own_temporary_folder, [("a",)])
+    assert "[" not in folder and "," not in folder
+    assert not Path(folder).exists()
 
 
 def test_a_killed_worker_is_told_in_one_line():

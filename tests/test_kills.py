@@ -168,7 +168,7 @@ def import_everything() -> None:
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # imports more
 
     draw_no_pictures(pytest.MonkeyPatch())
-    stages.processes.Processes.each = lambda _, function, arguments: (function(*each) for each in arguments)
+    stages.processes.Processes.each = lambda _, function, arguments, **broken: (function(*each) for each in arguments)
 
 
 def job(number: int, scratch: Path, stage: str) -> None:

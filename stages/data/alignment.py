@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from stages.parts.classical import check_ants
+
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 MOST_SCALING = 1.6  # singular values of a believable affine map between two people, and 1 / this
+SAME_FIT = 0.01  # ANTs optimises another measure: a scan that lies right already may fit this much worse afterwards
 
 
 def align(
@@ -25,8 +28,9 @@ def align(
     """Map of the reference's space to the scan's.
 
     ANTs starts twice, from the images' centres of mass and from their boxes' centres, and the better result is kept.
-    A result that fits worse than the centres of mass alone, or that scales beyond `MOST_SCALING`, is refused. If it is
-    refused, or if ANTs fails, the centres of mass are aligned instead.
+    A result that fits clearly worse than the centres of mass alone, or that scales beyond `MOST_SCALING`, is refused.
+    If it is refused, or if ANTs fails on this scan, the centres of mass are aligned instead; so they are where they
+    fit as well.
 
     Args:
         reference, scan: intensities in [0, 1], one orientation.
@@ -40,6 +44,9 @@ def align(
         "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan.
         "correlation": of the two images after alignment, or the root of their correlation ratio.
         "fell_back": whether ANTs failed or its result was refused.
+
+    Raises:
+        LrlsError: ANTs fails on the reference itself, so that the scan is not to blame.
     """
     fit = correlation if contrast == "same" else correlation_ratio
     boxes = np.eye(4)
@@ -53,12 +60,15 @@ def align(
     try:
         ends = [_ants(reference, scan, start, kind=kind, seed=seed) for start in (centres, boxes)]
     except RuntimeError:  # "Registration failed"
+        check_ants(lambda: _ants(reference, reference, np.eye(4), kind=kind, seed=seed))
         return {"matrix": centres, "correlation": floor, "fell_back": True}
     fits = [fit(reference, scan, end) for end in ends]
     best = int(np.argmax(fits))
     scales = np.linalg.svd(ends[best][:3, :3], compute_uv=False)
-    if fits[best] < floor or scales.max() > MOST_SCALING or scales.min() < 1 / MOST_SCALING:
-        return {"matrix": centres, "correlation": floor, "fell_back": True}
+    is_believable = scales.max() <= MOST_SCALING and scales.min() >= 1 / MOST_SCALING
+    if fits[best] < floor or not is_believable:
+        fell_back = fits[best] < floor - SAME_FIT or not is_believable
+        return {"matrix": centres, "correlation": floor, "fell_back": fell_back}
     return {"matrix": ends[best], "correlation": fits[best], "fell_back": False}
 
 

@@ -26,9 +26,28 @@ def displacement_of(
     try:
         return place, method(moving.astype(np.float32), fixed.astype(np.float32), *arguments)
     except RuntimeError:  # "Registration failed", and pages of ANTs's own output
+        check_ants(lambda: method(moving.astype(np.float32), moving.astype(np.float32), *arguments))
         raise LrlsError(
             f"case {case}: ANTs could not register it; look at it on the grid (qc/ of its cohort), "
             "and take it out of the split if it is not what it should be."
+        ) from None
+
+
+def check_ants(works: Callable[[], object]) -> None:
+    """Find out whether ANTs can register anything here, after it failed on a scan.
+
+    Args:
+        works: a registration that cannot fail for a reason that lies in the images.
+
+    Raises:
+        LrlsError: it fails as well.
+    """
+    try:
+        works()
+    except RuntimeError:
+        raise LrlsError(
+            "ANTs cannot register an atlas to itself, so the scans are not to blame; set TMPDIR to a folder with free "
+            "space, look whether memory is left, or install antspyx again."
         ) from None
 
 
