@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stages.predict import Failure, Prediction, Predictor
+    from stages.answering.predictor import Failure, Prediction, Predictor
 
 
 def load_model(path: Path | str, **where: Any) -> Predictor:
@@ -20,7 +20,7 @@ def load_model(path: Path | str, **where: Any) -> Predictor:
     """
     from stages.answering.exported import open_model
     from stages.answering.model import running_on
-    from stages.predict import Predictor
+    from stages.answering.predictor import Predictor
 
     return Predictor(running_on(open_model(Path(path)), where))
 

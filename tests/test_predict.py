@@ -17,10 +17,11 @@ from pytest import MonkeyPatch
 
 from stages import Prediction, Predictor, load_model
 from stages.calibrate import calibrated_model
+from stages.data.new_scans import find_scans
 from stages.data.phantoms import STRUCTURES, make_phantom
 from stages.errors import LrlsError
 from stages.parts.metrics import score_structures
-from stages.predict import find_scans, shown
+from stages.predict import shown
 from stages.workflow import trained
 
 METHODS = ("best", "unet", "voxelmorph")  # fused, network alone, propagated labels
@@ -122,7 +123,10 @@ def test_what_predict_writes_and_nothing_else(shared, exported, scans, tmp_path)
         "new/p1.nii.gz",
         *(f"out/{name}" for name in ("p1.nii.gz", "labels.txt", "labels.ctbl", "volumes.csv", "qc.csv", "qc/p1.png")),
         *(f"out/probabilities/p1/{index:03d}.nii.gz" for index in range(1, 5)),
+        "out/.lrls/model.json",
+        *(f"out/.lrls/{file.name}" for file in (tmp_path / "out" / ".lrls").glob("?*" * 16 + ".json")),
     }
+    assert len(list((tmp_path / "out" / ".lrls").iterdir())) == 2
     assert {path: path.stat().st_mtime_ns for path in [*shared.folder.rglob("*"), *scans.rglob("*")]} == before
     label, image = array(tmp_path / "out" / "p1.nii.gz"), sitk.ReadImage(str(tmp_path / "new" / "p1.nii.gz"))
     volumes = pd.read_csv(tmp_path / "out" / "volumes.csv").iloc[0]
@@ -172,7 +176,7 @@ def test_an_unreadable_scan_costs_one_line_and_the_others_are_done(shared, expor
 
 
 def test_scans_are_worked_on_a_few_at_a_time(exported, scans, monkeypatch):
-    monkeypatch.setattr("stages.predict.AT_ONCE", 2)
+    monkeypatch.setattr("stages.answering.predictor.AT_ONCE", 2)
     names = ["test_1", "lost", "test_2", "test_1", "dev_1"]
     found = list(
         load_model(exported["unet"], threads=1).predict_many([scans / "images" / f"{n}.nii.gz" for n in names])
@@ -212,14 +216,14 @@ def test_existing_files_are_kept_unless_forced(shared, exported, scans, tmp_path
     assert predict(shared, exported["unet"], scan, "--out", str(out), "--force").code == 0
     assert (out / "notes.txt").read_text() == "mine"
     again = predict(shared, exported["unet"], str(out / "test_1.nii.gz"), "--out", str(out), "--force")
-    assert again.code == 1 and "would be overwritten" in again.err
+    assert again.code == 1 and "would be written over" in again.err
 
 
 def test_scans_of_one_name_are_told_apart_by_their_folders(scans, tmp_path):
     for folder in ("p1", "p2"):
         (tmp_path / folder).mkdir()
         shutil.copy(scans / "images" / "test_1.nii.gz", tmp_path / folder / "t1.nii.gz")
-    assert [case for case, _ in find_scans([tmp_path / "p1", tmp_path / "p2"])] == ["p1_t1", "p2_t1"]
+    assert [case for case, _ in find_scans([tmp_path / "p1", tmp_path / "p2"])[0]] == ["p1_t1", "p2_t1"]
     (tmp_path / "p1" / "t1.mha").write_bytes(b"")
     with pytest.raises(LrlsError, match="two scans are named p1_t1; rename one of them"):
         find_scans([tmp_path / "p1", tmp_path / "p2"])

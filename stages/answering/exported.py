@@ -185,6 +185,11 @@ def _contents(model: Model) -> dict[str, bytes]:
     return {MODEL: (json.dumps(values, indent=1) + "\n").encode(), **files}
 
 
+def model_digest(model: Model) -> str:
+    """Of everything in a model that its answers depend on."""
+    return str(json.loads(_contents(model)[MODEL])["digest"])
+
+
 def answering_networks(recipe: Recipe, *, registers: bool) -> dict[str, nn.Module]:
     """The networks that answer, by their names in the file of weights."""
     networks: dict[str, nn.Module] = {}

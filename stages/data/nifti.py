@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -22,6 +23,7 @@ from stages.data.faults import Fault, IntakeError, not_finite
 from stages.data.geometry import MOST_SHEAR
 from stages.data.sizes import refuse_impossible_size
 
+NIFTI_BYTES = 348  # of a header
 HEADER_BYTES = 352  # with the four bytes that say whether extensions follow
 INTEGERS = {2: "u1", 4: "i2", 8: "i4", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 FLOATS = {16: "f4", 64: "f8"}
@@ -100,7 +102,7 @@ def parse_nifti(data: bytes, case: str, kind: str) -> NiftiHeader:
     def refuse(found: str, remedy: str) -> IntakeError:
         return IntakeError(Fault(case, f"{kind} {found}", remedy))
 
-    if len(data) < 348:
+    if len(data) < NIFTI_BYTES:
         raise EOFError
     if 540 in struct.unpack("<i", data[:4]) + struct.unpack(">i", data[:4]):
         raise refuse("is NIfTI-2, which is not read", "save it as NIfTI-1 (.nii.gz)")
@@ -128,10 +130,20 @@ def parse_nifti(data: bytes, case: str, kind: str) -> NiftiHeader:
     slope, intercept = struct.unpack_from(f"{order}2f", data, 112)
     if math.isinf(slope) or (slope and not math.isnan(slope) and not math.isfinite(intercept)):
         raise refuse("has a scaling of intensities that is not finite", "export it again")
-    header = NiftiHeader(data[:348], order, dim[1 : dim[0] + 1], dtype, int(offset))
+    header = NiftiHeader(data[:NIFTI_BYTES], order, dim[1 : dim[0] + 1], dtype, int(offset))
     if len(header.shape) >= 3 and (fault := _contradiction(header)):
         raise refuse(*fault)
     return header
+
+
+def nifti_header(path: Path) -> NiftiHeader | None:
+    """The header of a file that was read before; None: it is no NIfTI file, or has changed since."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")) or not path.is_file():
+        return None
+    try:
+        return parse_nifti(head_of(path, HEADER_BYTES), "", "image")
+    except (EOFError, IntakeError, OSError, ValueError, zlib.error):
+        return None
 
 
 def _contradiction(header: NiftiHeader) -> tuple[str, str] | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.metadata
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,15 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.colors import to_rgb
 
-from stages.artifacts.files import atomic_write_text
+from stages.artifacts.files import atomic_write_text, fsync, is_disk_full
 from stages.data import intake
+from stages.data.neutral import ending_of
+from stages.data.nifti import NIFTI_BYTES, nifti_header, with_geometry_of
 from stages.errors import LrlsError
 from stages.parts.colors import class_color
+
+TEMPORARY = ".lrls-tmp-"  # begins the names of files that are being written
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run cells that begin so
 
 SNAP_HEADER = """\
 ################################################
@@ -38,20 +46,63 @@ SNAP_HEADER = """\
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a hidden temporary path, then rename that file to `path`: it appears in full or not at all."""
-    temporary = path.with_name(f".tmp.{os.getpid()}.{path.name}")  # writers need the ending
+    """Call `write` with a hidden temporary path, then rename that file to `path`: it appears in full or not at all.
+
+    The temporary name has the ending and nothing else of the name, which writers may read as something else.
+
+    Raises:
+        LrlsError: the file cannot be written.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{ending_of(path) or path.suffix}")
     try:
         write(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError):  # ITK's messages quote the hidden name
-        raise LrlsError(f"{path} cannot be written; make room on the disk, or name another folder.") from None
+    except (OSError, RuntimeError) as error:  # ITK's messages quote the hidden name
+        why = "there is no room on the disk" if is_disk_full(error) else "no permission, or no room on the disk"
+        raise LrlsError(f"{path} cannot be written ({why}); free some, or name another folder.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
-    """Write a compressed image, in full or not at all."""
-    write_whole(path, lambda temporary: sitk.WriteImage(image, str(temporary), useCompression=True))
+def remove_leftovers(folder: Path) -> None:
+    """Delete what `write_whole` left in a folder when the process was killed."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def write_image(image: sitk.Image, path: Path, *, like: Path | None = None) -> None:
+    """Write a compressed image, in full or not at all.
+
+    Args:
+        path: ends in .nii.gz.
+        like: the scan on whose voxels the image lies; of a NIfTI file, the numbers of the geometry are copied.
+
+    Raises:
+        LrlsError: the file cannot be written.
+    """
+    header = nifti_header(like) if like else None
+    if header is None:
+        write_whole(path, lambda temporary: sitk.WriteImage(image, str(temporary), useCompression=True))
+        return
+
+    def write(temporary: Path) -> None:
+        plain = temporary.with_suffix("")  # .nii
+        try:
+            sitk.WriteImage(image, str(plain))
+            with (
+                plain.open("rb") as file,
+                temporary.open("wb") as raw,  # neither name nor time inside: the same label map is the same file
+                gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
+            ):
+                packed.write(with_geometry_of(header, file.read(NIFTI_BYTES)))
+                shutil.copyfileobj(file, packed, 1 << 20)
+        finally:
+            plain.unlink(missing_ok=True)
+
+    write_whole(path, write)
 
 
 def write_label_tables(structures: Mapping[str, int], folder: Path) -> None:
@@ -62,7 +113,7 @@ def write_label_tables(structures: Mapping[str, int], folder: Path) -> None:
     """
     snap, slicer = [(0, (0, 0, 0), "Clear Label")], [(0, (0, 0, 0), "background")]
     for index, (name, value) in enumerate(structures.items(), start=1):
-        colour = _bytes_of(index)
+        colour, name = _bytes_of(index), one_line(name)
         snap.append((value, colour, name.replace('"', "'")))
         slicer.append((value, colour, re.sub(r"\s+", "_", name)))
     lines = [
@@ -169,6 +220,16 @@ def volumes_ml(classes: np.ndarray, structures: Sequence[str], spacing_mm: Seque
 
 
 def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV. Texts that a spreadsheet would run as formulas get an apostrophe in front."""
     import pandas as pd
 
-    return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
+    def inert(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+    inert_rows = [{inert(key): inert(value) for key, value in row.items()} for row in rows]
+    return pd.DataFrame(inert_rows).to_csv(index=False, float_format="%.6g")
+
+
+def one_line(text: str) -> str:
+    """A name without line breaks and other control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

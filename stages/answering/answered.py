@@ -1,0 +1,174 @@
+"""The folder that `lrls predict` writes to: what it must not touch, and what it holds already.
+
+.lrls/<key>.json   a record per scan that is done: digests of the scan, the model and the files, and the rows of the
+                   tables. A stopped command goes on behind these scans.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.answering.quality import Quality
+from stages.artifacts.digests import digest_of
+from stages.artifacts.files import atomic_write_text
+from stages.data.contents import bytes_digest, files_of
+from stages.data.writers import remove_leftovers
+from stages.errors import LrlsError
+
+RECORDS = ".lrls"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A scan that is done.
+
+    Args:
+        volumes_ml: of each structure.
+        quality: estimates and flags.
+    """
+
+    case: str
+    volumes_ml: dict[str, float]
+    quality: Quality
+
+
+class AnswerFolder:
+    """The folder of the answers.
+
+    Args:
+        out: the folder, which need not exist.
+        scans: (case, file or DICOM folder) to answer.
+        model: digest of the model and of what is asked of it; answers of one folder have one.
+        force: write into a folder with other files.
+
+    Raises:
+        LrlsError: it cannot be written to, holds other files, or a scan lies in it.
+    """
+
+    def __init__(self, out: Path, scans: Sequence[tuple[str, Path]], model: str, *, force: bool) -> None:
+        self.out, self.model = out, model
+        if out.exists() and not out.is_dir():
+            raise LrlsError(f"--out {out} is a file; name a folder.")
+        refuse_overlap(out, scans)
+        if out.is_dir() and any(out.iterdir()) and not force and not self._is_of_this_model():
+            raise LrlsError(f"--out {out} is not empty; name another folder, or write into it with --force.")
+        try:
+            if not self._is_of_this_model():
+                shutil.rmtree(out / RECORDS, ignore_errors=True)
+            (out / "qc").mkdir(parents=True, exist_ok=True)
+            (out / RECORDS).mkdir(exist_ok=True)
+            atomic_write_text(out / RECORDS / "model.json", json.dumps({"model": model}))
+        except OSError as error:
+            raise LrlsError(f"--out {out} cannot be written to ({error.strerror}); name another folder.") from None
+        for folder in (out, out / "qc"):
+            remove_leftovers(folder)
+        records = (self._read(file) for file in sorted((out / RECORDS).glob("*.json")))
+        self._records: dict[str, dict[str, Any]] = {record["case"]: record for record in records if record}
+
+    def _is_of_this_model(self) -> bool:
+        try:
+            return json.loads((self.out / RECORDS / "model.json").read_text(encoding="utf-8")) == {"model": self.model}
+        except (OSError, ValueError, RecursionError):
+            return False
+
+    def done(self, case: str, scan: Path) -> Answered | None:
+        """The record of a scan, if neither it nor its answer has changed since."""
+        record = self._records.get(case)
+        try:
+            if record is None or record["scan"] != scan_digest(scan):
+                return None
+            if any(bytes_digest(self.out / name) != digest for name, digest in record["files"].items()):
+                return None
+        except OSError:
+            return None
+        return _answered(record)
+
+    def add(self, answered: Answered, scan: Path, files: Sequence[str]) -> None:
+        """Record a scan whose files are written.
+
+        Args:
+            files: their paths in the folder.
+        """
+        record = {
+            "case": answered.case,
+            "model": self.model,
+            "scan": scan_digest(scan),
+            "files": {name: bytes_digest(self.out / name) for name in files},
+            "volumes_ml": answered.volumes_ml,
+            "quality": asdict(answered.quality),
+        }
+        file = self.out / RECORDS / f"{digest_of(answered.case)[:32]}.json"
+        atomic_write_text(file, json.dumps(record | {"digest": digest_of(record)}))
+        self._records[answered.case] = record
+
+    def all(self) -> list[Answered]:
+        """All scans of the folder, by name."""
+        return [_answered(record) for _, record in sorted(self._records.items())]
+
+    def _read(self, file: Path) -> dict[str, Any] | None:
+        """A record of this model; None: it is of another model, or damaged."""
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            digest = record.pop("digest")
+            return record if digest == digest_of(record) and record["model"] == self.model else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+
+def _answered(record: Mapping[str, Any]) -> Answered:
+    quality = record["quality"]
+    return Answered(record["case"], record["volumes_ml"], Quality(**{**quality, "flags": tuple(quality["flags"])}))
+
+
+def scan_digest(scan: Path) -> str:
+    """Of the bytes of a scan's files and, of a DICOM folder, their names."""
+    return digest_of([[file.name if scan.is_dir() else "", bytes_digest(file)] for file in files_of(scan)])
+
+
+def refuse_overlap(out: Path, scans: Sequence[tuple[str, Path]]) -> None:
+    """Nothing is written into a folder that a scan lies in, whatever names or links lead there.
+
+    Raises:
+        LrlsError: a scan lies in `out` or in one of its folders, `out` lies in a DICOM series, or a folder of the
+            answers is a link to somewhere else.
+    """
+    own = {identity for folder in (out, out / "qc", out / "probabilities") if (identity := _identity(folder))}
+    around = {identity for folder in (out, *out.resolve().parents) if (identity := _identity(folder))}
+    for case, scan in scans:
+        if own & set(_folders_of(scan)):
+            raise LrlsError(f"--out {out} is where scan {case} lies, and would be written over; name another folder.")
+        if scan.is_dir() and _identity(scan) in around:
+            raise LrlsError(f"--out {out} lies in the DICOM series of scan {case}; name another folder.")
+    for folder in (out / "qc", out / RECORDS, out / "probabilities", *_links_in(out / "probabilities")):
+        if folder.is_symlink():
+            raise LrlsError(f"--out {out}: {folder.name} in it is a link; remove it, or name another folder.")
+
+
+def _links_in(folder: Path) -> Iterator[Path]:
+    if folder.is_dir() and not folder.is_symlink():
+        yield from (entry for entry in folder.iterdir() if entry.is_symlink())
+
+
+def _folders_of(scan: Path) -> Iterator[tuple[int, int]]:
+    """The folders that a scan lies in: by its own name, and where links lead."""
+    for place in (Path(os.path.abspath(scan)), scan.resolve()):
+        for folder in place.parents:
+            if identity := _identity(folder):
+                yield identity
+    if scan.is_dir() and (identity := _identity(scan)):
+        yield identity
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What stays the same whatever the name: device and number."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,70 @@
+"""Finding scans that no configuration lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from stages.data.intake import SUFFIXES, case_id
+from stages.data.neutral import ending_of
+from stages.errors import LrlsError
+
+MOST_NAMED = 5  # of the entries that are left out
+
+
+def find_scans(paths: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Every scan as (case, file or DICOM folder); a folder that is no DICOM series stands for all scans in it.
+
+    Scans of the same name in several folders are named "<folder>_<name>".
+
+    Returns:
+        The scans, and lines that name what was left out.
+
+    Raises:
+        LrlsError: a folder holds no scan or cannot be read, or two scans cannot be told apart by name.
+    """
+    scans: list[Path] = []
+    left_out: list[str] = []
+    for path in paths:
+        path = Path(os.path.abspath(path))  # `..` and `.` have no names
+        if not path.is_dir() or _is_series(path):
+            scans.append(path)
+            continue
+        try:
+            inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+        except PermissionError:
+            raise LrlsError(f"{path} cannot be read: no permission; give yourself permission, or copy it.") from None
+        in_folder = [entry for entry in inside if _is_scan(entry)]
+        if not in_folder:
+            kinds = ", ".join(SUFFIXES)
+            raise LrlsError(f"{path} holds no scan ({kinds}, or folders with a DICOM series); name another folder.")
+        others = [entry.name for entry in inside if entry not in in_folder]
+        if others:
+            named = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
+            left_out.append(f"left out of {path.name}, because they are no scans: {named} ({len(others)} in all)")
+        scans += in_folder
+    scans = list(dict.fromkeys(scans))
+    cases = [case_id(scan) for scan in scans]
+    named_cases = [
+        case if cases.count(case) == 1 else f"{scan.parent.name}_{case}"
+        for case, scan in zip(cases, scans, strict=True)
+    ]
+    doubled = sorted({name for name in named_cases if named_cases.count(name) > 1})
+    if doubled:
+        raise LrlsError(f"two scans are named {doubled[0]}; rename one of them, or predict them apart.")
+    for name in named_cases:
+        if not name.isprintable() or not name.strip(" ."):
+            shown = name.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
+            raise LrlsError(f"a scan's name has characters that cannot be shown ({shown}); rename it.")
+    return list(zip(named_cases, scans, strict=True)), left_out
+
+
+def _is_scan(entry: Path) -> bool:
+    return bool(ending_of(entry)) if entry.is_file() else entry.is_dir() and _is_series(entry)
+
+
+def _is_series(folder: Path) -> bool:
+    return bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
