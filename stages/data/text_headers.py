@@ -60,6 +60,8 @@ def _check_meta(path: Path, start: bytes, case: str, kind: str) -> Path | None:
     fields: dict[str, str] = {}
     for line in start.split(b"\n"):
         key, separator, value = (part.strip() for part in line.partition(b"="))
+        if not line.strip():
+            continue
         if not separator or len(key) > 64:
             raise ValueError("no MetaImage header")
         fields[key.decode("ascii")] = value.decode("utf-8")
