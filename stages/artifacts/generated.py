@@ -174,6 +174,7 @@ class StoredSample:
     image: Tensor
     label: Tensor
     scan: str
+    atlas: str
 
 
 class StoredSamples(Sequence[StoredSample]):
@@ -181,7 +182,7 @@ class StoredSamples(Sequence[StoredSample]):
 
     def __init__(self, group: h5py.Group) -> None:
         self.group, self.rows = group, accepted(group)
-        self.scans = group["space"].asstr()[()]
+        self.scans, self.atlases = group["space"].asstr()[()], group["atlas"].asstr()[()]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -191,4 +192,4 @@ class StoredSamples(Sequence[StoredSample]):
 
         row = self.rows[index]
         image, label = (torch.from_numpy(self.group[column][row]) for column in ("image", "label"))
-        return StoredSample(image, label.short(), self.scans[row])
+        return StoredSample(image, label.short(), self.scans[row], self.atlases[row])

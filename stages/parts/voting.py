@@ -20,7 +20,8 @@ def vote(
 ) -> Tensor:
     """Class probabilities of a scan from one or several warped atlases.
 
-    One atlas: its warped one-hot label. Several: the share of votes; ties go to the more similar atlas.
+    One atlas: its warped one-hot label. Several: the share of votes; ties go to the more similar atlas. An atlas that
+    lacks a structure which another one has does not know where it is: it has no vote on it.
 
     Args:
         atlases: image and label (class indices) of each, (D, H, W).
@@ -44,4 +45,13 @@ def vote(
     weights = 1 + 1e-3 * torch.from_numpy(ranks).float()
     labels = (probabilities.argmax(0)[None] for probabilities in warped)
     votes = sum(w * one_hot(label, num_classes)[0] for w, label in zip(weights, labels, strict=True))
-    return votes / weights.sum()  # type: ignore[operator]
+    present = torch.from_numpy(np.stack([np.bincount(y.ravel(), minlength=num_classes) > 0 for _, y in atlases]))
+    present[:, 0] = True
+    known = present | ~present.any(0)
+    if known.all():
+        return votes / weights.sum()  # type: ignore[operator]
+    of_known = (weights[:, None] * known).sum(0)  # weight of the atlases that have a vote on each class
+    structures = (votes / of_known.view(-1, 1, 1, 1))[1:]  # type: ignore[operator]
+    background = (1 - structures.sum(0, keepdim=True)).clamp(min=0)
+    together = torch.cat([background, structures])
+    return together / together.sum(0)

@@ -38,7 +38,7 @@ def recipe_of(**settings):
 
 class Sample:
     def __init__(self, scan: str, seed: int) -> None:
-        self.scan, self.image = scan, textured(1, *SHAPE, seed=seed).half()
+        self.scan, self.atlas, self.image = scan, "a", textured(1, *SHAPE, seed=seed).half()
         self.label = (self.image[0] > 0.5).short() + (self.image[0] > 0.8).short()
 
 

@@ -61,7 +61,10 @@ def scans_for(name):
     data = scans()
     if name == "lc-voxelmorph":
         return replace(data, atlases=[0, 1], unlabeled=[2], labels={0: data.labels[0], 1: data.labels[0].flip(0)})
-    couples = [SimpleNamespace(image=data.images[0].flip(1), label=data.labels[0], scan=name) for name in ("u1", "u2")]
+    couples = [
+        SimpleNamespace(image=data.images[0].flip(1), label=data.labels[0], scan=name, atlas="a")
+        for name in ("u1", "u2")
+    ]
     sure = torch.ones(SHAPE, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
     return replace(data, samples=couples, pseudo={place: PseudoLabel(data.labels[0], *sure) for place in (1, 2)})
 

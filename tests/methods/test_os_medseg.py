@@ -41,7 +41,7 @@ def scans(**changes):
     """Two atlases, three scans, and a warped atlas for each of these; image i is about i / 10."""
     images = torch.stack([0.1 * i + 0.05 * textured(1, *SHAPE, seed=i) for i in range(5)]).half()
     labels = {i: torch.randint(3, SHAPE, generator=generator(i)).short() for i in (0, 1)}
-    samples = [SimpleNamespace(image=images[i].flip(1), label=labels[0], scan=f"u{i}") for i in (2, 3, 4)]
+    samples = [SimpleNamespace(image=images[i].flip(1), label=labels[0], scan=f"u{i}", atlas="a") for i in (2, 3, 4)]
     data = Scans(["a0", "a1", "u2", "u3", "u4"], images, labels, [0, 1], [2, 3, 4], 3, (1.0,) * 3, samples=samples)
     return replace(data, **changes)
 
@@ -349,7 +349,7 @@ def test_triple_is_a_warped_atlas_with_its_label_and_the_scan_that_it_imitates()
 def test_augmentation_moves_image_label_and_scan_alike():
     # The warped atlas, its label and the scan are all the same picture.
     label = (textured(*SHAPE) > 0.5).short()
-    couples = [SimpleNamespace(image=label[None].half(), label=label, scan="u2")]
+    couples = [SimpleNamespace(image=label[None].half(), label=label, scan="u2", atlas="a")]
     data = scans(images=label.half().expand(5, 1, *SHAPE), samples=couples)
     batch = triples(data, drawing(space=TURNED))
     torch.testing.assert_close(batch.image, batch.scan)

@@ -174,6 +174,7 @@ class Couple:
     image: torch.Tensor
     label: torch.Tensor
     scan: str
+    atlas: str = "atlas_0"
 
 
 def test_generated_samples_are_given_back_with_their_labels():

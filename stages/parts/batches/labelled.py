@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,20 +19,26 @@ class Labelled:
     scans: list[str]
     image: Tensor  # (N, 1, D, H, W)
     target: Tensor  # (N, C, D, H, W), sums to 1
+    missing: Tensor | None = field(default=None, kw_only=True)  # (N, C): structures that the labels may lack
 
 
 def labelled_scans(data: Scans, draw: Draw) -> Labelled:
     """Labelled scans under augmentation."""
     places = pick(sorted(data.labels), draw.batch_size, draw.generator)
-    return _augmented([data.names[place] for place in places], data.image(places), data.label(places), data, draw)
+    names = [data.names[place] for place in places]
+    return _augmented(names, names, data.image(places), data.label(places), data, draw)
 
 
-def _augmented(scans: list[str], image: Tensor, label: Tensor, data: Scans, draw: Draw) -> Labelled:
-    displacement = draw.displacement(data)
+def _augmented(
+    scans: list[str], labelled: list[str], image: Tensor, label: Tensor, data: Scans, draw: Draw
+) -> Labelled:
+    """A batch; `labelled` names the scans that the labels come from."""
+    displacement, missing = draw.displacement(data), data.missing(labelled)
     if displacement is None:
-        return Labelled(scans, draw.recolour(image), one_hot(label, data.num_classes))
+        return Labelled(scans, draw.recolour(image), one_hot(label, data.num_classes), missing=missing)
     image = warp(image, displacement, padding="zeros")
-    return Labelled(scans, draw.recolour(image), warp_one_hot(label, displacement, data.num_classes))
+    target = warp_one_hot(label, displacement, data.num_classes)
+    return Labelled(scans, draw.recolour(image), target, missing=missing)
 
 
 def generated_samples(data: Scans, draw: Draw) -> Labelled:
@@ -42,7 +48,8 @@ def generated_samples(data: Scans, draw: Draw) -> Labelled:
     device = data.images.device
     image = torch.stack([couple.image for couple in couples]).to(device).float()
     label = torch.stack([couple.label for couple in couples]).to(device)
-    return _augmented([couple.scan for couple in couples], image, label, data, draw)
+    scans, atlases = [couple.scan for couple in couples], [couple.atlas for couple in couples]
+    return _augmented(scans, atlases, image, label, data, draw)
 
 
 @dataclass
@@ -74,4 +81,5 @@ def triples(data: Scans, draw: Draw, *, real: bool = False) -> Triple:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
         target = warp_one_hot(label, displacement, data.num_classes)
     image, scan = images.chunk(2)
-    return Triple([couple.scan for couple in couples], draw.recolour(image), target, scan)
+    missing = data.missing([couple.atlas for couple in couples])
+    return Triple([couple.scan for couple in couples], draw.recolour(image), target, scan, missing=missing)

@@ -171,6 +171,7 @@ class Triplet:
     num_classes: int
     draw: Draw  # with which players draw pairs, alpha, beta and gamma
     around: Tensor | None = None  # augmentation that is not yet applied to the images: for S
+    missing: Tensor | None = None  # (N, C): structures that the atlas's label may lack
 
 
 def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True) -> Triplet:
@@ -189,4 +190,5 @@ def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True) -> Tr
     atlas, first, second = images.chunk(3)
     names = [data.names[p] for p in (*atlases, *scans)]
     around = None if move else displacement
-    return Triplet(names, atlas, label, first, second, data.num_classes, draw, around)
+    missing = data.missing(names[:n])
+    return Triplet(names, atlas, label, first, second, data.num_classes, draw, around, missing)

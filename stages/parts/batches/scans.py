@@ -46,6 +46,32 @@ class Scans:
         labels = torch.stack([self.labels[place] for place in sorted(self.labels)])
         return torch.bincount(labels.flatten().long(), minlength=self.num_classes)
 
+    @cached_property
+    def _missing(self) -> Tensor | None:
+        """(n, C): which structures an atlas lacks that another one has; None: no atlas lacks any."""
+        present = torch.zeros((len(self.names), self.num_classes), dtype=torch.bool)
+        labelled = [atlas for atlas in self.atlases if atlas in self.labels]
+        for atlas in labelled:
+            present[atlas, self.labels[atlas].unique().long().cpu()] = True
+        missing = present.any(0) & ~present
+        missing[:, 0] = False
+        missing[[place for place in range(len(self.names)) if place not in labelled]] = False
+        return missing.to(self.images.device) if missing.any() else None
+
+    def missing(self, names: Sequence[str]) -> Tensor | None:
+        """Structures that are not known in a case's label, because it is an atlas that lacks what another one has.
+
+        Args:
+            names: case ids; others than the atlases' lack nothing.
+
+        Returns:
+            (N, C) bool; None: no atlas lacks any.
+        """
+        if self._missing is None:
+            return None
+        none = torch.zeros_like(self._missing[0])
+        return torch.stack([self._missing[self.names.index(n)] if n in self.names else none for n in names])
+
     @property
     def shape(self) -> tuple[int, int, int]:
         d, h, w = self.images.shape[2:]
@@ -77,3 +103,5 @@ class Sample(Protocol):
     def label(self) -> Tensor: ...  # (D, H, W)
     @property
     def scan(self) -> str: ...
+    @property
+    def atlas(self) -> str: ...  # whose label it is

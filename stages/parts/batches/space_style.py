@@ -102,6 +102,7 @@ class SpaceStyleSampling:
             others=others,
         )
         batch.scans = [data.names[p] for p in (*atlases, *scans, *(bank.couples[c][1] for c in styles))]
+        batch.missing = data.missing([data.names[atlas] for atlas in atlases])
         return batch
 
     def __call__(

@@ -47,7 +47,8 @@ def styled_warps(data: Scans, draw: Draw, *, pseudo: bool = False) -> StyledWarp
         target = warp_one_hot(labels, twice[: len(labels)], data.num_classes)
     styled, scan = draw.recolour(images).chunk(2)
     of_scan = target[len(label) :] if pseudo else None
-    return StyledWarps([couple.scan for couple in couples], styled, target[: len(label)], scan, of_scan)
+    scans, missing = [couple.scan for couple in couples], data.missing([couple.atlas for couple in couples])
+    return StyledWarps(scans, styled, target[: len(label)], scan, of_scan, missing=missing)
 
 
 def _pseudo_labels(data: Scans, places: list[int]) -> Tensor:

@@ -16,7 +16,7 @@ from stages.parts.batches.scans import Scans
 from stages.parts.networks.teacher_student import TeacherAndStudent
 from stages.parts.networks.unet import FeatureNetwork
 from stages.parts.panels import Panel
-from stages.parts.players.segmenting import Segmented
+from stages.parts.players.segmenting import Segmented, merged
 
 Detach = Literal["teacher", "none", "both"]
 
@@ -76,6 +76,7 @@ class Distil:
             taught = [feature.detach() for feature in taught]
         if self.detach == "both":
             learned = [feature.detach() for feature in learned]
+        logits = merged(logits, batch.missing)
         return Distilled(batch.target, logits, reconstructed=reconstructed, hints=(learned, taught))
 
 

@@ -14,6 +14,8 @@ from stages.parts.batches.space_style import Mixed, SpaceStyleSampling
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.warps import one_hot, warp, warp_one_hot
 
+NEVER = -1e4  # a logit of probability 0 whose product with 0 is 0
+
 
 @dataclass
 class Segmented:
@@ -27,6 +29,26 @@ class Segmented:
     gamma: Tensor | None = None
 
 
+def merged(logits: Tensor, missing: Tensor | None) -> Tensor:
+    """Logits with the structures that a label may lack counted as its background: what they get is no mistake.
+
+    Args:
+        logits: (N, C, D, H, W).
+        missing: (N, C) bool; None: the labels lack nothing.
+
+    Source: Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ segmentation", Medical
+    Image Analysis 2021, Eq. 3.
+    """
+    if missing is None:
+        return logits
+    missing = missing.view(*missing.shape, 1, 1, 1)
+    either = missing.clone()
+    either[:, 0] = True
+    background = logits.float().masked_fill(~either, -torch.inf).logsumexp(1, keepdim=True)
+    others = logits.float().masked_fill(missing, NEVER)[:, 1:]
+    return torch.cat([background, others], 1)
+
+
 @dataclass
 class Segment:
     """Forward pass of a segmentation player: every image of the batch in one pass."""
@@ -35,11 +57,11 @@ class Segment:
 
     def __call__(self, batch: Labelled) -> Segmented:
         if not isinstance(batch, Mixed):
-            return Segmented(batch.target, self.network(batch.image))
+            return Segmented(batch.target, merged(self.network(batch.image), batch.missing))
         between = batch.gamma * batch.first + (1 - batch.gamma) * batch.second
         logits = self.network(torch.cat([batch.image, batch.first, batch.second, between]))
         image, first, second, mixed = logits.chunk(4)
-        return Segmented(batch.target, image, first, second, mixed, batch.gamma)
+        return Segmented(batch.target, merged(image, batch.missing), first, second, mixed, batch.gamma)
 
 
 @dataclass
@@ -54,7 +76,7 @@ class SegmentAtlas:
         else:
             image = warp(batch.atlas, batch.around, padding="zeros")
             target = warp_one_hot(batch.label, batch.around, batch.num_classes)
-        return Segmented(target, self.network(batch.draw.recolour(image)))
+        return Segmented(target, merged(self.network(batch.draw.recolour(image)), batch.missing))
 
 
 @dataclass
@@ -87,6 +109,7 @@ class GenerateAndSegment:
                 around=batch.around,
                 others=others,
             )
+        couples.missing = batch.missing
         return Segment(self.network)(couples)
 
 
