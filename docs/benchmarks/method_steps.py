@@ -76,7 +76,7 @@ def cohort(shape: tuple[int, int, int], num_classes: int, num_atlases: int) -> S
         [2 * smooth_noise(3, shape, generator)[0] for _ in couples],
         [0.1 * smooth_noise(1, shape, generator)[0] for _ in couples],
     )
-    samples = [StoredSample(images[a], labels[a].short(), names[scan]) for a, scan in couples]
+    samples = [StoredSample(images[a], labels[a].short(), names[scan], names[a]) for a, scan in couples]
     atlases, scans = list(range(num_atlases)), list(range(num_atlases, total))
     sure = torch.ones(shape, dtype=torch.bool), torch.ones(num_classes, dtype=torch.bool)
     pseudo = {scan: PseudoLabel(labels[0], *sure) for scan in scans}
