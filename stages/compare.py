@@ -19,6 +19,7 @@ from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method
 from stages.parts.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
+from stages.text_files import yaml_value
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
 STEPS = ("train_reg.steps", "train_seg.steps")
@@ -88,9 +89,9 @@ def _setting(text: str, row: str) -> tuple[str, Any]:
     if not separator:
         raise LrlsError(f"--method {row!r}: found {text!r} behind the method, expected setting=value.")
     try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise LrlsError(f"--method {row!r}: the value of {name} is not readable as YAML.") from None
+        return name, yaml_value(value, name)
+    except ValueError as error:
+        raise LrlsError(f"--method {row!r}: the value of {name} is not readable as YAML ({error}).") from None
 
 
 def _read(config: Config, name: str, value: Any) -> Any:

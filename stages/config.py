@@ -6,17 +6,18 @@ Paths in the file are relative to the file.
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-from collections.abc import Iterable
+import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from stages.errors import LrlsError
+from stages.case_ids import fault_among
+from stages.errors import UNPRINTABLE, LrlsError, printable, shortened
+from stages.sections import MOST_AT_ONCE, Section, first_fault, unknown_setting, validate
+from stages.text_files import read_json, read_yaml, yaml_value
+
+__all__ = ["Config", "Section", "TrainSettings", "first_fault", "load_config", "unknown_setting", "validate"]
 
 PARTS = ("atlases", "unlabeled", "supervised", "dev", "test")
 
@@ -24,14 +25,6 @@ Role = list[str] | str
 StageName = Literal["preprocess", "train-reg", "generate", "train-seg", "eval"]
 MethodStage = Literal["train-reg", "generate", "train-seg", "eval"]  # stages that a method takes part in
 Augmentation = Literal["none", "rotate-scale", "affine", "half-affine", "mild", "strong"]
-
-
-class Section(BaseModel):
-    """A frozen section of the configuration; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
-
-    BESIDE: ClassVar[tuple[str, ...]] = ()  # keys that stand beside the section's own in the file
 
 
 class DataSettings(Section):
@@ -50,6 +43,13 @@ class DataSettings(Section):
     supervised: Role = Field(default=[], description="Labelled scans of the `supervised` upper bound only.")
     dev: Role = Field(default=[], description="Labelled scans to choose settings on; never trained on.")
     test: Role = Field(default=[], description="Labelled scans to score once; never trained on.")
+
+    @field_validator(*PARTS)
+    @classmethod
+    def _ids_can_be_carried(cls, role: Role) -> Role:
+        if isinstance(role, list) and (fault := fault_among(role)):
+            raise ValueError(fault)
+        return role
 
 
 class IntensitySettings(Section):
@@ -72,6 +72,7 @@ class IntensitySettings(Section):
         return self
 
 
+LEAST_EDGE = 16  # voxels of a derived grid, along each axis
 Length = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -101,11 +102,15 @@ class PreprocessSettings(Section):
         None, description="Voxels (D, H, W), centred on the box; default: derived."
     )
     max_voxels: int = Field(
-        1_500_000, gt=0, description="A derived spacing is coarsened until the grid has no more voxels than this."
+        1_500_000,
+        ge=LEAST_EDGE**3,
+        description="A derived spacing is coarsened until the grid has no more voxels than this.",
     )
     intensity: IntensitySettings = IntensitySettings()
     n4: bool = Field(False, description="N4 bias field correction before anything else (MR).")
-    workers: int | None = Field(None, ge=1, description="Processes that align and register; default: one per core.")
+    workers: int | None = Field(
+        None, ge=1, le=MOST_AT_ONCE, description="Processes that align and register; default: one per core."
+    )
 
 
 class TrainSettings(Section):
@@ -168,7 +173,7 @@ class Config(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the hardware is made for it, otherwise fp32."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores.")
+    threads: int | None = Field(None, ge=1, le=MOST_AT_ONCE, description="CPU threads; default: all cores.")
     preprocess: PreprocessSettings = PreprocessSettings()
     train_reg: TrainSettings = TrainSettings()
     generate: GenerateSettings = GenerateSettings()
@@ -192,7 +197,13 @@ class Config(Section):
             raise ValueError("no structure is named; give at least one as `name: value`")
         owner: dict[int, str] = {}
         for name, values in structures.items():
+            if not name.strip() or UNPRINTABLE.search(name):
+                raise ValueError(
+                    f"the name '{printable(name)}' is empty or holds a control character; give another one"
+                )
             for value in [values] if isinstance(values, int) else values:
+                if not -(2**31) <= value < 2**32:
+                    raise ValueError(f"{name} has value {value}, which no label map holds")
                 if value == 0:
                     raise ValueError(f"{name} has value 0, which is the background; give its value in the label maps")
                 if value in owner:
@@ -215,20 +226,33 @@ class Config(Section):
                     f"data.{name} names the list '{role}', but data.split is not set; "
                     "set data.split to the JSON file or list the case ids."
                 )
-            path = self.data.folder / self.data.split
-            try:
-                lists = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                reason = "not found" if isinstance(error, FileNotFoundError) else "not readable as JSON"
-                raise LrlsError(f"data.split: {self.data.split} is {reason} in data.folder; correct either.") from None
-            if not isinstance(lists.get(role), list):
-                known = ", ".join(sorted(key for key, value in lists.items() if isinstance(value, list)))
-                raise LrlsError(f"data.{name}: {self.data.split} holds no list '{role}'; choose one of: {known}.")
-            role = lists[role]
-        ids = [str(case) for case in role]
-        doubled = sorted({case for case in ids if ids.count(case) > 1})
-        if doubled:
-            raise LrlsError(f"data.{name}: case {doubled[0]} is listed more than once; list it once.")
+            return self._listed(name, role)
+        return list(role)
+
+    def _listed(self, part: str, name: str) -> list[str]:
+        """The case ids that the split file lists under a name."""
+        assert self.data.split is not None
+        try:
+            lists = read_json(self.data.folder / self.data.split)
+        except FileNotFoundError:
+            raise LrlsError(f"data.split: {self.data.split} is not found in data.folder; correct either.") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise LrlsError(f"data.split: {self.data.split} cannot be read ({reason}); correct it.") from None
+        if not isinstance(lists, dict):
+            raise LrlsError(f"data.split: {self.data.split} holds no named lists, {{...}}; correct it.")
+        if not isinstance(lists.get(name), list):
+            known = ", ".join(sorted(key for key, value in lists.items() if isinstance(value, list)))
+            raise LrlsError(
+                f"data.{part}: {self.data.split} holds no list '{name}'; choose one of: {shortened(known, 200)}."
+            )
+        for case in lists[name]:
+            if not isinstance(case, str | int) or isinstance(case, bool):
+                shown = shortened(str(case))
+                raise LrlsError(f"data.{part}: the list '{name}' holds {shown}, which is no case id; correct it.")
+        ids = [str(case) for case in lists[name]]
+        if fault := fault_among(ids):
+            raise LrlsError(f"data.{part}: {fault}.")
         return ids
 
     def structure_values(self) -> dict[str, list[int]]:
@@ -261,20 +285,22 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         LrlsError: file missing, not YAML, unknown key (the nearest known one is named) or bad value.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
         raise LrlsError(f"{path}: no such configuration file; `lrls init FOLDER` writes one.") from None
     except IsADirectoryError:
         raise LrlsError(f"{path} is a folder; give the YAML file in it.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise LrlsError(f"{path}: not readable as YAML{where}; correct the file.") from None
+    except OSError as error:
+        raise LrlsError(f"{path} cannot be read ({error.strerror}); give another file, or correct this one.") from None
+    except ValueError as error:
+        raise LrlsError(f"{path}: not readable as YAML ({error}); correct the file.") from None
+    if values is None:
+        raise LrlsError(f"{path} is empty; `lrls init FOLDER` writes a configuration file.")
     if not isinstance(values, dict):
         raise LrlsError(f"{path}: expected sections like `data:`, found {type(values).__name__}; see `lrls init`.")
     for override in overrides or []:
         key, separator, value = override.partition("=")
-        if not separator:
+        if not separator or not all(part.strip() for part in key.split(".")):
             raise LrlsError(f"--set {override}: expected section.key=value, for example train_seg.steps=500.")
         node = values
         *sections, last = key.strip().split(".")
@@ -283,9 +309,9 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
             if not isinstance(node, dict):
                 raise LrlsError(f"--set {override}: {section} is not a section; expected section.key=value.")
         try:
-            node[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise LrlsError(f"--set {override}: the value is not readable as YAML.") from None
+            node[last] = yaml_value(value, key.strip())
+        except ValueError as error:
+            raise LrlsError(f"--set {override}: the value is not readable as YAML ({error}); correct it.") from None
         _outrank(values.get("methods"), [*sections, last], node[last])
     try:
         config = Config.model_validate(values)
@@ -295,14 +321,30 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     except ValidationError as error:
         raise LrlsError(f"{path.name}: {first_fault(error, Config)}") from None
     base = path.resolve().parent
+    folder = _place(base, config.data.folder, "data.folder")
     config = config.model_copy(
         update={
-            "workspace": (base / config.workspace).resolve(),
-            "data": config.data.model_copy(update={"folder": (base / config.data.folder).resolve()}),
+            "workspace": _place(base, config.workspace, "workspace"),
+            "data": config.data.model_copy(update={"folder": folder}),
         }
     )
     config._base = base
     return config
+
+
+def _place(base: Path, given: Path, setting: str) -> Path:
+    """A folder of the configuration, absolute; `~` is the user's home, as in a shell.
+
+    Raises:
+        LrlsError: there is no such user, or links lead in a circle.
+    """
+    expanded = os.path.expanduser(given)
+    if expanded.startswith("~"):
+        raise LrlsError(f"{setting}: {given} names the home of a user who is not known here; write the whole path.")
+    try:
+        return (base / expanded).resolve()
+    except (OSError, RuntimeError):
+        raise LrlsError(f"{setting}: {given} cannot be followed, its links lead in a circle; correct it.") from None
 
 
 def _outrank(methods: Any, key: list[str], value: Any) -> None:
@@ -314,42 +356,3 @@ def _outrank(methods: Any, key: list[str], value: Any) -> None:
         if isinstance(method, dict) and isinstance(method.get(key[0]), dict):
             for name in typed:
                 method[key[0]].pop(name, None)
-
-
-SectionType = TypeVar("SectionType", bound=Section)
-
-
-def validate(model: type[SectionType], values: Any, where: str) -> SectionType:
-    """Check one section; faults end as one `LrlsError` line that names the setting."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise LrlsError(f"{where}: {first_fault(error, model)}") from None
-
-
-def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a failed check, in one line; a misspelt key is answered with the nearest known one."""
-    fault = error.errors()[0]
-    if fault["type"] == "extra_forbidden":
-        section: Any = model
-        for part in fault["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        known = {*section.model_fields, *section.BESIDE}
-        return unknown_setting(".".join(str(part) for part in fault["loc"]), known)
-    # Where a setting takes several types, the type that was tried last stands behind its name.
-    a_type = re.compile(r"int|float|str|constrained-.*|list\[.*|tuple\[.*")
-    where = ".".join(str(part) for part in fault["loc"] if not a_type.fullmatch(str(part)))
-    if fault["type"] == "missing":
-        return f"setting {where} is missing; add it."
-    message = fault["msg"].removeprefix("Value error, ")
-    found_value = f" (found {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
-    place = f"setting {where}: " if where else ""  # a fault of several settings together has no place
-    return f"{place}{message[0].lower()}{message[1:]}{found_value}; correct it."
-
-
-def unknown_setting(where: str, known: Iterable[str]) -> str:
-    """The message for an unknown setting ("section.key"); it names the nearest known one."""
-    known = sorted(known)
-    nearest = difflib.get_close_matches(where.rpartition(".")[2], known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}."
-    return f"unknown setting {where}; {hint}"

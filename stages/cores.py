@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""How many processor cores this process may use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 
 
 def available_cores() -> int:
-    """Cores that the system, a job scheduler or `taskset` leaves to this process."""
-    if hasattr(os, "sched_getaffinity"):  # Linux alone has it
-        return len(os.sched_getaffinity(0))
+    """Cores that this process may use, at least 1; all of the machine's where the system does not say."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux; macOS and Windows have none
+        return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1

@@ -12,6 +12,7 @@ from torch import dtype as TorchType
 from stages.config import Config
 from stages.cores import available_cores
 from stages.errors import LrlsError
+from stages.memory import available_bytes, limit_memory
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Device:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.torch.type, dtype=self.dtype)
+
+    def free_bytes(self) -> int | None:
+        """Memory that networks may still take; None: unknown."""
+        return torch.cuda.mem_get_info(self.torch)[0] if self.torch.type == "cuda" else available_bytes()
 
     def __str__(self) -> str:
         precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
@@ -44,6 +49,8 @@ def choose_device(config: Config) -> Device:
         raise LrlsError("device is cuda, but torch finds no CUDA GPU; set device: auto, or install torch's CUDA build.")
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
+    if not on_gpu:  # CUDA reserves addresses beyond the memory
+        limit_memory()
     if config.precision == "fp32":
         return Device(device, torch.float32)
     fast = torch.cuda.is_bf16_supported() if on_gpu else cpu_has_bf16()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-import yaml
 
 from stages.answering.answers import Answering, Atlas, atlases_of, registers
 from stages.artifacts.calibration import Calibration
@@ -20,6 +19,7 @@ from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, recipe_of
 from stages.methods.recipe import Recipe
+from stages.text_files import yaml_value
 
 WHERE_IT_RUNS = ("device", "precision", "threads", "preprocess.workers")
 
@@ -105,7 +105,10 @@ def running_on(model: Model, overrides: Mapping[str, Any] | list[str]) -> Model:
     """
     if isinstance(overrides, list):
         pairs = [override.partition("=") for override in overrides]
-        overrides = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+        try:
+            overrides = {key.strip(): yaml_value(value, key.strip()) for key, _, value in pairs}
+        except ValueError as error:
+            raise LrlsError(f"--set: a value is not readable as YAML ({error}); correct it.") from None
     values = model.config.model_dump(mode="json")
     for key, value in overrides.items():
         if key not in WHERE_IT_RUNS:

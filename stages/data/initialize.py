@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import textwrap
@@ -18,6 +17,7 @@ from stages.config import load_config
 from stages.data.faults import IntakeError
 from stages.data.intake import SUFFIXES, case_id, find_file, read_image
 from stages.errors import LrlsError
+from stages.text_files import read_json
 
 MOST_ATLASES = 5
 IMAGE_FOLDERS = ("images", "imagesTr", "imagesTs")
@@ -202,9 +202,10 @@ preprocess:
 
 def _read_dataset(path: Path) -> dict[str, Any]:
     try:
-        dataset = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise LrlsError("dataset.json is not readable as JSON; correct or remove it.") from None
+        dataset = read_json(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise LrlsError(f"dataset.json is not readable as JSON ({reason}); correct or remove it.") from None
     channels = dataset.get("channel_names", dataset.get("modality", {})) if isinstance(dataset, dict) else {}
     if isinstance(channels, dict) and len(channels) > 1:
         raise LrlsError(f"dataset.json: {len(channels)} channels, 1 expected; keep one image per scan.")

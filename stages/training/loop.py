@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
 from stages.progress import Progress
+from stages.training.fitting import Size, told_in_one_line
 from stages.training.schedules import learning_rate
 
 LOG_STEPS = 10  # a log record and a look for NaN
@@ -40,6 +42,7 @@ class Run:
     seed: int
     draft: Draft
     frozen: Sequence[nn.Module] = ()  # used, never trained
+    size: Size | None = None  # for messages about memory
     generator: torch.Generator = field(init=False)
     log: list[dict[str, Any]] = field(default_factory=list)
 
@@ -58,7 +61,7 @@ def train(run: Run) -> list[dict[str, Any]]:
         The log: a record every `LOG_STEPS` steps, "phase", "step" and the mean of each "player/term" since the last.
 
     Raises:
-        LrlsError: a loss or gradient is not finite; the message names the scans of that batch.
+        LrlsError: a loss or gradient is not finite; the message names the scans of that batch. Or memory ran out.
     """
     checkpoint = run.draft.resume / "training.pt"
     state = load_state(checkpoint) if checkpoint.exists() else None
@@ -70,6 +73,13 @@ def train(run: Run) -> list[dict[str, Any]]:
     for index in range(first, len(run.phases)):
         _train_phase(run, index, checkpoint, state if index == first else None)
     return run.log
+
+
+def _memory_told(run: Run, phase: Phase) -> AbstractContextManager[None]:
+    assert run.settings.batch_size is not None
+    if run.size is None:
+        return nullcontext()
+    return told_in_one_line(run.size, phase.batch_size or run.settings.batch_size, phase.name)
 
 
 def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] | None) -> None:
@@ -90,7 +100,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
         torch.set_rng_state(state["global"])
 
     watch = _Watch(phase.name)
-    with Progress(f"train {phase.name}", steps, start=step) as progress:
+    with Progress(f"train {phase.name}", steps, start=step) as progress, _memory_told(run, phase):
         while step < steps:
             batch = phase.batches(run.data, draw)
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
@@ -138,15 +148,16 @@ def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 
             if step > warm and time.monotonic() - began > patience_s:
                 break
             started, seldom_s = time.monotonic(), 0.0
-            batch = phase.batches(run.data, draw)
-            for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
-                turn = time.monotonic() if player.every > 1 else 0.0
-                for group in optimizer.param_groups:
-                    group["lr"] = 0.0
-                _move(player, optimizer, phase, batch, run.device)
-                average.update()
-                if player.every > 1:  # here the player moved in every step
-                    seldom_s += (time.monotonic() - turn) * (1 - 1 / player.every)
+            with _memory_told(run, phase):
+                batch = phase.batches(run.data, draw)
+                for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
+                    turn = time.monotonic() if player.every > 1 else 0.0
+                    for group in optimizer.param_groups:
+                        group["lr"] = 0.0
+                    _move(player, optimizer, phase, batch, run.device)
+                    average.update()
+                    if player.every > 1:  # here the player moved in every step
+                        seldom_s += (time.monotonic() - turn) * (1 - 1 / player.every)
             if run.device.torch.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.monotonic() - started - seldom_s)

@@ -19,6 +19,7 @@ from stages.methods import recipe_of, settings_read, training_of
 from stages.methods.recipe import Method, Recipe, Train
 from stages.parts.batches.scans import Scans
 from stages.seeds import derive
+from stages.training.fitting import refuse_what_cannot_fit, size_of
 from stages.training.loop import Run, train
 
 Inputs = Mapping[str, Artifact]
@@ -54,9 +55,16 @@ def run_of(
     round: int = 0,
     inputs: Inputs | None = None,
 ) -> Run:
-    """The training run of a step, from the networks' current weights."""
+    """The training run of a step, from the networks' current weights.
+
+    Raises:
+        LrlsError: it needs more memory than there is.
+    """
     generated = (inputs or {}).get("generated")
     assert generated is None or isinstance(generated, Generated)
+    section = SECTION[step.makes]
+    settings, size = training_of(method, config, section), size_of(cohort, config, section)
+    refuse_what_cannot_fit(step, settings, size, cohort, config, method, device, round)
     for name, network in step.as_before.items():
         network.load_state_dict(recipe.networks[name].state_dict())
     trained = recipe.trained(step)
@@ -65,11 +73,12 @@ def run_of(
         phases=step.phases,
         networks=trained,
         data=scans_to_learn_from(cohort, generated, device),
-        settings=training_of(method, config, SECTION[step.makes]),
+        settings=settings,
         device=device,
         seed=derive(config.seed, step.makes, round),
         draft=draft,
         frozen=[*step.as_before.values(), *still],
+        size=size,
     )
 
 
