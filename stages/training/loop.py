@@ -22,7 +22,7 @@ from stages.methods.phases import Phase, Player
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
-from stages.progress import Progress
+from stages.progress import Progress, say
 from stages.training.schedules import learning_rate
 
 LOG_STEPS = 10  # a log record and a look for NaN
@@ -61,7 +61,9 @@ def train(run: Run) -> list[dict[str, Any]]:
         LrlsError: a loss or gradient is not finite; the message names the scans of that batch.
     """
     checkpoint = run.draft.resume / "training.pt"
-    state = load_state(checkpoint) if checkpoint.exists() else None
+    state = load_state(checkpoint)
+    if state is None and checkpoint.exists():
+        say("training: the state that a stopped run left is damaged; training starts over.")
     if state:
         for name, network in run.networks.items():
             network.load_state_dict(state["networks"][name])
