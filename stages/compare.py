@@ -222,8 +222,8 @@ def _scores_of(runs: list[Scores]) -> pd.DataFrame:
 
 def _fields_of(runs: list[Scores]) -> dict[str, float]:
     """Means of the measures of displacements; empty for methods without."""
-    measures = [run.summary.get("registration", {}) for run in runs]
-    return {name: sum(of_run[name]["mean"] for of_run in measures) / len(measures) for name in measures[0]}
+    measures = [run.fields for run in runs]
+    return {name: sum(of_run[name] for of_run in measures) / len(measures) for name in measures[0]}
 
 
 def _check_alike(runs: dict[str, list[Scores]]) -> None:

@@ -36,13 +36,22 @@ class Scores(Artifact):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What is printed; raises LrlsError if the file is damaged."""
+        """`summary.json`, with everything that is printed; raises LrlsError if the file is damaged."""
         summary = self.read_json("summary.json")
         try:
             _check(summary)
         except UNREADABLE:
             raise self.damaged("summary.json") from None
         return summary
+
+    @property
+    def fields(self) -> dict[str, float]:
+        """Means of the measures of displacements; empty for methods without. Raises LrlsError as `summary` does."""
+        try:
+            measures = self.read_json("summary.json").get("registration", {})
+            return {name: float(measures[name]["mean"]) for name in measures}
+        except UNREADABLE:
+            raise self.damaged("summary.json") from None
 
     @property
     def table(self) -> pd.DataFrame:

@@ -12,16 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import aged, resealed
 from filelock import FileLock
 
 from stages.artifacts.calibration import Calibrated
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.digests import digest_of
 from stages.artifacts.files import atomic_write_bytes
 from stages.artifacts.found import look_through
 from stages.artifacts.generated import Generated
 from stages.artifacts.kinds import KINDS
-from stages.artifacts.manifest import MANIFEST, SEAL, Artifact, Identity, peek_manifest, read_manifest
+from stages.artifacts.manifest import MANIFEST, Artifact, Identity, peek_manifest, read_manifest
 from stages.artifacts.plan import Plan
 from stages.artifacts.store import (
     Draft,
@@ -326,21 +326,6 @@ def test_newer_format_is_refused_even_if_it_has_unknown_fields(tmp_path):
     (folder / MANIFEST).write_text(json.dumps(values))
     with pytest.raises(LrlsError, match=r"registration format 99 is newer than this lrls reads \(3\); upgrade lrls"):
         read_manifest(folder)
-
-
-def aged(folder: Path, **unknown: int) -> Path:
-    """The artifact as if the format before its own had been written."""
-    values = json.loads((folder / MANIFEST).read_text())
-    values["identity"]["format_version"] -= 1
-    return resealed(folder, **values | unknown)
-
-
-def resealed(folder: Path, **changes: Any) -> Path:
-    """The artifact with other values in its `artifact.json`, by someone who makes the seal right again."""
-    values = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | changes
-    values.pop(SEAL)
-    (folder / MANIFEST).write_text(json.dumps(values | {SEAL: digest_of(values)}))
-    return folder
 
 
 @pytest.mark.parametrize("unknown", [{}, {"unknown": 1}])
