@@ -82,12 +82,19 @@ def _prefix(name: str) -> str:
     return f"{name}." if "/" in name else f"{name}/"
 
 
-def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Tensor], place: str) -> None:
+def fill(
+    modules: Mapping[str, torch.nn.Module],
+    tensors: Mapping[str, torch.Tensor],
+    place: str,
+    *,
+    check_only: bool = False,
+) -> None:
     """Fill networks with tensors by the keys "network/parameter"; tensors of other networks are ignored.
 
     Args:
         modules: by name; a sub-network by "network/sub-network".
         place: where the tensors come from, for messages.
+        check_only: leave the networks as they are; they may be without memory.
 
     Raises:
         LrlsError: the tensors do not fit. The networks are then unchanged.
@@ -110,7 +117,8 @@ def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Ten
                 )
         states[name] = {key.removeprefix(prefix): tensor for key, tensor in stored.items()}
     for name, module in modules.items():
-        module.load_state_dict(states[name])
+        if not check_only:
+            module.load_state_dict(states[name])
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
