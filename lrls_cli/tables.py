@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stages.artifacts.comparison import Comparison
-    from stages.artifacts.manifest import Manifest
+    from stages.artifacts.found import Found
     from stages.artifacts.scores import Scores
     from stages.artifacts.suggestion import Suggestion
     from stages.data.intake import Fault
@@ -126,8 +126,9 @@ def print_methods(methods: Iterable[Method]) -> None:
     Console().print(table)
 
 
-def print_history(entries: Sequence[tuple[Path, Manifest]], workspace: Path) -> None:
-    """A row per artifact, oldest first."""
+def print_history(found: Found, workspace: Path) -> None:
+    """A row per artifact, oldest first; then what stopped runs left, and what cannot be read."""
+    entries = found.finished
     # Newest first, so that of equal digests (made again with --force) the oldest folder stays.
     places = {manifest.digest: str(folder.relative_to(workspace)) for folder, manifest in reversed(entries)}
     table = Table()
@@ -151,4 +152,13 @@ def print_history(entries: Sequence[tuple[Path, Manifest]], workspace: Path) -> 
     console = Console()
     if not console.is_terminal:
         console.width = 160
-    console.print(table if entries else f"nothing in {workspace.name} yet; start with `lrls preprocess`.")
+    if entries or not (found.unfinished or found.unreadable):
+        console.print(table if entries else f"nothing in {workspace.name} yet; start with `lrls preprocess`.")
+    for left in found.unfinished:
+        age = f"{left.age_s / 3600:.1f} hours" if left.age_s < 48 * 3600 else f"{left.age_s / 86400:.0f} days"
+        print(
+            f"unfinished: {left.folder.relative_to(workspace)}, {left.num_bytes / 1e6:.1f} MB, {age} old; "
+            "the command that was stopped resumes from it, or delete it."
+        )
+    for line in found.unreadable:
+        print(line)

@@ -19,9 +19,8 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.made import Made
-from stages.artifacts.store import latest, make
+from stages.artifacts.store import NotMade, latest, make
 from stages.config import Config
-from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, settings_read
 from stages.methods.recipe import Generate
 from stages.parts.metrics import dice_per_class
@@ -71,18 +70,22 @@ def calibrate(
 def newest_calibration(
     made: Made, config: Config, method_name: str, *, network_only: bool = False
 ) -> Calibrated | None:
-    """The newest calibration of these trained networks, with any number of couples; None if there is none."""
+    """The newest calibration of these trained networks, with any number of couples; None if there is none.
+
+    Raises:
+        LrlsError: it is damaged.
+    """
     settings = settings_read(find_method(method_name), config, "eval") | {"network_only": network_only}
     made_from = {"cohort": made.cohort.manifest}
     for role, artifact in (("registration", made.registration), ("segmentation", made.segmentation)):
         if artifact:
             made_from[role] = artifact.manifest
+    folder = config.workspace / method_name / "calibration"
     try:
-        folder = config.workspace / method_name / "calibration"
         version = latest(folder, kind=Calibrated.KIND, made_from=made_from, settings=settings, round=made.round)
-        return Calibrated.open(version)
-    except LrlsError:
+    except NotMade:
         return None
+    return Calibrated.open(version)
 
 
 def calibrated_model(made: Made, config: Config, method_name: str, *, network_only: bool = False) -> Model:

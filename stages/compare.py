@@ -12,7 +12,7 @@ from stages.artifacts.comparison import Comparison
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.manifest import Manifest
 from stages.artifacts.scores import Scores
-from stages.artifacts.store import Draft, history, make, opened_versions, verify
+from stages.artifacts.store import Draft, Listed, history, listed_versions, make
 from stages.config import Config
 from stages.data.subsets import cohort_settings
 from stages.errors import LrlsError
@@ -51,10 +51,10 @@ def newest_scores(
     said = _settings_in(config, method, wanted)
     wanted = {name: said[name] for name in wanted}
     truths = {f"truth/{case}" for case in config.part(config.eval.part)}
-    runs, known = list[tuple[Scores, dict[str, Any]]](), set[str]()
-    for scores in reversed(opened_versions(Scores, config.workspace / method.name / "scores")):
+    runs, known = list[tuple[Listed, dict[str, Any]]](), set[str]()
+    for scores in reversed(listed_versions(Scores, config.workspace / method.name / "scores")):
         identity = scores.manifest.identity
-        if identity.config["part"] == config.eval.part and identity.seed == seed:
+        if identity.config.get("part") == config.eval.part and identity.seed == seed:
             had = _settings_of(scores.manifest, made)
             known |= had.keys()
             if wanted.items() <= had.items():
@@ -74,7 +74,7 @@ def newest_scores(
             tell(f"{row}: {newest.folder.name} of its scores was made with other settings: {'; '.join(others)}.")
         _, first = (as_said or runs)[0]
         of_run = [scores for scores, had in as_said or runs if not _differing(had, first, but={"round"})]
-        return max(of_run, key=lambda scores: scores.manifest.identity.round)
+        return Scores.open(max(of_run, key=lambda scores: scores.manifest.identity.round).folder)
     if known and (unknown := sorted(wanted.keys() - known - _settings_in(config, method, {}).keys())):
         raise LrlsError(
             f"--method {row!r}: no run of {name} has a setting {unknown[0]}; there are {', '.join(sorted(known))}."
@@ -176,7 +176,7 @@ def compare(
     )
     made = {manifest.digest: manifest for _, manifest in history(config.workspace)}
     runs = {method: [newest_scores(config, method, seed, made, tell) for seed in seeds] for method in methods}
-    comparison = make(
+    return make(
         Comparison,
         config.workspace / "compare",
         lambda draft: _write(draft, config, runs, made),
@@ -187,8 +187,6 @@ def compare(
         force=force,
         ready=lambda: _check_alike(runs),
     )
-    verify(comparison.folder)  # its tables are printed as stored
-    return comparison
 
 
 def _write(draft: Draft, config: Config, runs: dict[str, list[Scores]], made: dict[str, Manifest]) -> None:
@@ -220,14 +218,13 @@ def _write(draft: Draft, config: Config, runs: dict[str, list[Scores]], made: di
 
 def _scores_of(runs: list[Scores]) -> pd.DataFrame:
     """scores.csv of every run, one below the other, numbered in "run"."""
-    tables = [pd.read_csv(run.folder / "scores.csv", dtype={"case": str}) for run in runs]
-    return pd.concat([table.assign(run=number) for number, table in enumerate(tables)])
+    return pd.concat([run.table.assign(run=number) for number, run in enumerate(runs)])
 
 
 def _fields_of(runs: list[Scores]) -> dict[str, float]:
     """Means of the measures of displacements; empty for methods without."""
-    measures = [run.summary.get("registration", {}) for run in runs]
-    return {name: sum(of_run[name]["mean"] for of_run in measures) / len(measures) for name in measures[0]}
+    measures = [run.fields for run in runs]
+    return {name: sum(of_run[name] for of_run in measures) / len(measures) for name in measures[0]}
 
 
 def _check_alike(runs: dict[str, list[Scores]]) -> None:
@@ -242,7 +239,7 @@ def _check_alike(runs: dict[str, list[Scores]]) -> None:
                 raise LrlsError(f"{method}: seeds {seeds} ran with different settings; run one of them again.")
 
 
-def _truths(scores: Scores) -> dict[str, str]:
+def _truths(scores: Scores | Listed) -> dict[str, str]:
     """Digests of the label maps that were scored against."""
     inputs = scores.manifest.identity.inputs
     return {role: digest for role, digest in inputs.items() if role.startswith("truth/")}

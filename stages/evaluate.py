@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +16,11 @@ import torch
 
 from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan, atlases_of, registers
 from stages.answering.registering import overlay_row
+from stages.artifacts.checked import is_sound, read_checked, read_record, say_damaged, write_checked, write_record
 from stages.artifacts.cohort import Cohort, FlatBorder
+from stages.artifacts.digests import file_digest
 from stages.artifacts.draft import Draft
-from stages.artifacts.files import atomic_write_text
+from stages.artifacts.files import atomic_write_text, fsync
 from stages.artifacts.generated import Generated
 from stages.artifacts.manifest import Artifact
 from stages.artifacts.scores import Scores
@@ -107,7 +110,7 @@ def evaluate(
         recipe = recipe_of(method, cohort, config)
         recipe.load(trained.values())
         _score_all(draft, cases, truths, outputs, recipe.answer, borders, cohort, held_out, config, device)
-        results = [json.loads((draft.resume / f"{case}.json").read_text()) for case in cases]
+        results = [_finished(draft, case) for case in cases]
         table = pd.DataFrame([row for result in results for row in result["scores"]])
         fields = pd.DataFrame([row for result in results for row in result["registration"]])
         table.to_csv(draft.folder / "scores.csv", index=False, float_format="%.6f")
@@ -146,22 +149,43 @@ def _score_all(
     draft: Draft, cases: Sequence[str], truths: Mapping[str, ScanFacts], outputs: list[str], answer_by: AnswerBy,
     borders: Sequence[FlatBorder], cohort: Cohort, held_out: Cohort, config: Config, device: Device,
 ) -> None:  # fmt: skip
-    """Write every scan's label maps and a JSON file with its scores; a resumed run keeps finished ones."""
-    files = [".json", ".npy"] if "registration" in outputs else [".json"]
-    done_cases = {case for case in cases if all((draft.resume / f"{case}{end}").exists() for end in files)}
-    missing = [case for case in cases if case not in done_cases]
-    with Progress(f"score {config.eval.part}", len(cases), start=len(done_cases)) as progress:
+    """Write every scan's label maps, and a record of its scores and files; a resumed run keeps what is as written."""
+    missing = [case for case in cases if _left_by_stopped_run(draft, case, "registration" in outputs) is None]
+    with Progress(f"score {config.eval.part}", len(cases), start=len(cases) - len(missing)) as progress:
         for case, answered in _predict(missing, outputs, answer_by, borders, cohort, held_out, config, device):
             rows, truth = [], decode_label(config, case, truths[case])
+            written = {}
             for output in outputs:
                 classes = answered["classes"][output]
-                _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
+                path = _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
+                written[path.relative_to(draft.folder).as_posix()] = file_digest(path)
                 rows += _score(output, case, truth, classes, _spacing_mm(truths[case]), config)
             if answered["field"] is not None:  # for the pictures of the best, median and worst scan
-                np.save(draft.resume / f"{case}.npy", answered["field"].astype(np.float16))
-            result = {"scores": rows, "registration": answered["registration"]}
-            atomic_write_text(draft.resume / f"{case}.json", json.dumps(result))
+                field = io.BytesIO()
+                np.save(field, answered["field"].astype(np.float16))
+                write_checked(draft.resume / f"{case}.npy", field.getbuffer())
+            result = {"scores": rows, "registration": answered["registration"], "files": written}
+            write_record(draft.resume / f"{case}.json", result)
             progress.advance()
+
+
+def _left_by_stopped_run(draft: Draft, case: str, registers: bool) -> dict[str, Any] | None:
+    """The record of a scan; None: it, or a file that it names, is missing or damaged."""
+    result = read_record(draft.resume / f"{case}.json", f"case {case}")
+    if result is None or (registers and not is_sound(draft.resume / f"{case}.npy", f"case {case}")):
+        return None
+    for name, digest in result["files"].items():
+        file = draft.folder / name
+        if not file.is_file() or file_digest(file) != digest:
+            say_damaged(f"case {case}")
+            return None
+    return result
+
+
+def _finished(draft: Draft, case: str) -> dict[str, Any]:
+    result = read_record(draft.resume / f"{case}.json", f"case {case}")
+    assert result is not None
+    return result
 
 
 def _facts(config: Config, labelled: dict[str, bool]) -> dict[str, ScanFacts]:
@@ -266,10 +290,14 @@ def _answers(cases: Sequence[str], answering: Answering, held_out: Cohort) -> It
         yield from zip(scans, answering.answers(scans), strict=True)
 
 
-def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort, config: Config) -> None:
+def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort, config: Config) -> Path:
+    """Write a label map, and wait until it is on the disk: the record that comes next says that it is."""
     folder.mkdir(exist_ok=True)
-    image = as_label_image(label_values(classes, config), held_out.transform(case))
-    sitk.WriteImage(image, str(folder / f"{case}.nii.gz"), useCompression=True)
+    image, path = as_label_image(label_values(classes, config), held_out.transform(case)), folder / f"{case}.nii.gz"
+    sitk.WriteImage(image, str(path), useCompression=True)
+    fsync(path)
+    fsync(folder)
+    return path
 
 
 def _score(
@@ -345,6 +373,8 @@ def _pictures(
         moving = (cohort.image(atlas), cohort.label(atlas))
         overlay = []
         for case in chosen.values():
-            field = np.load(draft.resume / f"{case}.npy").astype(np.float32)
+            data = read_checked(draft.resume / f"{case}.npy")
+            assert data is not None
+            field = np.load(io.BytesIO(data)).astype(np.float32)
             overlay.append(overlay_row(case, moving, held_out.image(case), field, cohort))
         registration_overlay(overlay, folder / "registration.png", structures=cohort.structures)

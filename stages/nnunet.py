@@ -11,10 +11,9 @@ Source: nnU-Net v2, documentation/dataset_format.md.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +22,18 @@ import SimpleITK as sitk
 
 from stages.answering.answers import atlases_of
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.files import plain
 from stages.artifacts.made import Made
+from stages.artifacts.manifest import UNREADABLE, parsed
+from stages.artifacts.placing import check_place, placed
 from stages.config import Config
+from stages.data.writers import write_image
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of
 from stages.methods.recipe import Generate
+
+DATASET, FOLDERS = "dataset.json", ("imagesTr", "labelsTr", "imagesTs")
+OURS = "written_by_lrls"  # key in dataset.json: the files that may be replaced
 
 
 def export_nnunet(
@@ -45,9 +51,10 @@ def export_nnunet(
         LrlsError: nnU-Net does not read folders of that name, the folder exists, or the generated data are gone.
     """
     if not re.fullmatch(r"Dataset\d{3}_\w+", out.name):
-        raise LrlsError(f"--out {out.name}: nnU-Net reads folders like Dataset101_Hippocampus only; name it so.")
-    if out.exists() and not (force and (out / "dataset.json").is_file()):
-        raise LrlsError(f"{out} exists already; choose another number, or replace a data set with --force.")
+        raise LrlsError(f"--out {plain(out.name)}: nnU-Net reads folders like Dataset101_Hippocampus only; name it so.")
+    scans = [config.data.folder / config.data.images, config.data.folder / config.data.labels]
+    check_place(out, force=force, strange=_strange_in, kept=[config.workspace, *scans], inside=True)
+    check_place(out, force=force, strange=_strange_in, kept=[config.data.folder, config.base, Path.cwd()])
     cohort = made.cohort
     steps = plan_of(find_method(method_name), config).steps(made.round)
     if made.generated is None and any(isinstance(step, Generate) for step in steps):
@@ -55,10 +62,8 @@ def export_nnunet(
             f"{method_name}: the generated data that its network learned from are gone; "
             "make both again with `lrls generate` and `lrls train-seg`."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        for folder in ("imagesTr", "labelsTr", "imagesTs"):
+    with placed(out, force=force, strange=_strange_in) as draft:
+        for folder in FOLDERS:
             (draft / folder).mkdir(parents=True)
         train, test = 0, cohort.parts.get("unlabeled", [])
         for case, image, label in _labelled(made, config, method_name, couples):
@@ -72,14 +77,23 @@ def export_nnunet(
             "labels": {"background": 0} | {name: k for k, name in enumerate(cohort.structures, start=1)},
             "numTraining": train,
             "file_ending": ".nii.gz",
+            OURS: sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*.nii.gz")),
         }
-        (draft / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        (draft / DATASET).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return {"train": train, "test": len(test)}
+
+
+def _strange_in(out: Path) -> str | None:
+    """Why a data set is not one that lrls wrote and nobody added to; None: it is, and may be replaced."""
+    try:
+        ours = {DATASET, *FOLDERS, *parsed(out / DATASET)[OURS]}
+    except UNREADABLE:
+        return f"was not written by lrls ({DATASET} does not say so)"
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if name not in ours or path.is_symlink():
+            return f"holds {plain(name)}, which lrls did not write"
+    return "is a link" if out.is_symlink() else None
 
 
 def _labelled(
@@ -102,4 +116,7 @@ def _write(array: np.ndarray, cohort: Cohort, path: Path) -> None:
     kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.min_scalar_type(cohort.num_classes - 1)
     image = sitk.GetImageFromArray(array.astype(kind))
     image.CopyInformation(cohort.grid.as_image())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        write_image(image, path)
+    except LrlsError:  # which names the hidden draft
+        raise OSError(errno.EIO, f"{path.name} could not be written") from None

@@ -18,6 +18,7 @@ from stages.artifacts.cohort import Cohort, Grid, write_images
 from stages.artifacts.digests import digest_of
 from stages.artifacts.draft import Draft, working_in
 from stages.artifacts.files import atomic_write_text
+from stages.artifacts.found import WORK
 from stages.artifacts.manifest import peek_manifest
 from stages.artifacts.store import make, verify, versions
 from stages.config import Config
@@ -30,7 +31,6 @@ from stages.data.prepare import about_of
 from stages.data.subsets import MEMBERS, TRAINED_ON, Part, cohort_folder, cohort_settings, roles_of
 from stages.errors import LrlsError
 
-WORK = ".work-"  # folder beside the versions: scans on the grid that are not in a cohort yet
 WORK_VERSION = 1  # of the files in it
 
 

@@ -10,6 +10,11 @@ from typing import Self
 PLAIN_INTERVAL_S = 15.0
 
 
+def say(line: str) -> None:
+    """A line for the user, beside results."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts units of work.
 

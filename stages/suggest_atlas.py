@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
+from stages.artifacts.checked import read_record, write_record
 from stages.artifacts.cohort import Grid
 from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
@@ -200,16 +201,18 @@ def _align_all(
     folder = resume / turn.replace(" ", "-")
     folder.mkdir(exist_ok=True)
     files = {case: folder / f"{case}.json" for case in scans}
-    missing = [case for case, file in files.items() if not file.exists()]
+    records = {case: read_record(file, f"case {case}, aligned {turn}") for case, file in files.items()}
+    missing = [case for case, record in records.items() if record is None]
     with Progress(f"align {turn}", len(scans), start=len(scans) - len(missing)) as progress:
         settings = config.preprocess
         arguments = [
             (case, reference, scans[case], settings.align, settings.align_contrast, config.seed) for case in missing
         ]
         for case, record in in_processes(_align_case, arguments, workers=config.preprocess.workers):
-            atomic_write_text(files[case], json.dumps(record))
+            write_record(files[case], record)
+            records[case] = record
             progress.advance()
-    return {case: json.loads(file.read_text()) for case, file in files.items()}
+    return records
 
 
 def _align_case(

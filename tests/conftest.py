@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -17,7 +18,8 @@ import SimpleITK as sitk
 import yaml
 
 from lrls_cli.main import main
-from stages.artifacts.manifest import Manifest, read_manifest
+from stages.artifacts.digests import digest_of
+from stages.artifacts.manifest import MANIFEST, SEAL, Manifest, read_manifest
 from stages.artifacts.store import history, versions
 from stages.config import Config, load_config
 from stages.data.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
@@ -114,6 +116,20 @@ class Project:
             folder.relative_to(self.workspace).as_posix(): manifest.digest
             for folder, manifest in history(self.workspace)
         }
+
+
+def resealed(folder: Path, **changes: Any) -> Path:
+    """An artifact with other values in its `artifact.json`, by someone who makes the seal right again."""
+    values = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | changes
+    values.pop(SEAL)
+    (folder / MANIFEST).write_text(json.dumps(values | {SEAL: digest_of(values)}), encoding="utf-8")
+    return folder
+
+
+def aged(folder: Path, **unknown: Any) -> Path:
+    """An artifact as if the format before its own had been written."""
+    identity = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["identity"]
+    return resealed(folder, identity=identity | {"format_version": identity["format_version"] - 1}, **unknown)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

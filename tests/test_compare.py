@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Project
+from conftest import Project, aged
 
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.kinds import KINDS
@@ -306,10 +306,7 @@ def test_a_method_without_scores_names_the_command(scored):
 
 def test_scores_of_an_older_format_are_passed_over(scored):
     write_scores(scored, "unet", 0.3)
-    file = scored.workspace / "unet" / "scores" / "v0002" / "artifact.json"
-    values = json.loads(file.read_text())
-    values["identity"]["format_version"] -= 1
-    file.write_text(json.dumps(values))
+    aged(scored.workspace / "unet" / "scores" / "v0002")
     assert newest_scores(scored.config, "unet", 0, {}).folder.name == "v0001"
 
 

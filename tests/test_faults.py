@@ -19,7 +19,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
-from conftest import Done, Project
+from conftest import Done, Project, aged
 
 from stages.errors import LrlsError
 from stages.processes import in_processes
@@ -182,23 +182,27 @@ def test_a_changed_byte_in_the_cohort_is_found(dataset, command, copied):
 
 def test_an_unreadable_manifest_is_named(copied):
     (copied.workspace / "brbs" / "registration" / "v0001" / "artifact.json").write_text("{")
-    for command in (("generate", "--method", "brbs"), ("history",)):
-        assert "artifact.json is not readable; delete that folder and make it again." in fault(copied.lrls(*command))
+    line = "artifact.json is not readable; delete that folder and make it again."
+    assert line in fault(copied.lrls("generate", "--method", "brbs"))
+    told = copied.made("history").out
+    assert line in told and "brbs/segmentation/v0001" in told
 
 
-def test_damaged_training_state_is_named(copied, monkeypatch):
+def test_training_starts_over_where_its_state_is_damaged_and_says_so(copied, monkeypatch):
     command = ("train-seg", "--method", "unet")
-    with monkeypatch.context() as patch:
-        patch.setattr("stages.training.runs.save_weights", full_disk)
-        fault(copied.lrls(*command))
-    (state,) = (copied.workspace / "unet" / "segmentation").glob(".draft-*/resume/training.pt")
-    os.truncate(state, 1000)
-
-    line = fault(copied.lrls(*command))
-
-    assert line.endswith("resume and run the same command again: it starts over.")
-    shutil.rmtree(state.parent)
-    copied.made(*command)
+    digests = []
+    for damage in (lambda _: None, lambda state: os.truncate(state, 1000)):
+        with monkeypatch.context() as patch:
+            patch.setattr("stages.training.runs.save_weights", full_disk)
+            fault(copied.lrls(*command))
+        assert "unfinished: unet/segmentation/.draft-" in copied.made("history").out
+        (state,) = (copied.workspace / "unet" / "segmentation").glob(".draft-*/resume/training.pt")
+        damage(state)
+        done = copied.made(*command)
+        digests.append(copied.manifest("unet/segmentation").digest)
+        shutil.rmtree(copied.workspace / "unet" / "segmentation")
+    assert "training: the state that a stopped run left is damaged; training starts over." in done.err
+    assert len(set(digests)) == 1
 
 
 # The disk and other processes
@@ -420,10 +424,7 @@ def test_artifacts_of_an_older_cohort_are_passed_over(copied):
 
 def test_artifacts_of_an_older_format_are_listed_and_made_again(copied):
     for kind in ("registration", "generated", "segmentation"):
-        file = copied.workspace / "brbs" / kind / "v0001" / "artifact.json"
-        values = json.loads(file.read_text())
-        values["identity"]["format_version"] -= 1
-        file.write_text(json.dumps(values))
+        aged(copied.workspace / "brbs" / kind / "v0001")
     assert copied.made("history").out.count("(older format: not read)") == 3
     assert fault(copied.lrls("generate", "--method", "brbs")).endswith(
         "brbs/registration holds only versions of an older format: registration format 2, this lrls reads 3; "

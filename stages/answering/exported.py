@@ -5,8 +5,9 @@ weights.safetensors   of the networks that answer
 images.safetensors    reference: the image that scans are aligned to; atlas_<n>_image and atlas_<n>_label on the grid,
                       if the answer propagates labels
 
-Opening a model runs no code and writes nothing. Only files of fixed names are read, as JSON and safetensors, up to
-their stated sizes; a file whose digest differs is refused.
+Opening a model runs no code and writes nothing. Only files of fixed names are read, as JSON and safetensors, up to the
+sizes that the description allows; a file whose digest differs is refused. Networks get memory only once their weights
+are known to fit, and weights and images are checked before they are used.
 """
 
 from __future__ import annotations
@@ -14,137 +15,65 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors.torch
 import SimpleITK as sitk
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
 from stages.answering.answers import Atlas
+from stages.answering.description import (
+    LEAST_EDGE,
+    MOST_REFERENCE_VOXELS,
+    MOST_WEIGHTS,
+    Description,
+    StoredBorder,
+    StoredFile,
+    StoredGrid,
+    check_measures,
+    check_plain,
+)
 from stages.answering.model import Model
-from stages.artifacts.calibration import Calibration
+from stages.answering.packages import BROKEN, IMAGES, MODEL, WEIGHTS, Read, opened, strange_in, write_package
 from stages.artifacts.cohort import FlatBorder, Grid
 from stages.artifacts.digests import digest_of
+from stages.artifacts.files import plain, shown
+from stages.artifacts.placing import check_place, placed
 from stages.artifacts.weights_file import fill, packed_weights
-from stages.config import Config, PreprocessSettings, Section, first_fault
+from stages.config import Config, first_fault
 from stages.data.grid import unpacked
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of
-from stages.methods.recipe import Recipe, Task
+from stages.methods.recipe import Method, Recipe, Task
+from stages.methods.settings import MethodSettings
 
-MODEL, WEIGHTS, IMAGES = "model.json", "weights.safetensors", "images.safetensors"
-NAMES = (MODEL, WEIGHTS, IMAGES)
 MOST_JSON_BYTES = 4 * 2**20
 MOST_HEADER_BYTES = 4 * 2**20  # of a safetensors file
-MOST_BYTES = 4 * 2**30
-MOST_EXPANSION = 100  # of a file in a zip; images and weights are noisy and compress little
-MOST_VOXELS = 2**29  # of a grid
-
-Vector = tuple[float, float, float]
-Count = Annotated[int, Field(ge=1, le=4096)]
-Matrix = Annotated[tuple[float, ...], Field(min_length=9, max_length=9)]
-Positive = Annotated[float, Field(gt=0)]
+BRIGHTEST = 10.0  # intensities are in about [0, 1]
 
 
-class StoredGrid(Section):
-    shape: tuple[Count, Count, Count]
-    spacing_mm: tuple[Positive, Positive, Positive]
-    origin: Vector
-    direction: Matrix
-
-    @model_validator(mode="after")
-    def _is_not_huge(self) -> StoredGrid:
-        if int(np.prod(self.shape, dtype=np.int64)) > MOST_VOXELS:
-            raise ValueError(f"the grid has more than {MOST_VOXELS} voxels")
-        return self
-
-
-class StoredBorder(Section):
-    classes: tuple[int, int]
-    normal: Vector
-
-
-class StoredFile(Section):
-    bytes: int = Field(ge=0, le=MOST_BYTES)
-    sha256: str
-
-
-class Description(Section):
-    """The content of `model.json`."""
-
-    kind: Literal["lrls-model"] = "lrls-model"
-    format_version: Literal[1] = 1
-    lrls: str = Field(description="Version of lrls that wrote the model.")
-    method: str
-    settings: dict[str, Any] = Field(description="All settings of the method.")
-    structures: list[tuple[str, list[int]]] = Field(
-        min_length=1, max_length=2**15, description="Names and label values, in the order of classes."
-    )
-    others: Literal["error", "background"]
-    seed: int
-    precision: Literal["auto", "fp32", "bf16"]
-    preprocess: PreprocessSettings
-    num_atlases: int = Field(ge=0, le=2**15, description="Atlases that the method learned from.")
-    stored_atlases: int = Field(ge=0, le=2**15, description="Atlases whose labels the method propagates.")
-    grid: StoredGrid
-    reference_spacing: tuple[Positive, Positive, Positive]
-    reference_origin: Vector
-    reference_direction: Matrix
-    borders: list[StoredBorder]
-    calibration: Calibration | None
-    files: dict[Literal["weights.safetensors", "images.safetensors"], StoredFile]
-
-
-def refuse_existing(out: Path, force: bool) -> None:
-    if out.exists() and not force:
-        raise LrlsError(f"{out} exists already; choose another name, or replace it with --force.")
+def refuse_place(out: Path, force: bool, kept: Sequence[Path] = ()) -> None:
+    """Raises LrlsError if a model cannot be written to `out`, or would replace one of the folders `kept`."""
+    check_place(out, force=force, strange=strange_in, kept=kept)
 
 
 def export_model(model: Model, out: Path, *, force: bool = False) -> Path:
     """Write a model as a zip (if `out` ends in .zip) or a folder, in full or not at all.
 
     Raises:
-        LrlsError: `out` exists.
+        LrlsError: `out` exists or cannot be written, or the model is beyond the bounds of what can be opened.
     """
-    refuse_existing(out, force)
+    refuse_place(out, force)
     contents = _contents(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        if out.suffix == ".zip":
-            with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as file:
-                for name, data in contents.items():  # with ZipInfo's default date: equal models are equal files
-                    file.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-            os.replace(draft, out)
-        else:
-            draft.mkdir()
-            for name, data in contents.items():
-                (draft / name).write_bytes(data)
-            if out.exists():
-                _remove_model(out)
-            os.replace(draft, out)
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft)
-        draft.unlink(missing_ok=True)
+    _read(out, lambda name, _: contents[name], told="this model cannot be exported")
+    with placed(out, force=force, strange=strange_in) as draft:
+        write_package(draft, contents, as_zip=out.suffix == ".zip")
     return out
-
-
-def _remove_model(folder: Path) -> None:
-    """Delete the folder of an older export; refuse any other folder."""
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in NAMES)
-    if strange:
-        raise LrlsError(f"{folder} holds {strange[0]}, which no exported model has; choose another folder.")
-    shutil.rmtree(folder)
 
 
 def _contents(model: Model) -> dict[str, bytes]:
@@ -209,86 +138,126 @@ def open_model(path: Path) -> Model:
     """Read an exported model.
 
     Raises:
-        LrlsError: it is not a model, was changed, or has a newer format. The message names the file.
+        LrlsError: it is not a model, was changed, is beyond the bounds of `Description`, or has a newer format. The
+            message names the file.
     """
-    if path.is_dir():
-        return _read(path, lambda name, most: _of_folder(path / name, most))
+    with opened(path) as read:
+        return _read(path, read)
+
+
+def _read(path: Path, read: Read, *, told: str = "do not use this file") -> Model:
+    """The model of the files that `read` reads; `told` ends the messages about what no sound model has."""
+    about = _described(path, read, told)
+
+    def refused(fault: str) -> LrlsError:
+        return LrlsError(plain(f"{shown(path)}: {fault}; {told}.", most=600))
+
     try:
-        with zipfile.ZipFile(path) as file:
-            _check_names(path, file)
-            return _read(path, lambda name, most: _of_zip(path, file, name, most))
-    except FileNotFoundError:
-        raise LrlsError(f"{path}: no such model; `lrls export CONFIG --method M --out model.zip` writes one.") from None
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError):
-        raise LrlsError(f"{path} is not a readable zip; copy or export it again.") from None
+        method = find_method(about.method)
+        config = _config_of(about, method)
+        settings = settings_of(method, config)
+        if any(isinstance(value, Path) for _, value in settings):
+            raise refused("its settings name a file, which no exported model's do")
+        networks = answering_networks(_planned(method, about, settings), registers=bool(about.stored_atlases))
+        if about.calibration:
+            network, atlases = "segmentation" in networks, about.stored_atlases
+            check_measures(about.calibration, network=network, atlases=atlases)
+    except LrlsError as error:
+        raise LrlsError(plain(f"{shown(path)}: {str(error).removeprefix(f'{shown(path)}: ')}", most=600)) from None
+    except ValidationError as error:
+        raise refused(f"{MODEL}: {first_fault(error, Config).removesuffix('; correct it.')}") from None
+    except (ValueError, RuntimeError, TypeError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise refused(f"{MODEL} describes no model that can be built ({error})") from None
+    size = sum(tensor.numel() * tensor.element_size() for n in networks.values() for tensor in n.state_dict().values())
+    weights = _tensors(path, read, WEIGHTS, about, size + MOST_HEADER_BYTES)
+    fill(networks, weights, f"{shown(path)}: {WEIGHTS}", check_only=True)
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values() if tensor.is_floating_point()):
+        raise refused(f"{WEIGHTS} holds values that are not finite")
+    images = _tensors(path, read, IMAGES, about, about.most_image_bytes() + MOST_HEADER_BYTES)
+    if fault := _fault_of_images(about, images):
+        raise refused(f"{IMAGES} does not fit {MODEL}: {fault}")
+    recipe = method.recipe(_task(about), settings)
+    fill(answering_networks(recipe, registers=bool(about.stored_atlases)), weights, f"{shown(path)}: {WEIGHTS}")
+    if not (about.stored_atlases or recipe.answer.network):
+        raise refused("it holds neither a network nor atlases that answer")
+    reference = images["reference"].numpy()
+    return Model(
+        method=method.name,
+        config=config,
+        num_atlases=about.num_atlases,
+        grid=Grid(about.grid.shape, about.grid.spacing_mm, about.grid.origin, about.grid.direction),
+        reference=unpacked((reference, about.reference_spacing, about.reference_origin, about.reference_direction)),
+        atlases=tuple(
+            Atlas(f"atlas_{k}", *(images[f"atlas_{k}_{kind}"].numpy() for kind in ("image", "label")))
+            for k in range(about.stored_atlases)
+        ),
+        recipe=recipe,
+        borders=tuple(FlatBorder(border.classes, border.normal) for border in about.borders),
+        calibration=about.calibration,
+    )
 
 
-def _check_names(path: Path, file: zipfile.ZipFile) -> None:
-    """Refuse a zip with anything but the three files of a model: folders, links, paths that lead elsewhere."""
-    names = [info.filename for info in file.infolist()]
-    for info in file.infolist():
-        is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
-        if info.filename not in NAMES or is_link:
-            raise LrlsError(f"{path} holds {info.filename!r}, which no exported model has; do not use this file.")
-    if len(set(names)) < len(names):
-        raise LrlsError(f"{path} holds a file twice; do not use this file.")
-
-
-def _of_zip(path: Path, file: zipfile.ZipFile, name: str, most: int) -> bytes:
-    try:
-        info = file.getinfo(name)
-    except KeyError:
-        raise LrlsError(f"{path} holds no {name}; copy or export it again.") from None
-    if info.file_size > most or info.file_size > MOST_EXPANSION * info.compress_size + 2**16:
-        raise _too_large(path, name)
-    with file.open(info) as stream:
-        data = stream.read(most + 1)
-    if len(data) > most:
-        raise _too_large(path, name)
-    return data
-
-
-def _of_folder(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError:
-        raise LrlsError(f"{path.parent} holds no readable {path.name}; copy or export it again.") from None
-    if len(data) > most:
-        raise _too_large(path.parent, path.name)
-    return data
-
-
-def _too_large(path: Path, name: str) -> LrlsError:
-    return LrlsError(f"{path}: {name} is larger than it should be; do not use this file.")
-
-
-def _read(path: Path, read: Callable[[str, int], bytes]) -> Model:
-    changed = LrlsError(f"{path}: {MODEL} does not describe a model, or was changed; copy or export it again.")
+def _described(path: Path, read: Read, told: str) -> Description:
+    changed = LrlsError(f"{shown(path)}: {MODEL} does not describe a model, or was changed; copy or export it again.")
     try:
         values = json.loads(read(MODEL, MOST_JSON_BYTES))
         digest = values.pop("digest")
         version = values["format_version"]
-        if values["kind"] != "lrls-model" or digest != digest_of(values):
+        if values["kind"] != "lrls-model" or digest != digest_of(values) or type(version) is not int:
             raise changed
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise changed from None
-    if version != 1:
-        raise LrlsError(f"{path}: format {version} is newer than this lrls reads (1); upgrade lrls.")
-    try:
+        if version != 1:
+            newer = plain(str(version), most=20)
+            raise LrlsError(f"{shown(path)}: format {newer} is newer than this lrls reads (1); upgrade lrls.")
+        check_plain(values)
         about = Description.model_validate(values)
-    except ValidationError as error:
-        raise LrlsError(f"{path}: {MODEL}: {first_fault(error, Description)}") from None
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for name in (WEIGHTS, IMAGES):
-        if name not in about.files:
+        if set(about.files) != {WEIGHTS, IMAGES}:
             raise changed
-        stated = about.files[name]  # type: ignore[index]
-        data = read(name, stated.bytes)
-        if _sha256(data) != stated.sha256:
-            raise LrlsError(f"{path}: {name} is not what was exported (digest differs); copy or export it again.")
-        tensors[name] = tensors_of(data, f"{path}: {name}")
-    return _model(about, tensors[WEIGHTS], tensors[IMAGES], path)
+    except ValidationError as error:
+        fault = first_fault(error, Description)
+        raise LrlsError(plain(f"{shown(path)}: {MODEL}: {fault.removesuffix('; correct it.')}; {told}.", most=600)) from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) or "values" not in locals():
+            raise changed from None
+        raise LrlsError(plain(f"{shown(path)}: {MODEL}: {error}; {told}.", most=600)) from None
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        raise changed from None
+    return about
+
+
+def _config_of(about: Description, method: Method) -> Config:
+    return Config.model_validate(
+        {
+            "workspace": ".",
+            "data": {"folder": "."},
+            "structures": dict(about.structures),
+            "others": about.others,
+            "seed": about.seed,
+            "precision": about.precision,
+            "preprocess": about.preprocess,
+            "methods": {method.name: about.settings},
+        }
+    )
+
+
+def _task(about: Description) -> Task:
+    return Task(about.grid.shape, about.num_classes, about.num_atlases)
+
+
+def _planned(method: Method, about: Description, settings: MethodSettings) -> Recipe:
+    """The recipe with networks without memory; raises ValueError if they are huge."""
+    recipe = method.planned(_task(about), settings)
+    numbers = sum(tensor.numel() for network in recipe.networks.values() for tensor in network.state_dict().values())
+    if numbers > MOST_WEIGHTS:
+        raise ValueError(f"networks of {numbers} weights, at most {MOST_WEIGHTS} are possible")
+    return recipe
+
+
+def _tensors(path: Path, read: Read, name: str, about: Description, most: int) -> dict[str, torch.Tensor]:
+    stated = about.files[name]  # type: ignore[index]
+    data = read(name, min(stated.bytes, most))
+    if _sha256(data) != stated.sha256:
+        raise LrlsError(f"{shown(path)}: {name} is not what was exported (digest differs); copy or export it again.")
+    return tensors_of(data, f"{shown(path)}: {name}")
 
 
 def tensors_of(data: bytes, shown: str) -> dict[str, torch.Tensor]:
@@ -302,57 +271,28 @@ def tensors_of(data: bytes, shown: str) -> dict[str, torch.Tensor]:
         raise LrlsError(f"{shown} has a header of {header} bytes, more than is possible; do not use this file.")
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError):
+    except (SafetensorError, *BROKEN):
         raise LrlsError(f"{shown} is not a readable safetensors file; copy or export it again.") from None
 
 
-def _model(
-    about: Description, weights: Mapping[str, torch.Tensor], images: Mapping[str, torch.Tensor], path: Path
-) -> Model:
-    method = find_method(about.method)
-    config = Config.model_validate(
-        {
-            "workspace": ".",
-            "data": {"folder": "."},
-            "structures": dict(about.structures),
-            "others": about.others,
-            "seed": about.seed,
-            "precision": about.precision,
-            "preprocess": about.preprocess,
-            "methods": {method.name: about.settings},
-        }
-    )
-    num_classes = len(about.structures) + 1
-    grid = Grid(about.grid.shape, about.grid.spacing_mm, about.grid.origin, about.grid.direction)
-    recipe = method.recipe(Task(grid.shape, num_classes, about.num_atlases), settings_of(method, config))
-    networks = answering_networks(recipe, registers=bool(about.stored_atlases))
-    fill(networks, weights, f"{path}: {WEIGHTS}")
-    if any(not 0 < index < num_classes for border in about.borders for index in border.classes):
-        raise LrlsError(f"{path}: {MODEL}: a border names a class that does not exist; export it again.")
-    damaged = LrlsError(f"{path}: {IMAGES} does not fit {MODEL}; copy or export it again.")
-    atlases = []
-    try:
-        reference = images["reference"].float().numpy()
-        for k in range(about.stored_atlases):
-            image, label = (images[f"atlas_{k}_{kind}"].numpy() for kind in ("image", "label"))
-            if image.shape != grid.shape or label.shape != grid.shape or label.min() < 0 or label.max() >= num_classes:
-                raise damaged
-            atlases.append(Atlas(f"atlas_{k}", image, label))
-    except KeyError:
-        raise damaged from None
-    if reference.ndim != 3 or not (about.stored_atlases or recipe.answer.network):
-        raise damaged
-    return Model(
-        method=method.name,
-        config=config,
-        num_atlases=about.num_atlases,
-        grid=grid,
-        reference=unpacked((reference, about.reference_spacing, about.reference_origin, about.reference_direction)),
-        atlases=tuple(atlases),
-        recipe=recipe,
-        borders=tuple(FlatBorder(border.classes, border.normal) for border in about.borders),
-        calibration=about.calibration,
-    )
+def _fault_of_images(about: Description, images: Mapping[str, torch.Tensor]) -> str | None:
+    """Why images cannot be those of a description; None: they can."""
+    shapes = {f"atlas_{k}_{kind}": about.grid.shape for k in range(about.stored_atlases) for kind in ("image", "label")}
+    if images.keys() != {"reference", *shapes}:
+        return "it holds other images"
+    for name, image in images.items():
+        kind = torch.int16 if name.endswith("_label") else torch.float16 if name in shapes else torch.float32
+        if image.dtype != kind:
+            return f"{name} is of {image.dtype}, expected {kind}"
+        if name in shapes and tuple(image.shape) != shapes[name]:
+            return f"{name} has shape {tuple(image.shape)}, expected {shapes[name]}"
+        low, high = (0, about.num_classes - 1) if name.endswith("_label") else (-BRIGHTEST, BRIGHTEST)
+        if not (image.numel() and bool((image >= low).all() and (image <= high).all())):  # nan is neither
+            return f"{name} holds values that are not from {low} to {high}"
+    reference = images["reference"]
+    if reference.ndim != 3 or min(reference.shape) < LEAST_EDGE or reference.numel() > MOST_REFERENCE_VOXELS:
+        return f"reference has shape {tuple(reference.shape)}, expected {LEAST_EDGE} voxels or more along three axes"
+    return None
 
 
 def _sha256(data: bytes) -> str:

@@ -43,6 +43,6 @@ class Calibrated(Artifact):
     def read(self) -> Calibration:
         """The calibration; raises LrlsError if the file is damaged."""
         try:
-            return Calibration.model_validate_json((self.folder / "calibration.json").read_text())
-        except (OSError, ValueError):  # a ValidationError is one
+            return Calibration.model_validate(self.read_json("calibration.json"))
+        except ValueError:  # a ValidationError is one
             raise self.damaged("calibration.json") from None

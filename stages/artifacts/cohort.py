@@ -9,16 +9,18 @@ transforms/<case>.json        geometry of the scan, map to it, intensity range, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from stages.artifacts.manifest import Artifact, read_manifest
+from stages.artifacts.geometry import check_borders, check_geometry, check_grid, check_record
+from stages.artifacts.h5 import DamagedH5, dataset, open_h5, read
+from stages.artifacts.manifest import UNREADABLE, Artifact, damage, parsed, verified_manifest
 
 if TYPE_CHECKING:
+    import h5py
     import numpy as np
     import SimpleITK as sitk
     import torch
@@ -76,12 +78,23 @@ class Cohort(Artifact):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Raises LrlsError if the folder holds no finished cohort of this format."""
-        manifest = read_manifest(folder, kind=cls)
-        about = json.loads((folder / "cohort.json").read_text())
-        grid = Grid(**{key: tuple(value) for key, value in about["grid"].items()})
-        borders = tuple(FlatBorder(tuple(b["classes"]), tuple(b["normal"])) for b in about["flat_borders"])
-        return cls(folder, manifest, grid, tuple(about["structures"]), about["parts"], borders)
+        """As `Artifact.open`; raises LrlsError also if `cohort.json` does not describe a cohort."""
+        manifest = verified_manifest(folder, kind=cls)
+        try:
+            if "cohort.json" not in manifest.files:
+                raise KeyError
+            about = parsed(folder / "cohort.json")
+            grid = Grid(**{key: tuple(value) for key, value in about["grid"].items()})
+            structures, parts = tuple(about["structures"]), about["parts"]
+            borders = tuple(FlatBorder(tuple(b["classes"]), tuple(b["normal"])) for b in about["flat_borders"])
+            check_grid(grid)
+            check_borders(borders, len(structures) + 1)
+            names = (*structures, *parts, *(case for cases in parts.values() for case in cases))
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError
+        except UNREADABLE:
+            raise damage(folder, "cohort.json", cls.MADE_WITH) from None
+        return cls(folder, manifest, grid, structures, parts, borders)
 
     @property
     def cases(self) -> list[str]:
@@ -91,36 +104,60 @@ class Cohort(Artifact):
     def num_classes(self) -> int:
         return len(self.structures) + 1
 
+    @contextmanager
+    def _file(self) -> Iterator[h5py.File]:
+        """`cohort.h5`, open; raises LrlsError if it is damaged, or open in another program."""
+        try:
+            with open_h5(self.path("cohort.h5")) as file:
+                yield file
+        except DamagedH5 as error:
+            raise self.damaged(f"cohort.h5 ({error})") from None
+
+    def _image(self, file: h5py.File, case: str) -> np.ndarray:
+        return read(dataset(file, f"images/{case}", "f", self.grid.shape))
+
+    def _label(self, file: h5py.File, case: str) -> np.ndarray:
+        label = read(dataset(file, f"labels/{case}", "u", self.grid.shape))
+        if label.max(initial=0) >= self.num_classes:
+            raise DamagedH5("holds a class that is no structure")
+        return label
+
     def image(self, case: str) -> np.ndarray:
         """(D, H, W), float16 in [0, 1]."""
-        import h5py
-
-        with h5py.File(self.folder / "cohort.h5") as file:
-            return file["images"][case][()]
+        with self._file() as file:
+            return self._image(file, case)
 
     def label(self, case: str) -> np.ndarray:
         """(D, H, W), class indices."""
-        import h5py
-
-        with h5py.File(self.folder / "cohort.h5") as file:
-            return file["labels"][case][()]
+        with self._file() as file:
+            return self._label(file, case)
 
     def reference(self) -> sitk.Image:
         """The image that scans are aligned to, in its own space."""
-        import h5py
         import SimpleITK as sitk
 
-        with h5py.File(self.folder / "cohort.h5") as file:
-            data = file["reference"]
-            image = sitk.GetImageFromArray(data[()])
-            image.SetSpacing(data.attrs["spacing"].tolist())
-            image.SetOrigin(data.attrs["origin"].tolist())
-            image.SetDirection(data.attrs["direction"].tolist())
+        with self._file() as file:
+            data = dataset(file, "reference", "f", (None, None, None))
+            try:
+                spacing, origin, direction = (data.attrs[name].tolist() for name in ("spacing", "origin", "direction"))
+                check_geometry(spacing, origin, direction)
+            except UNREADABLE:
+                raise DamagedH5("does not hold what it should") from None
+            image = sitk.GetImageFromArray(read(data))
+            image.SetSpacing(spacing)
+            image.SetOrigin(origin)
+            image.SetDirection(direction)
         return image
 
     def transform(self, case: str) -> dict[str, Any]:
         """The record of a scan's preprocessing; see `stages.data.prepare.prepare`."""
-        return json.loads((self.folder / "transforms" / f"{case}.json").read_text())
+        name = f"transforms/{case}.json"
+        record = self.read_json(name)
+        try:
+            check_record(record)
+        except UNREADABLE:
+            raise self.damaged(name) from None
+        return record
 
     def fallen_back(self) -> list[str]:
         """Cases whose alignment was refused, so that their centres of mass are aligned instead."""
@@ -128,19 +165,18 @@ class Cohort(Artifact):
 
     def scans(self, device: torch.device, parts: Sequence[str] | None = None) -> Scans:
         """Images and labels of the given parts (default: all) in memory on a device."""
-        import h5py
         import numpy as np
         import torch
 
         from stages.parts.batches.scans import Scans
 
         names = [case for part in parts or self.parts for case in self.parts[part]]
-        with h5py.File(self.folder / "cohort.h5") as file:
-            images = torch.stack([torch.from_numpy(file["images"][case][()]) for case in names])[:, None]
+        with self._file() as file:
+            images = torch.stack([torch.from_numpy(self._image(file, case)) for case in names])[:, None]
             labels = {
-                place: torch.from_numpy(file["labels"][case][()].astype(np.int16)).to(device)
+                place: torch.from_numpy(self._label(file, case).astype(np.int16)).to(device)
                 for place, case in enumerate(names)
-                if case in file["labels"]
+                if f"labels/{case}" in file
             }
         return Scans(
             names=names,

@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from stages.artifacts.manifest import Artifact
+from stages.artifacts.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+NUMBERS = (
+    "runs", "scans", "dsc", "dsc_low", "dsc_high", "dsc_std", "dsc_worst", "dsc_best", "hd95_mm", "assd_mm", "missed",
+    "folded_percent", "jacobian_std", "sd_log_jacobian", "wall_time_s", "peak_memory_mb", "difference",
+    "difference_low", "difference_high", "p_value",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,5 @@ class Comparison(Artifact):
 
     @property
     def table(self) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.read_csv(self.folder / "compare.csv")
+        """`compare.csv`; raises LrlsError if the file is damaged."""
+        return read_table(self, "compare.csv", texts=("method", "output"), numbers=NUMBERS)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.artifacts.h5 import open_h5
+
 if TYPE_CHECKING:
     import h5py
     import numpy as np
@@ -15,12 +17,15 @@ _SLAB_BYTES = 32 * 2**20
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of an HDF5 file's content without the library's internal data."""
-    if path.suffix == ".h5":
-        import h5py
+    """SHA-256 of a file's bytes, or of an HDF5 file's content without the library's internal data.
 
+    Raises:
+        DamagedH5: an HDF5 file is damaged, or holds what lrls does not write.
+        OSError, RuntimeError, KeyError, ValueError: a file cannot be read.
+    """
+    if path.suffix == ".h5":
         digest = hashlib.sha256()
-        with h5py.File(path, "r") as file:
+        with open_h5(path) as file:
             _update_h5(digest, file)
         return digest.hexdigest()
     with path.open("rb") as file:

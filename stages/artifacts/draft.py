@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from stages.artifacts.checked import read_record, say_damaged, write_record
 from stages.artifacts.digests import file_digest
 from stages.artifacts.files import atomic_write_text, fsync, is_disk_full, shown
+from stages.artifacts.intact import bytes_digest
 from stages.artifacts.kinds import KINDS
-from stages.artifacts.manifest import MANIFEST, Identity, Manifest, content_digest, package_versions, peak_memory_mb
+from stages.artifacts.manifest import (
+    MANIFEST,
+    Identity,
+    Manifest,
+    content_digest,
+    package_versions,
+    peak_memory_mb,
+    sealed,
+    verified_manifest,
+)
 from stages.errors import LrlsError
 
+DRAFT = ".draft-"  # a folder of this name and an identity is unfinished
 VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder
 
 
@@ -37,8 +48,7 @@ class Draft:
 
     def __post_init__(self) -> None:
         self.resume.mkdir(parents=True, exist_ok=True)
-        clock = self.resume / "wall_time_s"
-        self._earlier_s = float(clock.read_text()) if clock.exists() else 0.0
+        self._earlier_s = read_record(self.resume / "wall_time_s", "the time that earlier runs took") or 0.0
 
     @property
     def resume(self) -> Path:
@@ -55,7 +65,7 @@ class Draft:
 
     def save_elapsed(self) -> None:
         """Write the wall time so far. Call this with every checkpoint: a killed process cannot write it."""
-        atomic_write_text(self.resume / "wall_time_s", f"{self.elapsed_s():.3f}")
+        write_record(self.resume / "wall_time_s", round(self.elapsed_s(), 3))
 
 
 @contextmanager
@@ -76,7 +86,7 @@ def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] 
     )
     with working_in(target):
         publish_complete_drafts(target)
-        draft = Draft(target / f".draft-{identity.digest[:16]}")
+        draft = Draft(target / f"{DRAFT}{identity.digest[:16]}")
         try:
             yield draft
         except BaseException:
@@ -111,7 +121,7 @@ def _complete(draft: Draft, identity: Identity, volatile: tuple[str, ...]) -> No
     """Write `artifact.json`. The draft is then a finished artifact that only has to be renamed."""
     for leftover in draft.folder.rglob(".*.tmp"):  # left by atomic writes that were killed
         leftover.unlink()
-    files, left_out = {}, []
+    files, raw, left_out = dict[str, str](), dict[str, str](), list[str]()
     for path in sorted(path for path in draft.folder.rglob("*") if path.is_file()):
         name = path.relative_to(draft.folder).as_posix()
         if name.startswith("resume/"):
@@ -119,6 +129,7 @@ def _complete(draft: Draft, identity: Identity, volatile: tuple[str, ...]) -> No
         fsync(path)
         if not any(fnmatchcase(name, pattern) for pattern in volatile):
             files[name] = file_digest(path)
+            raw |= {name: bytes_digest(path)} if path.suffix == ".h5" else {}
         else:
             left_out.append(name)
     for folder in (path for path in draft.folder.rglob("*") if path.is_dir()):
@@ -133,8 +144,9 @@ def _complete(draft: Draft, identity: Identity, volatile: tuple[str, ...]) -> No
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         volatile=tuple(left_out),
         peak_memory_mb=peak_memory_mb(),
+        raw=raw,
     )
-    atomic_write_text(draft.folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+    atomic_write_text(draft.folder / MANIFEST, sealed(manifest))
 
 
 def _publish(draft: Path) -> Path:
@@ -149,9 +161,15 @@ def _publish(draft: Path) -> Path:
 
 
 def publish_complete_drafts(target: Path) -> None:
-    """Rename drafts that were complete when a crash prevented the rename."""
-    for manifest in sorted(target.glob(f".draft-*/{MANIFEST}")):
-        _publish(manifest.parent)
+    """Rename drafts that were complete when a crash prevented the rename; one that was damaged since is unfinished."""
+    for manifest in sorted(target.glob(f"{DRAFT}*/{MANIFEST}")):
+        try:
+            verified_manifest(manifest.parent)
+        except LrlsError:
+            say_damaged(shown(target))
+            manifest.unlink()
+        else:
+            _publish(manifest.parent)
 
 
 @contextmanager

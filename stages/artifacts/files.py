@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
+import time
+from io import BufferedReader
 from pathlib import Path
 
+SETTLED_S = 2.0
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
+
+def atomic_write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file in full or not at all, even if the process is killed."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -33,6 +39,27 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def stamp(descriptor: int) -> tuple[int, ...] | None:
+    """What changes whenever an open file's content does; None: it was written just now (times are coarse)."""
+    found = os.fstat(descriptor)
+    if time.time() - max(found.st_mtime, found.st_ctime) < SETTLED_S:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading; a pipe or device is none, and does not make anyone wait.
+
+    Raises:
+        OSError: it is missing, no regular file, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error or one of its causes is a full disk; h5py and torch often keep only the message."""
     while error is not None:
@@ -46,4 +73,10 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def shown(path: Path) -> str:
     """A path as users write it: relative if it lies below the working folder."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return plain(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path), most=4096)
+
+
+def plain(text: str, *, most: int = 200) -> str:
+    """Text of a stranger for a message: no control characters, and no more than `most` characters."""
+    text = "".join(character if character.isprintable() else "?" for character in text[: most + 1])
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -36,6 +36,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from stages.artifacts.h5 import DamagedH5, dataset, open_h5
 from stages.artifacts.manifest import Artifact
 from stages.errors import LrlsError
 
@@ -46,6 +47,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.parts.batches.pseudo_labels import PseudoLabel
+
+_QUALITY = {"similarity": ("f", 1), "inverse_error_voxels": ("f", 1), "folding_fraction": ("f", 1)}
+LAYOUT: dict[str, dict[str, tuple[str, int]]] = {  # table -> column -> kind of its type, number of its axes
+    "paths": {"displacement": ("f", 5), "atlas": ("O", 1), "scan": ("O", 1), "accepted": ("b", 1)} | _QUALITY,
+    "samples": {"image": ("f", 5), "label": ("u", 4), "accepted": ("b", 1)}
+    | dict.fromkeys(("atlas", "space", "style"), ("O", 1)),
+    "pseudo": {"label": ("u", 4), "certainty": ("f", 4), "trusted": ("b", 4), "scan": ("O", 1), "accepted": ("b", 1)}
+    | {"class_voxels": ("iu", 2), "class_confidence": ("f", 2), "class_accepted": ("b", 2)},
+}
 
 
 @dataclass(frozen=True)
@@ -128,14 +138,26 @@ class Generated(Artifact):
         """Open `generated.h5` for reading; close it, or use it in a `with` statement.
 
         Raises:
-            LrlsError: the file is damaged or truncated.
+            LrlsError: the file is damaged, truncated, or open in another program.
         """
-        import h5py
-
         try:
-            return h5py.File(self.folder / "generated.h5", "r")
-        except OSError:
-            raise self.damaged("generated.h5") from None
+            file = open_h5(self.path("generated.h5"))
+            try:
+                _check_layout(file)
+            except DamagedH5:
+                file.close()
+                raise
+        except DamagedH5 as error:
+            raise self.damaged(f"generated.h5 ({error})") from None
+        return file
+
+
+def _check_layout(file: h5py.File) -> None:
+    for table, columns in LAYOUT.items():
+        if table in file:
+            rows = {len(dataset(file, f"{table}/{c}", kinds, [None] * axes)) for c, (kinds, axes) in columns.items()}
+            if len(rows) != 1:
+                raise DamagedH5("has columns of different lengths")
 
 
 def accepted(group: h5py.Group) -> list[int]:

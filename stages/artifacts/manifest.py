@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,10 +18,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from stages.artifacts.digests import digest_of
-from stages.artifacts.files import shown
+from stages.artifacts.files import open_regular, plain, shown
+from stages.artifacts.intact import verify_files
 from stages.errors import LrlsError
 
 MANIFEST = "artifact.json"
+SEAL = "seal"  # key in `artifact.json`: digest of everything else in it
+MOST_BYTES = 64 * 2**20  # of a JSON file
 PACKAGES = ("lrls", "torch", "monai", "numpy", "scipy", "antspyx", "SimpleITK", "h5py", "safetensors")
 
 
@@ -61,6 +66,7 @@ class Manifest:
     created: str  # UTC, ISO 8601
     volatile: tuple[str, ...] = ()  # files that stay out of the content digest
     peak_memory_mb: float | None = None  # resident memory of the process that finished it, until then
+    raw: dict[str, str] = field(default_factory=dict)  # HDF5 file -> digest of its bytes; `files` has its content's
 
 
 @dataclass(frozen=True)
@@ -75,14 +81,60 @@ class Artifact:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Raises LrlsError if the folder holds no finished artifact of this kind and format."""
-        return cls(folder, read_manifest(folder, kind=cls))
+        """Open an artifact for its content: all of its files are verified.
+
+        Raises:
+            LrlsError: the folder holds no finished artifact of this kind and format, or a file changed.
+        """
+        return cls(folder, verified_manifest(folder, kind=cls))
 
     def damaged(self, name: str) -> LrlsError:
         """The error to raise if one of its files cannot be read."""
-        return LrlsError(
-            f"{shown(self.folder)}: {name} is damaged or truncated; make it again with `{self.MADE_WITH} --force`."
-        )
+        return damage(self.folder, name, self.MADE_WITH)
+
+    def path(self, name: str) -> Path:
+        """One of its files, by its name in the manifest: no other file of the machine is read in its place.
+
+        Raises:
+            LrlsError: it has no such file.
+        """
+        if name not in self.manifest.files:
+            raise self.damaged(name)
+        return self.folder / name
+
+    def read_json(self, name: str) -> Any:
+        """The value in one of its files.
+
+        Raises:
+            LrlsError: the file cannot be read.
+        """
+        try:
+            return parsed(self.path(name))
+        except UNREADABLE:
+            raise self.damaged(name) from None
+
+
+def damage(folder: Path, name: str, made_with: str) -> LrlsError:
+    return LrlsError(
+        f"{shown(folder)}: {plain(name)} is damaged or truncated; make it again with `{made_with} --force`."
+    )
+
+
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError)
+"""What reading a damaged JSON file and looking at its values may raise."""
+
+
+def parsed(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError, ValueError, RecursionError: it cannot be read, or is huge.
+    """
+    with open_regular(path) as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError("too large")
+    return json.loads(data)
 
 
 def read_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manifest:
@@ -92,7 +144,7 @@ def read_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manife
         kind: the kind to accept; None: any.
 
     Raises:
-        LrlsError: `artifact.json` is missing or not readable, of another kind, or of a newer or older format.
+        LrlsError: `artifact.json` is missing, damaged, of another kind, or of a newer or older format.
     """
     manifest = peek_manifest(folder, kind=kind)
     if manifest.identity.outdated:
@@ -100,33 +152,97 @@ def read_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manife
     return manifest
 
 
+def verified_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manifest:
+    """As `read_manifest`; all files are as they were written.
+
+    Raises:
+        LrlsError: also if a file changed or is missing.
+    """
+    manifest = read_manifest(folder, kind=kind)
+    made_with = _kinds()[manifest.identity.kind].MADE_WITH
+    verify_files(folder, manifest.files, manifest.raw, f"make it again with `{made_with} --force`.")
+    return manifest
+
+
 def peek_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manifest:
     """As `read_manifest`, but accepts older formats too: to list artifacts, not to read their content."""
     try:
-        values = json.loads((folder / MANIFEST).read_bytes())
+        values = parsed(folder / MANIFEST)
         stored_kind, version = values["identity"]["kind"], values["identity"]["format_version"]
+        if not _is_int(version) or not isinstance(stored_kind, str):
+            raise TypeError
         expected = _kinds()[stored_kind].FORMAT if stored_kind in _kinds() else 0
-        newer, older = version > expected, version < expected
+        newer, older = version > expected or not expected, version < expected
     except (FileNotFoundError, NotADirectoryError):
         made_with = f"make it with `{kind.MADE_WITH}`." if kind else "name the folder of a finished one."
         missing = f"finished {kind.KIND} artifact" if kind else "finished artifact"
         raise LrlsError(f"{shown(folder)} holds no {missing} ({MANIFEST} is missing); {made_with}") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except PermissionError:
+        raise LrlsError(f"{shown(folder)}: {MANIFEST} cannot be read; correct its permissions.") from None
+    except UNREADABLE:
         raise _unreadable(folder) from None
+    told = plain(stored_kind, most=40)
     if kind and stored_kind != kind.KIND:
-        raise LrlsError(
-            f"{shown(folder)} holds a {stored_kind} artifact, expected {kind.KIND}; name a folder of that kind."
-        )
+        raise LrlsError(f"{shown(folder)} holds a {told} artifact, expected {kind.KIND}; name a folder of that kind.")
     if newer:
         raise LrlsError(
-            f"{shown(folder)}: {stored_kind} format {version} is newer than this lrls reads ({expected or 'none'}); "
+            f"{shown(folder)}: {told} format {version} is newer than this lrls reads ({expected or 'none'}); "
             "upgrade lrls or make it again."
         )
     try:
-        identity = Identity(**values.pop("identity"))
-        return Manifest(identity=identity, **{**values, "volatile": tuple(values["volatile"])})
-    except (TypeError, KeyError, AttributeError):
+        seal = values.pop(SEAL, None)
+        if seal is not None and seal != digest_of(values):
+            raise _changed(folder)
+        manifest = _manifest_of(values)
+    except UNREADABLE:
         raise (_outdated(folder, stored_kind, version) if older else _unreadable(folder)) from None
+    # Before there were seals, the digest was all that told of a change.
+    if not older and manifest.digest != content_digest(manifest.identity, manifest.files):
+        raise _changed(folder)
+    return manifest
+
+
+def _manifest_of(values: dict[str, Any]) -> Manifest:
+    """Raises one of `UNREADABLE` unless every value has its type and no text can mislead a terminal or a path."""
+    identity = Identity(**values["identity"])
+    manifest = Manifest(**{**values, "identity": identity, "volatile": tuple(values["volatile"])})
+    texts = (identity.made_by, manifest.device, manifest.created, *manifest.packages.values(), *manifest.packages)
+    digests = (manifest.digest, *manifest.files.values(), *manifest.raw.values())
+    peak = manifest.peak_memory_mb
+    sound = (
+        all(isinstance(text, str) and text.isprintable() for text in (*texts, *identity.inputs.values()))
+        and all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+        and all(_is_inside(name) for name in (*manifest.files, *manifest.raw, *manifest.volatile))
+        and all(role.isprintable() for role in identity.inputs)
+        and isinstance(identity.config, dict)
+        and _is_int(identity.seed)
+        and _is_int(identity.round)
+        and identity.round >= 0
+        and _is_amount(manifest.wall_time_s)
+        and (peak is None or _is_amount(peak))
+    )
+    if not sound:
+        raise ValueError
+    return manifest
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_amount(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and 0 <= value < math.inf
+
+
+def _is_inside(name: str) -> bool:
+    """Whether the name of a file leads nowhere else."""
+    return name.isprintable() and "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def sealed(manifest: Manifest) -> str:
+    """The content of `artifact.json`."""
+    values = asdict(manifest)
+    return json.dumps({**values, SEAL: digest_of(values)}, indent=2) + "\n"
 
 
 def _outdated(folder: Path, kind: str, version: int) -> LrlsError:
@@ -135,6 +251,10 @@ def _outdated(folder: Path, kind: str, version: int) -> LrlsError:
         f"{shown(folder)}: {kind} format {version} is older than this lrls reads ({expected.FORMAT}); "
         f"make it again with `{expected.MADE_WITH}`."
     )
+
+
+def _changed(folder: Path) -> LrlsError:
+    return LrlsError(f"{shown(folder)}: {MANIFEST} changed since it was written; delete that folder and make it again.")
 
 
 def _unreadable(folder: Path) -> LrlsError:

@@ -6,11 +6,10 @@ plan.json   "steps"; "step_s", the measured time of a step; "spent_s", the time 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stages.artifacts.manifest import Artifact
+from stages.artifacts.manifest import UNREADABLE, Artifact
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,6 @@ class Plan(Artifact):
     def steps(self) -> int:
         """Steps to train; raises LrlsError if the file is damaged."""
         try:
-            return int(json.loads((self.folder / "plan.json").read_text())["steps"])
-        except (OSError, ValueError, TypeError, KeyError):
+            return int(self.read_json("plan.json")["steps"])
+        except UNREADABLE:
             raise self.damaged("plan.json") from None

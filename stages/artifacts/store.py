@@ -15,25 +15,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stages.artifacts.digests import file_digest
 from stages.artifacts.draft import Draft, locked, new_artifact, publish_complete_drafts, version_number
 from stages.artifacts.files import shown
+from stages.artifacts.found import look_through
 from stages.artifacts.kinds import KINDS
 from stages.artifacts.manifest import (
     MANIFEST,
     Artifact,
     Identity,
     Manifest,
-    content_digest,
     peek_manifest,
-    read_manifest,
+    verified_manifest,
 )
 from stages.errors import LrlsError
 
 A = TypeVar("A", bound=Artifact)
+
+
+class NotMade(LrlsError):
+    """No version of an artifact is what was asked for; it has yet to be made."""
 
 
 def make(
@@ -93,9 +97,18 @@ def versions(target: Path) -> list[Path]:
     return sorted(finished, key=version_number)
 
 
-def opened_versions(kind: type[A], target: Path) -> list[A]:
-    """Finished versions, opened, oldest first; those of an older format are left out."""
-    return [kind.open(folder) for folder in versions(target) if not peek_manifest(folder, kind=kind).identity.outdated]
+@dataclass(frozen=True)
+class Listed:
+    """A finished version whose content was not looked at."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def listed_versions(kind: type[Artifact], target: Path) -> list[Listed]:
+    """Finished versions, oldest first, to choose from; those of an older format are left out."""
+    peeked = [Listed(folder, peek_manifest(folder, kind=kind)) for folder in versions(target)]
+    return [version for version in peeked if not version.manifest.identity.outdated]
 
 
 def latest(
@@ -114,12 +127,13 @@ def latest(
         settings: consider only versions whose configuration has these values: weights do not name their network.
 
     Raises:
-        LrlsError: no version matches, all are of an older format, or they are of another kind.
+        NotMade: no version matches, or all are of an older format.
+        LrlsError: they are of another kind, or `artifact.json` of one is damaged.
     """
     expected = KINDS[kind]
     finished = versions(target)
     if not finished:
-        raise LrlsError(f"{shown(target)} holds no finished {kind} artifact; make it with `{expected.MADE_WITH}`.")
+        raise NotMade(f"{shown(target)} holds no finished {kind} artifact; make it with `{expected.MADE_WITH}`.")
     wanted = {role: manifest.digest for role, manifest in (made_from or {}).items()}
     identities = {}
     for folder in reversed(finished):
@@ -134,19 +148,19 @@ def latest(
     command = f"{expected.MADE_WITH} --round {round}" if round else expected.MADE_WITH
     if all(identity.outdated for identity in identities.values()):
         newest = identities[finished[-1]].format_version
-        raise LrlsError(
+        raise NotMade(
             f"{shown(target)} holds only versions of an older format: {kind} format {newest}, this lrls reads "
             f"{expected.FORMAT}; make it again with `{command}`."
         )
-    raise LrlsError(
+    raise NotMade(
         f"{shown(target)}: no version was made from the newest {' and '.join(wanted)} with these settings; "
         f"make one with `{command}`."
     )
 
 
 def with_digest(target: Path, digest: str) -> Path | None:
-    """The finished version with this content digest; None: it was deleted or is of an older format."""
-    for folder in versions(target):
+    """The newest finished version with this content digest; None: it was deleted or is of an older format."""
+    for folder in reversed(versions(target)):
         manifest = peek_manifest(folder)
         if manifest.digest == digest and not manifest.identity.outdated:
             return folder
@@ -166,31 +180,23 @@ def find_finished(target: Path, identity: Identity) -> Path | None:
 
 
 def verify(folder: Path) -> None:
-    """Recompute the digest of every file.
+    """Compare every file with its digest.
 
     Raises:
         LrlsError: a file changed or is missing, or the artifact is not of the current format.
     """
-    manifest = read_manifest(folder)
-    remedy = f"make it again with `{KINDS[manifest.identity.kind].MADE_WITH} --force`."
-    if manifest.digest != content_digest(manifest.identity, manifest.files):
-        raise LrlsError(f"{shown(folder)}: {MANIFEST} changed since it was written; {remedy}")
-    for name, digest in manifest.files.items():
-        if not (folder / name).is_file():
-            raise LrlsError(f"{shown(folder)}: {name} is missing; {remedy}")
-        try:
-            unchanged = file_digest(folder / name) == digest
-        except (OSError, RuntimeError, KeyError, ValueError):  # h5py raises these for damaged files
-            unchanged = False
-        if not unchanged:
-            raise LrlsError(f"{shown(folder)}: {name} changed since it was written; {remedy}")
+    verified_manifest(folder)
 
 
 def history(workspace: Path) -> list[tuple[Path, Manifest]]:
     """Every finished artifact below the workspace, oldest first; inputs match by `Manifest.digest`.
 
     Artifacts of an older format are included; their `Identity.outdated` is true.
+
+    Raises:
+        LrlsError: one cannot be read.
     """
-    folders = {path.parent for path in workspace.rglob(f"v*/{MANIFEST}") if version_number(path.parent)}
-    entries = [(folder, peek_manifest(folder)) for folder in folders]
-    return sorted(entries, key=lambda entry: (entry[1].created, entry[0].parent, version_number(entry[0])))
+    found = look_through(workspace)
+    if found.unreadable:
+        raise LrlsError(found.unreadable[0])
+    return found.finished

@@ -7,14 +7,19 @@ suggestion.png   the average, the first, the median and the last scan, and all s
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stages.artifacts.manifest import Artifact
+from stages.artifacts.manifest import UNREADABLE, Artifact
+from stages.artifacts.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+NUMBERS = (
+    "rank", "score", "score_low", "score_high", "to_average", "probability_first", "rank_low", "rank_high",
+    "behind_first", "behind_first_low", "behind_first_high",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,17 @@ class Suggestion(Artifact):
 
     @property
     def table(self) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.read_csv(self.folder / "suggestion.csv", dtype={"case": str})
+        """`suggestion.csv`; raises LrlsError if the file is damaged."""
+        return read_table(self, "suggestion.csv", texts=("case",), numbers=NUMBERS)
 
     @property
     def verdict(self) -> dict[str, Any]:
-        return json.loads((self.folder / "suggestion.json").read_text())
+        """`suggestion.json`; raises LrlsError if the file is damaged."""
+        verdict = self.read_json("suggestion.json")
+        try:
+            texts = [verdict["best"], *verdict["equals"], *verdict["refused"]]
+            if not all(isinstance(text, str) and text.isprintable() for text in texts):
+                raise TypeError
+        except UNREADABLE:
+            raise self.damaged("suggestion.json") from None
+        return verdict

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.artifacts.checked import read_checked, write_checked
 from stages.artifacts.digests import canonical
-from stages.artifacts.files import atomic_write_bytes, shown
+from stages.artifacts.files import atomic_write_bytes, plain, shown
 from stages.errors import LrlsError
 
 if TYPE_CHECKING:
@@ -81,12 +82,19 @@ def _prefix(name: str) -> str:
     return f"{name}." if "/" in name else f"{name}/"
 
 
-def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Tensor], place: str) -> None:
+def fill(
+    modules: Mapping[str, torch.nn.Module],
+    tensors: Mapping[str, torch.Tensor],
+    place: str,
+    *,
+    check_only: bool = False,
+) -> None:
     """Fill networks with tensors by the keys "network/parameter"; tensors of other networks are ignored.
 
     Args:
         modules: by name; a sub-network by "network/sub-network".
         place: where the tensors come from, for messages.
+        check_only: leave the networks as they are; they may be without memory.
 
     Raises:
         LrlsError: the tensors do not fit. The networks are then unchanged.
@@ -100,10 +108,17 @@ def fill(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, torch.Ten
         for key in sorted(expected.keys() | stored.keys()):
             shapes = [tuple(side[key].shape) if key in side else "nothing" for side in (stored, expected)]
             if shapes[0] != shapes[1]:
-                raise LrlsError(f"{place}: tensor {key}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}")
+                told = plain(key)
+                raise LrlsError(f"{place}: tensor {told}: found {shapes[0]}, the network expects {shapes[1]}; {remedy}")
+            if stored[key].dtype != expected[key].dtype:
+                raise LrlsError(
+                    f"{place}: tensor {plain(key)}: found {stored[key].dtype}, the network expects "
+                    f"{expected[key].dtype}; {remedy}"
+                )
         states[name] = {key.removeprefix(prefix): tensor for key, tensor in stored.items()}
     for name, module in modules.items():
-        module.load_state_dict(states[name])
+        if not check_only:
+            module.load_state_dict(states[name])
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> str:
@@ -124,21 +139,19 @@ def save_state(obj: object, path: Path) -> None:
 
     buffer = io.BytesIO()
     torch.save(obj, buffer)
-    atomic_write_bytes(path, buffer.getvalue())
+    write_checked(path, buffer.getbuffer())
 
 
-def load_state(path: Path) -> Any:
-    """Read training state onto the CPU; executes no code from the file.
+def load_state(path: Path) -> Any | None:
+    """Read training state onto the CPU; executes no code from the file. None: it is missing or damaged."""
+    import io
 
-    Raises:
-        LrlsError: the file is missing or not readable.
-    """
     import torch
 
+    data = read_checked(path)
+    if data is None:
+        return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # the unpickler may raise almost any error for damaged bytes
-        raise LrlsError(
-            f"{shown(path)}: training state is missing or damaged; delete {shown(path.parent)} and run the same "
-            "command again: it starts over."
-        ) from None
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # the unpickler may raise almost any error
+        return None

@@ -16,6 +16,7 @@ from typing import Any
 
 import SimpleITK as sitk
 
+from stages.artifacts.checked import is_sound, read_record, write_record
 from stages.artifacts.cohort import Cohort, Grid
 from stages.config import Config
 from stages.data.checks import faults_among
@@ -68,7 +69,7 @@ class Pass:
         Raises:
             LrlsError: the first fault, with the number of further ones.
         """
-        if self.reference_and_grid is None or not all(self.file(case).exists() for case in self.members):
+        if self.reference_and_grid is None or not all(_is_whole(self.file(case), case) for case in self.members):
             began = time.monotonic()
             try:
                 self.reference_and_grid = self._run(name)
@@ -78,14 +79,11 @@ class Pass:
 
     def took_s(self) -> float:
         """Wall time of all passes over these scans, including stopped ones."""
-        try:
-            return float((self.folder / "wall_time_s").read_text())
-        except (OSError, ValueError):
-            return 0.0
+        return read_record(self.folder / "wall_time_s", "the time that earlier runs took") or 0.0
 
     def _keep_time(self, seconds: float) -> None:
         with suppress(OSError):
-            (self.folder / "wall_time_s").write_text(f"{self.took_s() + seconds:.3f}")
+            write_record(self.folder / "wall_time_s", round(self.took_s() + seconds, 3))
 
     def _run(self, name: str) -> tuple[sitk.Image, Grid]:
         for place in (self.file(""), self.spilled("")):
@@ -143,7 +141,7 @@ class Pass:
         return faults_among(self.config, self.facts, self.parts, self.beside) + self.off_grid
 
     def _is_done(self, case: str, file: Path) -> bool:
-        return case in self.facts and all(self.looked[case].digests) and file.exists()
+        return case in self.facts and all(self.looked[case].digests) and _is_whole(file, case)
 
     def _may_be_faulty(self, outcome: Outcome) -> bool:
         """Whether this outcome may add a fault, so that all scans known so far are worth comparing."""
@@ -174,6 +172,10 @@ class Pass:
             box = image_box(reference, foreground=settings.crop == "foreground")
         spacing, origin, _ = about[0]["geometry"]
         return derive_grid(settings, box, reference.GetDirection(), spacing, origin)
+
+
+def _is_whole(file: Path, case: str) -> bool:
+    return is_sound(file, f"case {case}")
 
 
 def _call(function: Callable[..., Outcome], *arguments: Any) -> Outcome:

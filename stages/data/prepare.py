@@ -4,7 +4,7 @@ These functions run in worker processes. Their results go into files, so that no
 a stopped run can resume:
 
     <case>.npz   "image" (D, H, W) float16 on the grid, "label" class indices if it is trained on, "about" JSON:
-                 "record" (see `prepare`) and "faces" (see `stages.data.flat_borders`)
+                 "record" (see `prepare`) and "faces" (see `stages.data.flat_borders`); behind the zip a digest
 
 The grid lies around the labels of all atlases, so an atlas is decoded before the grid is known. Until then it is
 spilled to a file:
@@ -16,7 +16,6 @@ spilled to a file:
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from stages.artifacts.checked import publish_checked
 from stages.artifacts.cohort import Grid
 from stages.config import Config, PreprocessSettings
 from stages.data import intake
@@ -151,9 +151,7 @@ def _save(to: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Non
     temporary = to.with_name(f".{to.name}.tmp")
     with temporary.open("wb") as file:
         np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, to)
+    publish_checked(temporary, to)
 
 
 def prepare(

@@ -15,6 +15,7 @@ from stages.config import GenerateSettings
 from stages.generating.writer import (
     Job,
     StoresCouples,
+    is_stored,
     label_type,
     sample_bytes,
     store_piece,
@@ -72,7 +73,7 @@ class DrawnScans(StoresCouples):
                 drawn_from = derive(job.seed, "sample", i)
                 generator = torch.Generator().manual_seed(drawn_from)
                 (atlas,) = pick(data.atlases, 1, generator)
-                if not stored_piece(job.resume, i).exists():
+                if not is_stored(job.resume, i):
                     store_piece(job.resume, i, self._draw(data, atlas, generator, job))
                 with np.load(stored_piece(job.resume, i)) as piece:
                     origin = {"space": str(piece["space"]), "style": str(piece["style"])}

@@ -19,12 +19,12 @@ from stages.generating.writer import (
     Job,
     StoresCouples,
     as_tensor,
+    is_stored,
     label_type,
     measure,
     registration_seconds,
     sample_bytes,
     store_piece,
-    stored_piece,
     write_samples,
 )
 from stages.parts.voting import vote
@@ -47,7 +47,7 @@ class PropagatedLabels(StoresCouples):
         cohort = job.cohort
         atlas_cases, scans = cohort.parts["atlases"], cohort.parts["unlabeled"]
         atlases = [(cohort.image(case), cohort.label(case)) for case in atlas_cases]
-        missing = [i for i in range(len(scans)) if not stored_piece(job.resume, i).exists()]
+        missing = [i for i in range(len(scans)) if not is_stored(job.resume, i)]
         pairs = [(image, cohort.image(scans[i])) for i in missing for image, _ in atlases]
         cases = [scans[i] for i in missing for _ in atlases]
         fields: dict[int, np.ndarray] = {}

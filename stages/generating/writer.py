@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.artifacts.checked import is_sound, write_checked
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.files import atomic_write_bytes
 from stages.artifacts.generated import Generated
 from stages.config import GenerateSettings
 from stages.device import Device
@@ -157,17 +157,22 @@ def measure(moving: Tensor, fixed: Tensor, path: Tensor, back: Tensor | None) ->
     }
 
 
-# Finished pieces are complete or absent, so that a killed run goes on after them
+# Finished pieces are complete or absent, and have a digest, so that a killed run goes on after them
 
 
 def stored_piece(resume: Path, place: int) -> Path:
     return resume / f"{place:06d}.npz"
 
 
+def is_stored(resume: Path, place: int) -> bool:
+    """Whether a stopped run left this piece, as it was written."""
+    return is_sound(stored_piece(resume, place), f"piece {place + 1} of the generated data")
+
+
 def store_piece(resume: Path, place: int, values: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **values)
-    atomic_write_bytes(stored_piece(resume, place), buffer.getvalue())
+    write_checked(stored_piece(resume, place), buffer.getbuffer())
 
 
 Finish = Callable[[str, Tensor, Tensor, list[Tensor]], dict[str, Any]]
@@ -181,7 +186,7 @@ def register_couples(pairs: list[tuple[str, str]], finish: Finish, job: Job, *, 
         back: also register the scan to the atlas.
     """
     cohort = job.cohort
-    missing = [i for i in range(len(pairs)) if not stored_piece(job.resume, i).exists()]
+    missing = [i for i in range(len(pairs)) if not is_stored(job.resume, i)]
     ways = 2 if back else 1
     images = {case: cohort.image(case) for case in cohort.cases}
     queue = [(images[a], images[b]) for i in missing for a, b in (pairs[i], pairs[i][::-1])[:ways]]

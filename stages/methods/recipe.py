@@ -272,8 +272,12 @@ class Method:
         Args:
             shape: grid; large if it is not known, because some settings do not fit a small one.
         """
+        return self.planned(Task(shape, 2, num_atlases), settings)
+
+    def planned(self, task: Task, settings: MethodSettings) -> Recipe:
+        """The recipe of a task with networks without weights, which cost no memory."""
         with torch.device("meta"), _NothingDrawn():
-            return self.recipe(Task(shape, 2, num_atlases), settings)
+            return self.recipe(task, settings)
 
 
 class _NothingDrawn(TorchFunctionMode):

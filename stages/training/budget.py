@@ -21,7 +21,7 @@ from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.manifest import Artifact
 from stages.artifacts.plan import Plan
-from stages.artifacts.store import make, opened_versions, verify
+from stages.artifacts.store import Listed, listed_versions, make
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
@@ -104,7 +104,8 @@ def with_steps(
         draft.device = str(device)
         place = list(shares).index((round, section))
         earlier = _earlier_plans(target, seconds, list(shares)[:place], cohort, config.seed)
-        unique = {artifact.manifest.digest: artifact.manifest for artifact in [*given.values(), *spent_on, *earlier]}
+        manifests = [made.manifest for made in (*given.values(), *spent_on)] + [plan.manifest for plan in earlier]
+        unique = {manifest.digest: manifest for manifest in manifests}
         spent = sum(manifest.wall_time_s for manifest in unique.values())
         began = time.monotonic()
         recipe = recipe_of(method, cohort, config)
@@ -139,7 +140,6 @@ def with_steps(
         inputs=given,
         force=force,
     )
-    verify(plan.folder)
     return _set_steps(config, method_name, section, plan.steps)
 
 
@@ -178,10 +178,10 @@ def _share_of_time(
 
 def _earlier_plans(
     target: Path, seconds: float, before: Sequence[tuple[int, TrainSection]], cohort: Cohort, seed: int
-) -> list[Plan]:
+) -> list[Listed]:
     """The newest plan of every earlier step with the same budget: measuring took time."""
-    newest: dict[tuple[int, str], Plan] = {}
-    for plan in opened_versions(Plan, target):
+    newest: dict[tuple[int, str], Listed] = {}
+    for plan in listed_versions(Plan, target):
         about = plan.manifest.identity
         key = (about.round, about.config["stage"])
         alike = about.inputs["cohort"] == cohort.manifest.digest and about.seed == seed

@@ -145,6 +145,7 @@ class _Couple:
     """A generated couple, and a path of the bank, of the small grid."""
 
     scan: str
+    atlas: str = ""
     image: Tensor = field(default_factory=lambda: torch.rand(1, EDGE, EDGE, EDGE))
     label: Tensor = field(default_factory=lambda: torch.zeros(EDGE, EDGE, EDGE, dtype=torch.int64))
 

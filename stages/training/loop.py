@@ -23,7 +23,7 @@ from stages.methods.phases import Phase, Player
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
-from stages.progress import Progress
+from stages.progress import Progress, say
 from stages.training.fitting import Size, told_in_one_line
 from stages.training.schedules import learning_rate
 
@@ -64,7 +64,9 @@ def train(run: Run) -> list[dict[str, Any]]:
         LrlsError: a loss or gradient is not finite; the message names the scans of that batch. Or memory ran out.
     """
     checkpoint = run.draft.resume / "training.pt"
-    state = load_state(checkpoint) if checkpoint.exists() else None
+    state = load_state(checkpoint)
+    if state is None and checkpoint.exists():
+        say("training: the state that a stopped run left is damaged; training starts over.")
     if state:
         for name, network in run.networks.items():
             network.load_state_dict(state["networks"][name])

@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import Project, work_here
 
-from stages.answering.exported import IMAGES, MODEL, NAMES, WEIGHTS, _sha256, open_model, tensors_of
+from stages.answering.exported import _sha256, open_model, tensors_of
 from stages.answering.model import running_on
+from stages.answering.packages import IMAGES, MODEL, NAMES, WEIGHTS
 from stages.artifacts.digests import digest_of
 from stages.errors import LrlsError
 
@@ -171,8 +172,25 @@ def test_a_changed_description_is_refused(contents, tmp_path):
         ({"settings": {"segmentation_network": "__import__('os')"}}, "segmentation_network"),
         ({"others": "ignore"}, "others"),
         ({"hook": "x"}, "unknown setting hook"),
-        ({"stored_atlases": 2}, "does not fit model.json"),
-        ({"structures": [["one", [1]]]}, "the network expects"),
+        ({"stored_atlases": 2}, "2 of 1 atlases are stored"),
+        ({"stored_atlases": 2, "num_atlases": 2}, "does not fit model.json"),
+        ({"structures": [["one", [1]]]}, "the calibration is of other structures"),
+        ({"structures": [["one", [1]]], "calibration": None}, "the network expects"),
+        ({"structures": [["one", [3]], ["two", [3]]]}, "there twice"),
+        ({"structures": [["one", [3]], ["one", [4]]]}, "there twice"),
+        ({"structures": [["one\x1b[31m", [3]]]}, "control characters"),
+        ({"structures": [["n" * 100_000, [3]]]}, "of more than 200"),
+        ({"n" * 100_000: 1}, "of more than 200"),
+        ({"settings": {"coarse_steps": 10**12}}, "at most 10000 is possible"),
+        ({"settings": {"fine_steps": 10**3000}}, "too large"),
+        ({"reference_direction": [1, 0, 0, 1, 0, 0, 0, 0, 1]}, "span the space"),
+        ({"reference_spacing": [1, 1e-300, 1]}, "spacing"),
+        ({"grid": {"shape": [1, 1, 1], "spacing_mm": [1, 1, 1], "origin": [0, 0, 0],
+                   "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1]}}, "fewer than 4 voxels"),
+        ({"grid": {"shape": [16, 16, 4], "spacing_mm": [1, 1, 1], "origin": [0, 0, 0],
+                   "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1]}}, "too small for a U-Net"),
+        ({"num_atlases": -1}, "num_atlases"),
+        ({"calibration": {}}, "is missing"),
         ({"borders": [{"classes": [1, 9], "normal": [0, 0, 1]}]}, "border"),
         ({"format_version": 2}, "newer than this lrls reads"),
     ],

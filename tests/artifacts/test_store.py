@@ -12,11 +12,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import aged, resealed
 from filelock import FileLock
 
 from stages.artifacts.calibration import Calibrated
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.files import atomic_write_bytes
+from stages.artifacts.found import look_through
 from stages.artifacts.generated import Generated
 from stages.artifacts.kinds import KINDS
 from stages.artifacts.manifest import MANIFEST, Artifact, Identity, peek_manifest, read_manifest
@@ -26,9 +28,9 @@ from stages.artifacts.store import (
     find_finished,
     history,
     latest,
+    listed_versions,
     make,
     new_artifact,
-    opened_versions,
     verify,
     versions,
     with_digest,
@@ -326,14 +328,6 @@ def test_newer_format_is_refused_even_if_it_has_unknown_fields(tmp_path):
         read_manifest(folder)
 
 
-def aged(folder: Path, **unknown: int) -> Path:
-    """The artifact as if the format before its own had been written."""
-    values = json.loads((folder / MANIFEST).read_text())
-    values["identity"]["format_version"] -= 1
-    (folder / MANIFEST).write_text(json.dumps(values | unknown))
-    return folder
-
-
 @pytest.mark.parametrize("unknown", [{}, {"unknown": 1}])
 def test_older_format_is_refused_with_the_command_that_makes_it_again(tmp_path, monkeypatch, unknown):
     monkeypatch.chdir(tmp_path)
@@ -352,7 +346,7 @@ def test_older_formats_are_listed_but_not_found(tmp_path):
     assert find_finished(tmp_path, IDENTITY) is None
     assert find_finished(tmp_path, read_manifest(written(tmp_path)).identity) == tmp_path / "v0002"
     assert versions(tmp_path) == [old, tmp_path / "v0002"]
-    assert [artifact.folder.name for artifact in opened_versions(Registration, tmp_path)] == ["v0002"]
+    assert [version.folder.name for version in listed_versions(Registration, tmp_path)] == ["v0002"]
     assert latest(tmp_path, kind="registration") == tmp_path / "v0002"
     assert [manifest.identity.outdated for _, manifest in history(tmp_path)] == [True, False]
     digest = peek_manifest(old).digest
@@ -400,9 +394,67 @@ def test_unreadable_manifest_is_named(tmp_path, content):
 def test_manifest_without_its_files_is_unreadable(tmp_path):
     folder = written(tmp_path)
     values = json.loads((folder / MANIFEST).read_text())
-    del values["files"]
+    del values["files"], values["seal"]
     (folder / MANIFEST).write_text(json.dumps(values))
     with pytest.raises(LrlsError, match="not readable"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path, place):
+    folder = written(tmp_path)
+    whole, expected = (folder / MANIFEST).read_bytes(), read_manifest(folder)
+    unnoticed = 0
+    for at in range(place, len(whole), 5):
+        (folder / MANIFEST).write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            assert read_manifest(folder) == expected  # a blank for another one
+            unnoticed += 1
+        except LrlsError as error:
+            assert "\n" not in str(error) and str(error).isprintable()
+    assert unnoticed < len(whole) / 5 / 20
+    for cut in (0, 1, len(whole) // 2, len(whole) - 3):
+        (folder / MANIFEST).write_bytes(whole[:cut])
+        with pytest.raises(LrlsError, match="not readable"):
+            read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"wall_time_s": "1"}, {"wall_time_s": True}, {"wall_time_s": -1.0}, {"wall_time_s": None},
+        {"peak_memory_mb": []}, {"volatile": 3}, {"volatile": [3]}, {"volatile": None}, {"packages": []},
+        {"packages": {"torch": 2}}, {"device": "\x1b[31mred"}, {"created": 5}, {"created": "now\nthen"},
+        {"files": {"../../secret": "0" * 64}}, {"files": {"/etc/passwd": "0" * 64}}, {"files": {"a": "0"}},
+        {"files": {"a": 1}}, {"files": []}, {"files": {"a\0b": "0" * 64}}, {"raw": {"a.h5": 1}}, {"raw": 1},
+        {"digest": 7}, {"identity": []}, {"identity": None},
+    ],
+)  # fmt: skip
+def test_a_manifest_with_values_of_wrong_types_is_refused_even_if_its_seal_is_right(tmp_path, changes):
+    folder = resealed(written(tmp_path), **changes)
+    with pytest.raises(LrlsError, match=r"artifact\.json (is not readable|changed)"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "-0.5", "9" * 5000])
+def test_a_number_that_is_none_is_refused(tmp_path, number):
+    folder = written(tmp_path)
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    wall_time = json.loads(text)["wall_time_s"]
+    (folder / MANIFEST).write_text(text.replace(f'"wall_time_s": {wall_time}', f'"wall_time_s": {number}'))
+    with pytest.raises(LrlsError, match=r"artifact\.json"):
+        read_manifest(folder)
+
+
+def test_a_manifest_without_a_seal_is_that_of_an_earlier_lrls(tmp_path):
+    folder = written(tmp_path)
+    values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    del values["seal"], values["raw"]
+    (folder / MANIFEST).write_text(json.dumps(values))
+    verify(folder)
+    values["identity"]["seed"] = 1
+    (folder / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(LrlsError, match=r"artifact\.json changed"):
         read_manifest(folder)
 
 
@@ -448,10 +500,28 @@ def test_make_writes_an_artifact_that_says_what_it_was_made_from(tmp_path, input
     assert read_manifest(stage(tmp_path / "t", seed=1).folder).device == "cpu"
 
 
-def test_make_opens_what_is_up_to_date_without_writing_or_checking_anything(tmp_path, inputs, monkeypatch):
+def test_make_opens_what_is_up_to_date_without_writing_anything_or_looking_at_inputs(tmp_path, inputs, monkeypatch):
     first = stage(tmp_path / "t", inputs=inputs)
     monkeypatch.setattr("stages.artifacts.store.verify", never)
     assert stage(tmp_path / "t", never, inputs=inputs, ready=never) == first
+
+
+def test_make_refuses_what_is_up_to_date_but_was_changed(tmp_path):
+    first = stage(tmp_path)
+    (first.folder / "curve.csv").write_text("0.6")
+    with pytest.raises(LrlsError, match=r"v0001: curve\.csv changed .* `lrls train-reg --force`"):
+        stage(tmp_path, never)
+    again = stage(tmp_path, force=True)
+    assert stage(tmp_path, never) == again
+    assert with_digest(tmp_path, first.manifest.digest) == again.folder  # not the damaged one
+
+
+def test_every_kind_is_verified_when_it_is_opened(tmp_path):
+    for name, kind in KINDS.items():
+        made = written(tmp_path / name, replace(IDENTITY, kind=name, format_version=kind.FORMAT))
+        (made / "curve.csv").write_text("0.6")
+        with pytest.raises(LrlsError, match=r"curve\.csv changed"):
+            kind.open(made)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"round": 1}, {"settings": {}}, {"made_by": "x"}, {"inputs": {}}])
@@ -546,6 +616,70 @@ def test_verify_finds_a_damaged_hdf5_file(tmp_path):
     path.write_bytes(whole[:100])
     with pytest.raises(LrlsError, match=r"a\.h5 changed"):
         verify(draft.result)
+
+
+def test_a_file_that_changes_twice_is_noticed_twice(tmp_path):
+    folder = written(tmp_path, curve="0.5")
+    for file in (folder / "curve.csv", folder / MANIFEST):
+        os.utime(file, (1e9, 1e9))
+    verify(folder)
+    for text in ("0.6", "0.5", "0.7"):
+        (folder / "curve.csv").write_text(text)
+        if text == "0.5":
+            verify(folder)
+            continue
+        with pytest.raises(LrlsError, match="changed"):
+            verify(folder)
+
+
+def test_an_hdf5_file_that_is_open_elsewhere_is_not_said_to_have_changed(tmp_path):
+    with new_artifact(tmp_path, IDENTITY) as draft, h5py.File(draft.folder / "a.h5", "w") as file:
+        file["x"] = np.arange(10)
+    program = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(draft.result / "a.h5")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(LrlsError, match=r"a\.h5 is open for writing in another program; close it there and run"):
+            verify(draft.result)
+        other.communicate()
+    verify(draft.result)
+
+
+def test_a_pipe_in_place_of_a_file_is_missing_and_nobody_waits(tmp_path):
+    folder = written(tmp_path)
+    (folder / "curve.csv").unlink()
+    os.mkfifo(folder / "curve.csv")
+    with pytest.raises(LrlsError, match="is missing"):
+        verify(folder)
+
+
+def test_a_complete_draft_that_was_damaged_since_is_not_published(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "crash")))
+        with pytest.raises(OSError, match="crash"):
+            written(tmp_path)
+    (draft,) = drafts(tmp_path)
+    (draft / "curve.csv").write_text("0.6")
+    assert find_finished(tmp_path, IDENTITY) is None
+    assert "what a stopped run left is damaged; it is made again." in capsys.readouterr().err
+    assert (written(tmp_path) / "curve.csv").read_text() == "0.5"
+
+
+def test_what_stopped_runs_left_and_what_cannot_be_read_is_listed(tmp_path):
+    good, bad = written(tmp_path / "a"), written(tmp_path / "b")
+    (bad / MANIFEST).write_text("{")
+    with pytest.raises(KeyboardInterrupt), new_artifact(tmp_path / "c", IDENTITY) as draft:
+        (draft.folder / "half").write_bytes(bytes(5000))
+        raise KeyboardInterrupt
+
+    found = look_through(tmp_path)
+
+    assert [folder for folder, _ in found.finished] == [good]
+    (left,) = found.unfinished
+    assert left.folder == draft.folder and 5000 < left.num_bytes < 6000 and left.age_s < 60
+    assert len(found.unreadable) == 1 and "b/v0001: artifact.json is not readable" in found.unreadable[0]
+    with pytest.raises(LrlsError, match="not readable"):
+        history(tmp_path)
 
 
 @pytest.mark.parametrize(
