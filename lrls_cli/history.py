@@ -1,5 +1,6 @@
 """`lrls history`: what was made from what."""
 
+from lrls_cli.ending import refused
 from lrls_cli.options import ConfigFile, Settings
 
 
@@ -9,8 +10,12 @@ def history(config: ConfigFile, settings: Settings = []) -> None:  # noqa: B006
     Example: lrls history lrls.yaml
     """
     from lrls_cli.tables import print_history
+    from stages.artifacts.files import first_unreadable
     from stages.artifacts.store import history as finished
     from stages.config import load_config
+    from stages.errors import LrlsError
 
     workspace = load_config(config, settings).workspace
+    if error := first_unreadable(workspace):
+        raise LrlsError(refused(error))
     print_history(finished(workspace), workspace)

@@ -11,11 +11,16 @@ from pathlib import Path
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write a file in full or not at all, even if the process is killed."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename, error.filename2 = str(path), None  # users know this name
+        raise
     fsync(path.parent)
 
 
@@ -31,6 +36,15 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def first_unreadable(folder: Path) -> OSError | None:
+    """Why a folder, or one below it, cannot be listed; None: all can, or there is none."""
+    refused: list[OSError] = []
+    for _ in os.walk(folder, onerror=refused.append):
+        if refused:
+            break
+    return next((error for error in refused if not isinstance(error, FileNotFoundError)), None)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
