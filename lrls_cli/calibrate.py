@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 NetworkOnly = Annotated[
@@ -32,5 +33,5 @@ def calibrate(
     loaded = load_config(config, settings)
     made = trained(loaded, method, round=round)
     calibration = stage(made, loaded, method, network_only=network_only, couples=couples, force=force)
-    typer.echo(f"estimates of DSC are off by {calibration.read().error:.3f} on average, on generated couples")
-    typer.echo(calibration.folder)
+    tell(f"estimates of DSC are off by {calibration.read().error:.3f} on average, on generated couples")
+    tell(calibration.folder)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, Settings
 
 
@@ -37,4 +38,4 @@ def compare(
     settled = load_config(config, settings)
     comparison = compared(settled, methods, seeds, force=force)
     print_comparison(comparison, settled.eval.part)
-    typer.echo(comparison.folder)
+    tell(comparison.folder)

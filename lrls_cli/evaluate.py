@@ -1,7 +1,6 @@
 """`lrls eval`: stage 5."""
 
-import typer
-
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
@@ -22,7 +21,7 @@ def evaluate(
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    scores = run_stage(load_config(config, settings), method, "eval", round=round, force=force, tell=typer.echo)
+    scores = run_stage(load_config(config, settings), method, "eval", round=round, force=force, tell=tell)
     assert isinstance(scores, Scores)
     print_scores(method, scores)
-    typer.echo(scores.folder)
+    tell(scores.folder)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.calibrate import NetworkOnly
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, MethodName, Round, Settings
 
 
@@ -36,6 +37,7 @@ def export(
     """
     # Imported here so that `lrls --help` does not wait for torch.
     from stages.config import load_config
+    from stages.errors import plural
     from stages.workflow import trained
 
     loaded = load_config(config, settings)
@@ -44,15 +46,15 @@ def export(
         from stages.nnunet import export_nnunet
 
         counts = export_nnunet(made, loaded, method, out, couples=couples, force=force)
-        typer.echo(f"{out}: {counts['train']} couples with labels, {counts['test']} scans without")
+        tell(f"{out}: {plural(counts['train'], 'couple')} with labels, {plural(counts['test'], 'scan')} without")
         return
     from stages.export import export_calibrated
 
     model = export_calibrated(made, loaded, method, out, network_only=network_only, force=force)
     if model.atlases:
-        typer.echo(
-            f"holds image and label of {len(model.atlases)} atlas{'es' if len(model.atlases) > 1 else ''}, whose "
+        tell(
+            f"holds image and label of {plural(len(model.atlases), 'atlas', 'atlases')}, whose "
             f"labels {method} propagates"
             + ("; --network-only leaves them out" if model.recipe.answer.network is not None else "")
         )
-    typer.echo(out)
+    tell(out)

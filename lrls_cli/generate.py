@@ -1,7 +1,6 @@
 """`lrls generate`: stage 3."""
 
-import typer
-
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
@@ -20,5 +19,5 @@ def generate(
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    made = run_stage(load_config(config, settings), method, "generate", round=round, force=force, tell=typer.echo)
-    typer.echo(made.folder)
+    made = run_stage(load_config(config, settings), method, "generate", round=round, force=force, tell=tell)
+    tell(made.folder)

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.echo import tell
+from lrls_cli.ending import refused
+
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of scans, or the dataset.json of MSD or nnU-Net v2.")],
@@ -19,11 +22,20 @@ def init(
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
     from stages.data.initialize import describe_folder, write_config
+    from stages.errors import LrlsError, plural
 
     description = describe_folder(folder)
-    write_config(description, output, force=force)
-    counts = ", ".join(f"{len(description[part])} {part}" for part in ("atlases", "unlabeled", "test"))  # type: ignore[literal-required]
-    typer.echo(f"{output}: {counts}; {len(description['structures'])} structures; {description['modality']}")
+    try:
+        write_config(description, output, force=force)
+    except OSError as error:
+        raise LrlsError(f"--output {output}: {refused(error)}") from None
+    counts = [
+        plural(len(description["atlases"]), "atlas", "atlases"),
+        f"{len(description['unlabeled'])} unlabeled",
+        f"{len(description['test'])} test",
+    ]
+    structures = plural(len(description["structures"]), "structure")
+    tell(f"{output}: {', '.join(counts)}; {structures}; {description['modality']}")
     for note in description["notes"]:
-        typer.echo(note)
-    typer.echo(f"Next: look through {output}, then `lrls check {output}`.")
+        tell(note)
+    tell(f"Next: look through {output}, then `lrls check {output}`.")

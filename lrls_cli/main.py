@@ -1,5 +1,6 @@
 """`lrls`: the app. Errors are printed here and nowhere else; nothing is computed here."""
 
+import io
 import os
 import sys
 
@@ -8,6 +9,8 @@ import typer
 from lrls_cli.calibrate import calibrate
 from lrls_cli.check import check
 from lrls_cli.compare import compare
+from lrls_cli.echo import complain
+from lrls_cli.ending import end_children, ended_by_signals, refused, stopped_by
 from lrls_cli.evaluate import evaluate
 from lrls_cli.export import export
 from lrls_cli.generate import generate
@@ -21,7 +24,9 @@ from lrls_cli.run import run
 from lrls_cli.suggest_atlas import suggest_atlas
 from lrls_cli.train_reg import train_reg
 from lrls_cli.train_seg import train_seg
-from stages.errors import LrlsError
+from stages.artifacts.files import is_disk_full
+from stages.errors import UNPRINTABLE, LrlsError, printable, shortened
+from stages.memory import is_out_of_memory
 
 app = typer.Typer(
     name="lrls",
@@ -49,19 +54,60 @@ app.command()(phantom)
 
 
 def main() -> None:
-    """Entry point: faults of the input end as one line and exit code 1; our own bugs trace back."""
+    """Entry point: faults of the input and of the system end as one line and exit code 1; our own bugs trace back."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter shows its code
+    with ended_by_signals():
+        try:
+            _look_at(sys.argv[1:])
+            try:
+                app()
+            finally:
+                sys.stdout.flush()  # what cannot be written is told here, not when Python ends
+        except SystemExit as end:
+            if stopped_by(end.code):
+                end_children()
+                complain("stopped; the same command resumes.")
+            raise
+        except Exception as error:
+            _close_broken_output()
+            if isinstance(error, BrokenPipeError):
+                pass  # nobody reads any more
+            elif isinstance(error, LrlsError):
+                complain(error)
+            elif is_out_of_memory(error):
+                complain(
+                    "not enough memory; set a smaller batch_size in train_reg or train_seg, fewer preprocess.workers, "
+                    "or a coarser preprocess.spacing_mm. With more memory, the same command resumes."
+                )
+            elif isinstance(error, OSError) or is_disk_full(error):
+                complain(refused(error))
+            else:
+                raise
+            sys.exit(1)
+
+
+def _look_at(arguments: list[str]) -> None:
+    """Refuse arguments that no setting, name or number can be, but for names of existing files.
+
+    Raises:
+        LrlsError: an argument holds a control character or is not UTF-8.
+    """
+    for place, argument in enumerate(arguments, start=1):
+        if UNPRINTABLE.search(argument) and ("\0" in argument or not os.path.lexists(argument)):
+            raise LrlsError(
+                f"argument {place} holds a control character, or is not UTF-8: {printable(shortened(argument))}; "
+                "type it anew."
+            )
+
+
+def _close_broken_output() -> None:
+    """Where nothing more can be printed, Python must not try again when it ends."""
     try:
-        app()
-    except LrlsError as error:
-        print(f"lrls: {error}", file=sys.stderr)
-        sys.exit(1)
-    except SystemExit as end:
-        if end.code == 130:  # what typer makes of Ctrl-C
-            print("lrls: stopped; the same command resumes.", file=sys.stderr)
-        raise
-    except BrokenPipeError:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.echo import tell
+
 
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Folder to write images/, labels/ and lrls.yaml to.")],
@@ -22,4 +24,4 @@ def phantom(
     from stages.data.phantoms import write_phantoms
 
     config = write_phantoms(folder, scans=scans, seed=seed, force=force)
-    typer.echo(f"{config}: {scans} scans. Next: `lrls check {config}`, then `lrls run {config} --method brbs`.")
+    tell(f"{config}: {scans} scans. Next: `lrls check {config}`, then `lrls run {config} --method brbs`.")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, Settings
 
 
@@ -31,12 +32,13 @@ def preprocess(
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
     from stages.config import load_config
+    from stages.errors import plural
     from stages.preprocess import preprocess as stage
 
     cohort = stage(load_config(config, settings), part.value, force=force)
     grid = cohort.grid
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
-    typer.echo(f"{len(cohort.cases)} scans on {' x '.join(map(str, grid.shape))} voxels of {spacing} mm")
+    tell(f"{plural(len(cohort.cases), 'scan')} on {' x '.join(map(str, grid.shape))} voxels of {spacing} mm")
     for case in cohort.fallen_back():
-        typer.echo(f"warning: case {case}: the alignment was refused, centres of mass are used; look at qc/cohort.png.")
-    typer.echo(cohort.folder)
+        tell(f"warning: case {case}: the alignment was refused, centres of mass are used; look at qc/cohort.png.")
+    tell(cohort.folder)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, MethodName, Settings
 
 
@@ -43,8 +44,8 @@ def run(
     made = run_all(
         load_config(config, settings), method, until=until.value, round=round,  # type: ignore[arg-type]
         budget=Budget.parse(budget) if budget is not None else None,
-        force=force, tell=typer.echo,
+        force=force, tell=tell,
     )  # fmt: skip
     if made.scores:
         print_scores(method, made.scores)
-        typer.echo(made.scores.folder)
+        tell(made.scores.folder)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, Settings
 
 
@@ -26,4 +27,4 @@ def suggest_atlas(
 
     suggestion = stage(load_config(config, settings), force=force)
     print_suggestion(suggestion, top)
-    typer.echo(suggestion.folder)
+    tell(suggestion.folder)

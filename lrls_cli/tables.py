@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
+
+from lrls_cli.echo import tell
+from stages.errors import plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,18 +23,25 @@ if TYPE_CHECKING:
     from stages.methods.recipe import Method
 
 
+def _plain(value: object) -> str:
+    """A cell or title as it stands: rich would read brackets in names as styles."""
+    return escape(printable(str(value)))
+
+
 def print_scores(method: str, scores: Scores) -> None:
     """A row per structure and output; the mean comes last."""
     summary = scores.summary
     if number := scores.manifest.identity.round:
         method = f"{method}, round {number}"
     for output, result in summary["outputs"].items():
-        table = Table(title=f"{method}, {output}, {summary['part']}, {summary['scans']} scans", title_justify="left")
+        table = Table(
+            title=f"{method}, {output}, {summary['part']}, {plural(summary['scans'], 'scan')}", title_justify="left"
+        )
         for column in ("structure", "DSC", "HD95 mm", "ASSD mm", "missed"):
             table.add_column(column, justify="left" if column == "structure" else "right", no_wrap=True)
         for name, row in result["structures"].items():
             table.add_row(
-                name,
+                _plain(name),
                 *(f"{row[k]:.4f}" if k == "dsc" else f"{row[k]:.2f}" for k in ("dsc", "hd95_mm", "assd_mm")),
                 str(row["missed"]),
             )
@@ -43,27 +53,27 @@ def print_scores(method: str, scores: Scores) -> None:
         )  # fmt: skip
         Console().print(table)
         if dsc["n"] > 1:
-            print(
+            tell(
                 f"DSC {dsc['mean']:.4f} +- {dsc['std']:.4f}, 95 % interval {dsc['low']:.4f} to {dsc['high']:.4f}, "
                 f"worst {dsc['min']:.4f} (case {result['worst_scan']})"
                 + (f", best {dsc['max']:.4f}" if "max" in dsc else "")  # scores of earlier versions have none
             )
         if result["absent_in_both"]:
-            print(f"{result['absent_in_both']} structures are absent in truth and prediction and were not scored")
+            tell(f"absent in truth and prediction, and not scored: {plural(result['absent_in_both'], 'structure')}")
     if "registration" in summary:
         field = summary["registration"]
-        print(
+        tell(
             f"displacements: {100 * field['folding_fraction']['mean']:.3f} % of voxels with |J| <= 0, "
             f"std(|J|) {field['jacobian_std']['mean']:.3f}, SDlogJ {field['sd_log_jacobian']['mean']:.3f}"
         )
     for case in summary["alignment_fell_back"]:
-        print(f"warning: case {case}: its alignment was refused, centres of mass were used")
+        tell(f"warning: case {case}: its alignment was refused, centres of mass were used")
 
 
 def print_suggestion(suggestion: Suggestion, top: int) -> None:
     """The first rows, the last row, and a sentence on which scan to label."""
     rows = suggestion.table.to_dict("records")
-    table = Table(title=f"{len(rows)} scans, the most typical first; 95 % intervals", title_justify="left")
+    table = Table(title=f"{plural(len(rows), 'scan')}, the most typical first; 95 % intervals", title_justify="left")
     headings = ("rank", "scan", "NCC to others", "interval", "NCC to average", "P(first)", "ranks", "behind first")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "scan" else "right", no_wrap=True)
@@ -71,8 +81,9 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
         if row["rank"] == len(rows) > top:
             table.add_section()
         table.add_row(
-            str(row["rank"]), row["case"], f"{row['score']:.4f}", f"{row['score_low']:.3f} to {row['score_high']:.3f}",
-            f"{row['to_average']:.4f}", f"{row['probability_first']:.2f}", f"{row['rank_low']} to {row['rank_high']}",
+            str(row["rank"]), _plain(row["case"]), f"{row['score']:.4f}",
+            f"{row['score_low']:.3f} to {row['score_high']:.3f}", f"{row['to_average']:.4f}",
+            f"{row['probability_first']:.2f}", f"{row['rank_low']} to {row['rank_high']}",
             "" if row["rank"] == 1
             else f"{row['behind_first']:.4f} ({row['behind_first_low']:.4f} to {row['behind_first_high']:.4f})",
         )  # fmt: skip
@@ -80,15 +91,15 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
     verdict = suggestion.verdict
     alike = verdict["equals"]
     if not alike:
-        print(f"Label case {verdict['best']} first: it is more typical than every other scan.")
+        tell(f"Label case {verdict['best']} first: it is more typical than every other scan.")
     else:
         shown = ", ".join(alike[:8]) + (f" and {len(alike) - 8} more" if len(alike) > 8 else "")
-        print(
+        tell(
             f"Label case {verdict['best']} first, or, as good by these scans, the best image among: {shown}. "
             "Look at the picture."
         )
     for case in verdict["refused"]:
-        print(f"warning: case {case}: its alignment was refused, centres of mass were used; look at the scan")
+        tell(f"warning: case {case}: its alignment was refused, centres of mass were used; look at the scan")
 
 
 def print_faults(faults: Sequence[Fault]) -> None:
@@ -96,11 +107,11 @@ def print_faults(faults: Sequence[Fault]) -> None:
     console = Console()
     if not console.is_terminal:
         for fault in faults:
-            print(fault)
+            tell(fault)
         return
     table = Table("scan", "found", "remedy")
     for fault in faults:
-        table.add_row(Text(fault.case or "(all)"), Text(fault.found), Text(fault.remedy))
+        table.add_row(*(_plain(text) for text in (fault.case or "(all)", fault.found, fault.remedy)))
     console.print(table)
 
 
@@ -108,14 +119,14 @@ def print_comparison(comparison: Comparison, subset: str) -> None:
     """A row per method and output."""
     from stages.compare import HEADINGS, cells, title
 
-    table = Table(title=title(subset, comparison.table), title_justify="left")
+    table = Table(title=_plain(title(subset, comparison.table)), title_justify="left")
     for heading in HEADINGS:
         named = heading == "method"  # may be long, with its settings: this column wraps
         table.add_column(
             heading, no_wrap=not named, overflow="fold", justify="left" if heading in ("method", "output") else "right"
         )
     for row in comparison.table.to_dict("records"):
-        table.add_row(*cells(row | {"output": row["output"][:3]}))
+        table.add_row(*map(_plain, cells(row | {"output": row["output"][:3]})))
     Console(width=None if Console().is_terminal else 180).print(table)
 
 
@@ -142,13 +153,16 @@ def print_history(found: Found, workspace: Path) -> None:
             for role, digest in identity.inputs.items()
             if role not in scans
         ]
-        made_from += [f"{len(scans)} scans"] if scans else []
+        made_from += [plural(len(scans), "scan")] if scans else []
         made_by = f"{identity.made_by}, round {identity.round}" if identity.round else identity.made_by
         table.add_row(
-            str(folder.relative_to(workspace)),
-            f"{made_by} (older format: not read)" if identity.outdated else made_by,
-            "\n".join(made_from), str(identity.seed), f"{manifest.wall_time_s:.0f} s", manifest.digest[:8],
+            _plain(folder.relative_to(workspace)),
+            _plain(f"{made_by} (older format: not read)" if identity.outdated else made_by),
+            "\n".join(map(_plain, made_from)), str(identity.seed), f"{manifest.wall_time_s:.0f} s", manifest.digest[:8],
         )  # fmt: skip
+    if not entries:
+        tell(f"nothing in {workspace.name} yet; start with `lrls preprocess`.")
+        return
     console = Console()
     if not console.is_terminal:
         console.width = 160

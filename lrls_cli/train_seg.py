@@ -1,7 +1,6 @@
 """`lrls train-seg`: stage 4."""
 
-import typer
-
+from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
 
 
@@ -20,4 +19,4 @@ def train_seg(
     from stages.config import load_config
     from stages.workflow import run_stage
 
-    typer.echo(run_stage(load_config(config, settings), method, "train-seg", round=round, force=force).folder)
+    tell(run_stage(load_config(config, settings), method, "train-seg", round=round, force=force).folder)

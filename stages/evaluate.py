@@ -32,6 +32,7 @@ from stages.data.facts import Known, ScanFacts, decode_label, faults_of
 from stages.data.faults import refuse
 from stages.data.labels import class_indices, label_values
 from stages.data.own_space import as_label_image, classes_in_own_space
+from stages.data.writers import write_image
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, recipe_of, settings_read
@@ -294,8 +295,7 @@ def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort,
     """Write a label map, and wait until it is on the disk: the record that comes next says that it is."""
     folder.mkdir(exist_ok=True)
     image, path = as_label_image(label_values(classes, config), held_out.transform(case)), folder / f"{case}.nii.gz"
-    sitk.WriteImage(image, str(path), useCompression=True)
-    fsync(path)
+    write_image(image, path)
     fsync(folder)
     return path
 
@@ -353,7 +353,7 @@ def _pictures(
     rows = []
     for rank, case in chosen.items():
         scan = intake.read_scan(config, case, label=True)
-        stored = sitk.ReadImage(str(folder / "labels" / f"{case}.nii.gz"))
+        stored = intake.read_voxels(folder / "labels" / f"{case}.nii.gz")
         oriented = [sitk.DICOMOrient(volume, "LPS") for volume in (scan.image, scan.label, stored)]
         image, truth, prediction = (sitk.GetArrayFromImage(volume) for volume in oriented)
         rows.append(

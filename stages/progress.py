@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from stages.errors import printable
+
 PLAIN_INTERVAL_S = 15.0
 
 
@@ -34,12 +36,12 @@ class Progress:
             from rich.console import Console
 
             columns = (
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(),
                 progress.MofNCompleteColumn(),
                 progress.TimeElapsedColumn(),
                 progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[note]}"),
+                progress.TextColumn("{task.fields[note]}", markup=False),
             )
             self.bar = progress.Progress(*columns, console=Console(stderr=True))
             self.task = self.bar.add_task(what, total=total, completed=start, note="")
@@ -52,7 +54,7 @@ class Progress:
     def advance(self, note: str = "") -> None:
         """One more unit is done; `note` goes behind the bar."""
         self.done += 1
-        self.note = note or self.note
+        self.note = printable(note) or self.note
         if self.bar:
             self.bar.update(self.task, advance=1, note=self.note)
         elif self.done == self.total or time.monotonic() - self.printed > PLAIN_INTERVAL_S:

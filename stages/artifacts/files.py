@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import time
+import zlib
 from io import BufferedReader
 from pathlib import Path
 
@@ -15,13 +16,18 @@ SETTLED_S = 2.0
 
 def atomic_write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file in full or not at all, even if the process is killed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{zlib.crc32(path.name.encode(errors='surrogateescape')):08x}.tmp")  # short
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename, error.filename2 = str(path), None  # users know this name
+        raise
     fsync(path.parent)
 
 

@@ -61,9 +61,19 @@ def facts_of(config: Config, looked: Looked) -> tuple[str, ScanFacts]:
 
 
 def folder_fault(config: Config) -> Fault | None:
-    if config.data.folder.is_dir():
-        return None
-    return Fault("", f"data.folder: {config.data.folder} is not a folder", "correct it")
+    """A fault if the folders of the scans are not there or cannot be read; otherwise None."""
+    if not config.data.folder.is_dir():
+        return Fault("", f"data.folder: {config.data.folder} is not a folder", "correct it")
+    for setting in ("images", "labels"):
+        for folder in (config.data.folder, *intake.sub_folders(config, getattr(config.data, setting))):
+            try:
+                next(folder.iterdir(), None)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # each scan is missed
+            except OSError as error:
+                problem = f"data.{setting}: {folder} cannot be read ({error.strerror})"
+                return Fault("", problem, "change its permissions, or name another folder")
+    return None
 
 
 def faults_among(

@@ -8,10 +8,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.artifacts.cohort import Grid
-from stages.config import PreprocessSettings
+from stages.config import LEAST_EDGE, PreprocessSettings
 from stages.data.alignment import affine_transform
 from stages.data.faults import Fault, IntakeError
+from stages.errors import LrlsError
+from stages.memory import available_bytes
 
+SCAN_BYTES = 10  # that a voxel of a scan takes while it is brought to the grid
 Box = tuple[list[float], list[float]]  # lowest and highest (x, y, z) in mm along the reference's axes
 
 
@@ -37,12 +40,14 @@ def derive_grid(
         spacing = np.broadcast_to(np.atleast_1d(settings.spacing_mm)[::-1], 3).astype(float)
     if settings.shape is None:
         while True:
-            size = np.maximum(16, np.ceil((high - low) / spacing / 8) * 8).astype(int)
+            size = np.maximum(LEAST_EDGE, np.ceil((high - low) / spacing / 8) * 8)
             if settings.spacing_mm is not None or size.prod() <= settings.max_voxels:
                 break
             spacing = spacing * 1.1
     else:
         size = np.array(settings.shape[::-1])
+    _refuse_what_cannot_fit(size[::-1].astype(float), spacing[::-1], settings)
+    size = size.astype(int)
     axes = np.array(direction).reshape(3, 3)
     centre = axes @ ((low + high) / 2)  # the box lives on the reference's axes
     origin = centre - axes @ ((size - 1) / 2 * spacing)
@@ -52,6 +57,26 @@ def derive_grid(
     origin = np.array(own_origin) + axes @ (np.round(steps) * own_spacing)
     d, h, w = (int(n) for n in size[::-1])
     return Grid((d, h, w), tuple(spacing[::-1].tolist()), tuple(origin.tolist()), direction)
+
+
+def _refuse_what_cannot_fit(size: np.ndarray, spacing_mm: np.ndarray, settings: PreprocessSettings) -> None:
+    """Refuse a grid of which not even one scan fits into memory; size and spacing (D, H, W).
+
+    Raises:
+        LrlsError: names the size of the grid, and a spacing or shape that fits.
+    """
+    free, needed = available_bytes(), SCAN_BYTES * float(size.prod())
+    if free is None or needed <= free:
+        return
+    factor = (needed / free) ** (1 / 3)
+    if settings.shape is None:
+        remedy = f"preprocess.spacing_mm to {max(spacing_mm) * factor * 1.01:.3g} or more"
+    else:
+        remedy = f"preprocess.shape to [{', '.join(f'{n // factor:.0f}' for n in size)}] or less"
+    raise LrlsError(
+        f"a grid of {' x '.join(f'{n:.6g}' for n in size)} voxels takes {needed / 1e9:.3g} GB of memory for one scan, "
+        f"{free / 1e9:.3g} GB are free; set {remedy}."
+    )
 
 
 def label_box(label: sitk.Image, classes: np.ndarray, matrix: Any, direction: tuple[float, ...]) -> Box:

@@ -122,6 +122,8 @@ def write_config(description: Description, output: Path, *, force: bool = False)
     Raises:
         LrlsError: the file exists and `force` is not set.
     """
+    if output.exists() and not output.is_file():
+        raise LrlsError(f"--output {output} is no file; name one to write.")
     if output.exists() and not force:
         raise LrlsError(f"{output} exists already; write another file with --output, or replace it with --force.")
     draft = output.with_name(f".{output.name}.draft")

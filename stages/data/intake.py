@@ -58,6 +58,12 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
         remedy = "keep one channel: one image per scan"
         raise IntakeError(Fault(case, f"{kind} in several channels (_0000, _0001, ...)", remedy))
     if not paths:
+        for suffix in SUFFIXES:
+            if case.endswith(suffix) and any((parent / case).exists() for parent in folders):
+                found = f"no {kind} file; the id ends with {suffix}, as its file does"
+                raise IntakeError(
+                    Fault(case, found, f"leave the ending out: the case id is {case.removesuffix(suffix)}")
+                )
         remedy = (
             f"add <case id>.nii.gz (or .nii, .nrrd, .mha, .mhd, or a DICOM folder) to the folder of the {kind}s, "
             "or take the case out of the configuration"

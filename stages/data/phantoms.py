@@ -6,15 +6,19 @@ the body. The voxel of a scan at x shows the anatomy at A(x + u(x)), with A affi
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import yaml
 
-from stages.errors import LrlsError
+from stages.artifacts.files import atomic_write_bytes, atomic_write_text
+from stages.errors import UNPRINTABLE, LrlsError
 
 STRUCTURES = {"left_lobe": 3, "right_lobe": 17, "core": 205, "tube": 1000}
+MOST_SCANS = 9999
 ORIENTATIONS = ("LPS", "RAS", "RAI", "PIR", "ASL", "SPR", "LSA", "AIL")
 WAVES = 32  # of a random smooth field
 ELASTIC_MM = {20.0: 1.0, 11.0: 0.35}  # wavelength scale: root mean square of each component
@@ -23,7 +27,7 @@ CONFIG = """\
 # A synthetic cohort of {scans} scans, made by `lrls phantom {folder} --scans {scans} --seed {seed}`.
 # Try it: `lrls check {folder}/lrls.yaml`, then `lrls run {folder}/lrls.yaml --method brbs`.
 # Paths are relative to this file.
-workspace: ../runs/{name}
+workspace: {workspace}
 
 data:
   folder: .
@@ -79,10 +83,14 @@ def write_phantoms(folder: Path, *, scans: int = 14, seed: int = 0, force: bool 
         The configuration file.
 
     Raises:
-        LrlsError: fewer than 4 scans, or the folder holds a cohort already and `force` is not set.
+        LrlsError: fewer than 4 scans or too many, or the folder holds a cohort already and `force` is not set.
     """
     if scans < 4:
         raise LrlsError(f"{scans} scans cannot be an atlas, an unlabelled, a dev and a test scan; ask for at least 4.")
+    if scans > MOST_SCANS:
+        raise LrlsError(f"--scans: found {scans}, expected at most {MOST_SCANS}; ask for fewer.")
+    if UNPRINTABLE.search(str(folder)):
+        raise LrlsError(f"{folder}: the name holds a control character, or is not UTF-8; choose another folder.")
     config = folder / "lrls.yaml"
     if not force and (config.exists() or (folder / "images").exists() or (folder / "labels").exists()):
         raise LrlsError(f"{folder} holds a cohort already; choose another folder, or replace it with --force.")
@@ -100,19 +108,29 @@ def write_phantoms(folder: Path, *, scans: int = 14, seed: int = 0, force: bool 
     }
     for number, case in enumerate(cases):
         image, label = make_phantom(np.random.default_rng([seed, number]), ORIENTATIONS[number % len(ORIENTATIONS)])
-        sitk.WriteImage(image, str(folder / "images" / f"{case}.nii.gz"), useCompression=True, compressionLevel=9)
+        _write(image, folder / "images" / f"{case}.nii.gz")
         if case not in parts["unlabeled"]:
-            sitk.WriteImage(label, str(folder / "labels" / f"{case}.nii.gz"), useCompression=True, compressionLevel=9)
+            _write(label, folder / "labels" / f"{case}.nii.gz")
+    name = folder.resolve().name
+    workspace = yaml.safe_dump(f"../runs/{name.removeprefix('data.')}", allow_unicode=True, width=10**6)
     text = CONFIG.format(
         scans=scans,
         seed=seed,
-        folder=folder.name,
-        name=folder.name.removeprefix("data."),
+        folder=name,
+        workspace=workspace.splitlines()[0],
         structures="".join(f"  {name}: {value}\n" for name, value in STRUCTURES.items()),
         **{part: ", ".join(members) for part, members in parts.items()},
     )
-    config.write_text(text, encoding="utf-8")
+    atomic_write_text(config, text)
     return config
+
+
+def _write(image: sitk.Image, path: Path) -> None:
+    """A compressed file, in full or not at all; ITK does not notice a full disk, nor take every name for a name."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "image.nii.gz"
+        sitk.WriteImage(image, str(plain), useCompression=True, compressionLevel=9)
+        atomic_write_bytes(path, plain.read_bytes())
 
 
 def make_phantom(random: np.random.Generator, orientation: str) -> tuple[sitk.Image, sitk.Image]:

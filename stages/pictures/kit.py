@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,7 +19,22 @@ MAX_LEGEND = 8
 INK, MUTED = "#222222", "#6b6b6b"
 LINE_COLORS = ("#1f6fb4", "#d9541e", "#2a9d4a", "#8a4fc4", "#b8860b", "#c2307a", "#128c8c", "#6b6b6b")
 
+OTHER_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans", "Microsoft YaHei",
+    "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai",
+    "Arial Unicode MS", "Segoe UI",
+)  # fmt: skip
+
 Row = Mapping[str, Any]  # data of one scan, couple, step or round; the docstring of a page lists the keys
+
+
+def _use_fonts_of_other_scripts() -> None:
+    """Let text that DejaVu Sans lacks be drawn with a font of the machine that has it, and otherwise as boxes."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    rcParams["font.sans-serif"] = ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
+
+
+_use_fonts_of_other_scripts()
 
 
 def new_figure(width: float, height: float, *, constrained: bool = True) -> Figure:
@@ -27,7 +44,10 @@ def new_figure(width: float, height: float, *, constrained: bool = True) -> Figu
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG file, without matplotlib's version, so that equal pictures give equal files."""
-    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
 def write_note(text: str, path: Path) -> None:

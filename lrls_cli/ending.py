@@ -1,0 +1,90 @@
+"""How a command ends when it is told to stop, or when the system refuses something."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from stages.artifacts.files import is_disk_full
+from stages.errors import shortened
+
+STOPPING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+INTERRUPTED = 128 + signal.SIGINT  # what typer makes of Ctrl-C
+REMEDIES = {
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EROFS: "name another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "name another place",
+    errno.EMFILE: "close other programs, or raise the limit of open files",
+}
+
+
+def stopped_by(code: object) -> bool:
+    """Whether an exit code says that the user or the system stopped the command."""
+    return code == INTERRUPTED or code in [128 + number for number in _signals()]
+
+
+def _signals() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Inside, the signals that end a process unwind it as Ctrl-C does, so that everything is closed and kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the first one's work short
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in _signals()}
+    for number, handler in before.items():
+        if handler == signal.SIG_DFL:  # under nohup, SIGHUP stays ignored
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_children() -> None:
+    """End the worker processes, which would otherwise finish their scans first."""
+    if "multiprocessing" in sys.modules:
+        import multiprocessing
+
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+
+def refused(error: BaseException) -> str:
+    """One line on an error of the system: what could not be read or written, why, and what to do."""
+    names = [name for name in (getattr(error, "filename2", None), getattr(error, "filename", None)) if name is not None]
+    what = _visible(names[0]) if names and isinstance(names[0], str | bytes) else "a file"
+    if is_disk_full(error):
+        return f"no room on the disk{f' for {what}' if names else ''}; make some, and run the same command again."
+    if not isinstance(error, OSError) or error.errno is None:
+        return f"{what} cannot be read or written ({shortened(str(error), 120)}); run the same command again."
+    reason = os.strerror(error.errno)
+    return f"{what}: {reason[0].lower()}{reason[1:]}; {REMEDIES.get(error.errno, 'name another place')}."
+
+
+def _visible(name: str | bytes) -> str:
+    """A path as users know it: our hidden files stand in a folder of theirs, temporary ones in the system's."""
+    path, temporary = Path(os.fsdecode(name)), Path(tempfile.gettempdir())
+    if path.is_relative_to(temporary) and re.match(r"tmp\w{8}(/|$)", path.relative_to(temporary).as_posix()):
+        return f"{temporary} (TMPDIR)"
+    hidden = next((place for place, part in enumerate(path.parts) if part.startswith(".") and part.strip(".")), None)
+    return str(path if hidden is None else Path(*path.parts[:hidden]))
