@@ -15,10 +15,12 @@ from stages.answering.predictor import Failure, Prediction, Predictor
 from stages.answering.quality import Quality
 from stages.artifacts.digests import digest_of
 from stages.artifacts.files import atomic_write_text
+from stages.data.dicom_headers import is_dicom
+from stages.data.dicom_seg import write_dicom_seg
 from stages.data.grid import to_grid
 from stages.data.new_scans import find_scans
 from stages.data.own_space import as_label_image
-from stages.data.writers import csv_of, write_dicom_seg, write_image, write_label_tables, write_whole
+from stages.data.writers import csv_of, write_image, write_label_tables, write_whole
 from stages.errors import LrlsError
 
 
@@ -101,12 +103,9 @@ def _write(
     case = result.case
     files = [f"{case}.nii.gz", f"qc/{case}.png"]
     write_image(result.label, out / files[0], like=scan)
-    if scan.is_dir():
+    if scan.is_dir() or is_dicom(scan):
         try:
-            write_dicom_seg(
-                result.classes, structures, scan, case, out / f"{case}.dcm",
-                slice_mm=result.label.GetSpacing()[2], method=method,
-            )  # fmt: skip
+            write_dicom_seg(result.classes, structures, scan, case, out / f"{case}.dcm", method=method)
             files.append(f"{case}.dcm")
         except LrlsError as error:
             tell(f"note: {error}")

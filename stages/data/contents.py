@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.artifacts.digests import digest_of
+from stages.data.dicom_headers import files_below
 from stages.data.kept import keep, kept_folder, read_kept
 
 RACY_NS = 2_000_000_000  # the coarsest file times: FAT's, 2 s
@@ -115,7 +116,7 @@ class Contents:
 
 def files_of(path: Path) -> list[Path]:
     """A file, or the files of a DICOM folder by name."""
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return files_below(path) if path.is_dir() else [path]
 
 
 def stamp_of(file: Path) -> Stamp:

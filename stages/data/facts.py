@@ -23,7 +23,7 @@ from stages.data.geometry import Geometry, geometry_faults, geometry_of
 from stages.data.kept import keep, kept_folder, read_kept
 from stages.data.labels import as_integers, class_indices, classes_of
 
-CHECKS = 1  # version of the checks and digests; after a change everything is decoded again
+CHECKS = 2  # version of the checks and digests; after a change everything is decoded again
 
 
 @dataclass(frozen=True)

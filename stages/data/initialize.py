@@ -14,6 +14,7 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import load_config
+from stages.data.dicom_headers import series_in
 from stages.data.faults import IntakeError
 from stages.data.intake import SUFFIXES, case_id, find_file, read_image
 from stages.errors import LrlsError
@@ -228,7 +229,7 @@ def _cases(folder: Path) -> list[str]:
             if case_id(path).endswith("_0001") and any(folder.glob(f"{case_id(path).removesuffix('_0001')}_0000.*")):
                 raise LrlsError(f"{folder.name}: several channels (_0000, _0001, ...); keep one image per scan.")
             cases.add(case_id(path))
-        elif path.is_dir() and sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path)):
+        elif path.is_dir() and series_in(path):
             cases.add(path.name)
     for case in cases:
         if LABEL_NAME.search(case) and LABEL_NAME.sub("", case) in cases:

@@ -16,6 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.config import Config
+from stages.data.dicom import read_dicom
+from stages.data.dicom_headers import is_dicom
 from stages.data.faults import Fault, IntakeError, not_finite
 from stages.data.geometry import MOST_SHEAR, Geometry, geometry_faults, geometry_of
 from stages.data.labels import as_integers, classes_of
@@ -96,28 +98,26 @@ def label_file(config: Config, case: str) -> Path:
     return find_file(sub_folders(config, config.data.labels), case, "label map")
 
 
-def read_voxels(files: Path | Sequence[str], data_file: Path | None = None) -> sitk.Image:
-    """Decode a volume. No other function decodes a scan.
+def read_voxels(path: Path, data_file: Path | None = None) -> sitk.Image:
+    """Decode a volume in one file, whose header was checked. No other function decodes a scan; `read_dicom` DICOM.
 
     Args:
-        files: one file, whose header was checked, or the slices of a series in order.
         data_file: that holds the voxels, if its header names one.
     """
-    if not isinstance(files, Path):
-        return sitk.ReadImage(files)
-    with under_neutral_name(files, data_file) as neutral:
+    with under_neutral_name(path, data_file) as neutral:
         return sitk.ReadImage(str(neutral))
 
 
 def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
-    """Read one volume from a file or a folder with a DICOM series; its header keeps only the geometry.
+    """Read one volume: a file, or a folder with a DICOM series. Its header keeps only the geometry.
 
     Raises:
         IntakeError: the file is unreadable or truncated, its header contradicts itself or lacks the geometry, it does
             not hold exactly one volume of one channel, or it is a NIfTI file with NaN or infinite voxels.
     """
     try:
-        image = _read_dicom(path, case, kind) if path.is_dir() else _read_file(path, case, kind)
+        is_series = path.is_dir() or (not ending_of(path) and is_dicom(path))
+        image = read_dicom(path, case, kind) if is_series else _read_file(path, case, kind)
     except MemoryError:
         raise IntakeError(_too_big(case, kind)) from None
     except PermissionError:
@@ -283,35 +283,5 @@ def voxel_fault(image: sitk.Image, case: str) -> Fault | None:
 
 def case_id(path: Path) -> str:
     """The name of a scan's file or folder without ending and without nnU-Net's channel `_0000`."""
-    ending = ending_of(path)
+    ending = ending_of(path) or (path.suffix if path.suffix.lower() == ".dcm" else "")
     return path.name[: len(path.name) - len(ending)].removesuffix("_0000")
-
-
-def dicom_files(folder: Path, case: str, kind: str = "image") -> Sequence[str]:
-    """The files of a folder's one DICOM series, in the order of its slices.
-
-    Raises:
-        IntakeError: the folder holds no series, or several.
-    """
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        problem = f"{kind} folder holds {len(series)} DICOM series, 1 expected"
-        raise IntakeError(Fault(case, problem, "keep the files of one series in it"))
-    return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-
-
-def _read_dicom(folder: Path, case: str, kind: str) -> sitk.Image:
-    files = dicom_files(folder, case, kind)
-    if len(files) == 1:
-        return sitk.ReadImage(files[0])
-    origins = []
-    reader = sitk.ImageFileReader()
-    for file in files:
-        reader.SetFileName(file)
-        reader.ReadImageInformation()
-        origins.append(reader.GetOrigin())
-    steps_mm = np.linalg.norm(np.diff(np.array(origins), axis=0), axis=1)
-    if np.ptp(steps_mm) > 0.1 * np.median(steps_mm):
-        problem = f"{kind} has slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
-        raise IntakeError(Fault(case, problem, "export the series again with all its slices"))
-    return read_voxels(files)

@@ -33,11 +33,17 @@ def under_neutral_name(path: Path, data_file: Path | None = None) -> Iterator[Pa
     with temporary_folder() as folder:
         neutral = folder / f"scan{ending_of(path)}"
         for source, target in ((path, neutral), *([(data_file, folder / data_file.name)] if data_file else [])):
-            try:
-                os.symlink(source.resolve(), target)
-            except (OSError, NotImplementedError):  # Windows lets few users make links
-                shutil.copyfile(source, target)
+            linked(source, target)
         yield neutral
+
+
+def linked(source: Path, target: Path) -> Path:
+    """Make a file appear under another name, `target`, and return that."""
+    try:
+        os.symlink(source.resolve(), target)
+    except (OSError, NotImplementedError):  # Windows lets few users make links
+        shutil.copyfile(source, target)
+    return target
 
 
 @contextmanager

@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import SimpleITK as sitk
-
+from stages.data.dicom_headers import series_in
 from stages.data.intake import SUFFIXES, case_id
 from stages.data.neutral import ending_of
 from stages.errors import LrlsError
@@ -30,7 +29,7 @@ def find_scans(paths: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str]
     left_out: list[str] = []
     for path in paths:
         path = Path(os.path.abspath(path))  # `..` and `.` have no names
-        if not path.is_dir() or _is_series(path):
+        if not path.is_dir() or series_in(path, nested=False):
             scans.append(path)
             continue
         try:
@@ -63,8 +62,4 @@ def find_scans(paths: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str]
 
 
 def _is_scan(entry: Path) -> bool:
-    return bool(ending_of(entry)) if entry.is_file() else entry.is_dir() and _is_series(entry)
-
-
-def _is_series(folder: Path) -> bool:
-    return bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+    return bool(ending_of(entry)) if entry.is_file() else entry.is_dir() and bool(series_in(entry))

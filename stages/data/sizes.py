@@ -30,7 +30,12 @@ def refuse_impossible_size(
     num_voxels = math.prod(int(n) for n in shape)
     if num_voxels * item_bytes > path.stat().st_size * (MOST_EXPANSION if is_compressed else 1):
         raise EOFError
-    needed, free = num_voxels * (item_bytes + 4 * FLOAT_COPIES), available_bytes()
+    refuse_full_memory(shape, item_bytes, case, kind)
+
+
+def refuse_full_memory(shape: Sequence[int], item_bytes: int, case: str, kind: str) -> None:
+    """Refuse voxels that do not fit into the free memory; arguments and errors as of `refuse_impossible_size`."""
+    needed, free = math.prod(shape) * (item_bytes + 4 * FLOAT_COPIES), available_bytes()
     if free is not None and needed > free:
         problem = f"{kind} has {' x '.join(map(str, shape))} voxels, which need {in_bytes(needed)} of memory"
         raise IntakeError(Fault(case, f"{problem}, {in_bytes(free)} are free", "crop it, or close other programs"))

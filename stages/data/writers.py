@@ -1,10 +1,8 @@
-"""Label maps in the formats of other tools: NIfTI, DICOM-SEG, label tables for ITK-SNAP and 3D Slicer."""
+"""Label maps in the formats of other tools: NIfTI, label tables for ITK-SNAP and 3D Slicer."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
-import importlib.metadata
 import os
 import re
 import shutil
@@ -18,7 +16,6 @@ import SimpleITK as sitk
 from matplotlib.colors import to_rgb
 
 from stages.artifacts.files import atomic_write_text, fsync, is_disk_full
-from stages.data import intake
 from stages.data.neutral import ending_of
 from stages.data.nifti import NIFTI_BYTES, nifti_header, with_geometry_of
 from stages.errors import LrlsError
@@ -129,87 +126,6 @@ def write_label_tables(structures: Mapping[str, int], folder: Path) -> None:
 def _bytes_of(class_index: int) -> tuple[int, int, int]:
     r, g, b = (round(255 * part) for part in to_rgb(class_color(class_index)))
     return r, g, b
-
-
-def write_dicom_seg(
-    classes: np.ndarray,
-    structures: Sequence[str],
-    series: Path,
-    case: str,
-    path: Path,
-    *,
-    slice_mm: float,
-    method: str,
-) -> None:
-    """Write a label map as DICOM-SEG, with patient and study of the series that it belongs to.
-
-    Args:
-        classes: class indices (D, H, W) on the series' voxels.
-        structures: names of the classes from 1.
-        series: folder of the DICOM series.
-        slice_mm: distance between slices, for headers without a slice thickness.
-
-    Raises:
-        LrlsError: the series' headers lack an attribute that DICOM-SEG needs. The message quotes no value of them.
-    """
-    import highdicom as hd
-    import pydicom
-    from pydicom.sr.codedict import codes
-
-    files = intake.dicom_files(series, case)
-    slices = [pydicom.dcmread(file) for file in files]
-    if len(slices) != len(classes):
-        raise LrlsError(f"case {case}: DICOM-SEG needs one file per slice, found {len(slices)} for {len(classes)}.")
-    for dicom_slice in slices:
-        if not dicom_slice.get("SliceThickness"):
-            dicom_slice.SliceThickness = f"{slice_mm:.6g}"
-    version = importlib.metadata.version("lrls")
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name=f"lrls {method}", version=version, family=codes.cid7162.ArtificialIntelligence
-    )
-    present = [index for index in range(1, len(structures) + 1) if (classes == index).any()]
-    if not present:
-        raise LrlsError(f"case {case}: the label map is empty, and DICOM-SEG cannot store an empty one.")
-    place = np.zeros(len(structures) + 1, classes.dtype)
-    place[present] = np.arange(1, len(present) + 1)  # segments are numbered without gaps
-    segments = [
-        hd.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=structures[index - 1][:64],
-            segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=codes.SCT.AnatomicalStructure,
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-        )
-        for number, index in enumerate(present, start=1)
-    ]
-    stamp = hashlib.sha256(classes.tobytes()).hexdigest()
-    uids = [
-        pydicom.uid.generate_uid(entropy_srcs=[str(slices[0].SeriesInstanceUID), method, version, stamp, level])
-        for level in ("series", "instance")
-    ]
-    try:
-        segmentation = hd.seg.Segmentation(
-            source_images=slices,
-            pixel_array=place[classes],
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=segments,
-            series_instance_uid=uids[0],
-            series_number=900,
-            sop_instance_uid=uids[1],
-            instance_number=1,
-            manufacturer="lrls",
-            manufacturer_model_name=f"lrls {method}",
-            software_versions=version,
-            device_serial_number="0",
-            series_description=f"lrls {method}"[:64],
-        )
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
-        lacks = f" ({error})" if isinstance(error, AttributeError) else ""
-        raise LrlsError(
-            f"case {case}: its DICOM headers are not enough for DICOM-SEG{lacks}; use the NIfTI file."
-        ) from None
-    write_whole(path, segmentation.save_as)
 
 
 def volumes_ml(classes: np.ndarray, structures: Sequence[str], spacing_mm: Sequence[float]) -> dict[str, float]:

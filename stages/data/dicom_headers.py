@@ -1,0 +1,314 @@
+"""DICOM headers: which files of a folder are DICOM, and where each of their slices lies.
+
+A slice is a file of a classic series, or a frame of a multi-frame file, whose functional groups state the same things.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from stages.data.sizes import MOST_EXPANSION
+
+MAGIC = b"DICM"  # behind a preamble of 128 bytes
+DIRECTORY = b"1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+PIXEL_DATA = 0x7FE00010
+UNDEFINED = 0xFFFFFFFF  # length of compressed pixel data, which are a sequence of items
+MOST_DEFLATED = 2**28  # bytes that a deflated file may hold
+TAGS = [
+    "SOPClassUID", "SeriesInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
+    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept",
+    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice, as its header describes it; None: the header does not say, or says no finite numbers.
+
+    Args:
+        index: of the frame in the file, from 0.
+        position: of the centre of the first voxel: (x, y, z), LPS, mm.
+        orientation: unit vectors along a row and along a column.
+        spacing: mm between rows and between columns.
+        slope, intercept: value = slope * stored number + intercept.
+    """
+
+    file: Path
+    index: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a file with voxels says.
+
+    Args:
+        series: its SeriesInstanceUID.
+        has_preamble: ITK reads no file without one.
+        is_classic: one slice, described by the file's own attributes.
+        frames: how many the file has.
+        transfer_syntax: how the pixel data are encoded.
+        is_compressed: they are compressed, or the whole file is.
+        has_table: stored numbers become values by a table.
+        slices: one without geometry stands for all, where a multi-frame file does not describe each.
+    """
+
+    path: Path
+    series: str
+    sop_class: str
+    has_preamble: bool
+    is_classic: bool
+    frames: int
+    transfer_syntax: UID
+    is_compressed: bool
+    rows: int
+    columns: int
+    channels: int
+    photometric: str
+    bits: tuple[int, int, int]  # allocated, stored, highest
+    is_signed: bool
+    has_table: bool
+    slices: tuple[Slice, ...]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom and highdicom, whose warnings and log lines quote values of headers: names and dates."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def series_in(folder: Path, *, nested: bool = True) -> list[Path]:
+    """The DICOM files of a folder by name, whatever they are called; DICOMDIR and hidden files are left out.
+
+    Args:
+        nested: where the folder itself holds none, look into all folders below it.
+
+    Returns:
+        The files; empty if there are none. Files without permission and links that lead nowhere are among them if any
+        other file is DICOM: nobody knows that they are no slices.
+    """
+    for files in (_plain_files(folder), _nested_files(folder) if nested else []):
+        kinds = [(file, is_dicom(file)) for file in files]
+        if any(known for _, known in kinds):
+            return [file for file, known in kinds if known is not False]
+    return []
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and of the folders below it, by name."""
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def is_dicom(path: Path) -> bool | None:
+    """Whether a file is DICOM, with or without a preamble, but no DICOMDIR; None: it cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return None
+    if head[128:132] == MAGIC:
+        return DIRECTORY not in head
+    return _begins_with_attributes(head)
+
+
+def _begins_with_attributes(head: bytes) -> bool:
+    """Whether two attributes of group 2 or 8, as every DICOM file has them, follow one another."""
+    try:
+        group, _, length = struct.unpack_from("<HHI", head)
+        start = 8
+        if head[4:6].isalpha() and head[4:6].isupper():  # a value representation: the length is shorter or follows
+            (length,) = struct.unpack_from("<H", head, 6)
+            if length == 0 and head[4:6] in (b"OB", b"UN", b"UT"):
+                (length,) = struct.unpack_from("<I", head, 8)
+                start = 12
+        (next_group,) = struct.unpack_from("<H", head, start + length)
+    except struct.error:
+        return False
+    return group in (2, 8) and next_group in (2, 8)
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of a DICOM file, read without its voxels; None: it is no image (a report, contours, ...).
+
+    Raises:
+        EOFError: it is damaged, ends too early, or is too small to hold the voxels that it claims.
+        OSError: it cannot be opened.
+    """
+    try:
+        with quiet():
+            return _read_header(path)
+    except (MemoryError, OSError):
+        raise
+    except Exception:  # whatever pydicom meets in damaged bytes
+        raise EOFError from None
+
+
+def _read_header(path: Path) -> Header | None:
+    with path.open("rb") as file:
+        has_preamble = file.read(132)[128:] == MAGIC
+        syntax = UID("")
+        if has_preamble:
+            meta = read_file_meta_info(path)
+            syntax = UID(str(meta.get("TransferSyntaxUID", "")))
+            if syntax == DeflatedExplicitVRLittleEndian:
+                _refuse_bomb(file, 132 + 12 + int(meta.FileMetaInformationGroupLength))
+        file.seek(0)
+        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=TAGS)
+        syntax = syntax or UID(str(getattr(dataset.file_meta, "TransferSyntaxUID", "")))
+        is_image = "Image Storage" in UID(str(dataset.get("SOPClassUID", ""))).name
+        if not is_image and dataset.get("Rows") is None and dataset.SeriesInstanceUID:
+            return None
+        rows, columns = int(dataset.Rows), int(dataset.Columns)
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        allocated = int(dataset.BitsAllocated)
+        num_bytes = rows * columns * frames * int(dataset.get("SamplesPerPixel", 1)) * allocated // 8
+        is_deflated = syntax == DeflatedExplicitVRLittleEndian
+        if min(rows, columns, frames, allocated) < 1 or num_bytes > MOST_EXPANSION * path.stat().st_size:
+            raise EOFError
+        is_compressed = is_deflated or _check_pixels(file, dataset, num_bytes)
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    stored = int(dataset.get("BitsStored", allocated))
+    return Header(
+        path=path, series=str(dataset.get("SeriesInstanceUID", "")), sop_class=str(dataset.get("SOPClassUID", "")),
+        has_preamble=has_preamble, is_classic=frames == 1 and not per_frame, frames=frames,
+        transfer_syntax=syntax, is_compressed=is_compressed, rows=rows, columns=columns,
+        channels=int(dataset.get("SamplesPerPixel", 1)), photometric=str(dataset.get("PhotometricInterpretation", "")),
+        bits=(allocated, stored, int(dataset.get("HighBit", stored - 1))),
+        is_signed=bool(dataset.get("PixelRepresentation", 0)), has_table="ModalityLUTSequence" in dataset,
+        slices=_slices(path, dataset, per_frame, frames),
+    )  # fmt: skip
+
+
+def _slices(path: Path, dataset: Dataset, per_frame: Sequence[Dataset], frames: int) -> tuple[Slice, ...]:
+    if frames == 1 and not per_frame:
+        return (_slice(path, 0, dataset, dataset, dataset, dataset),)
+    if len(per_frame) != frames:
+        return (Slice(path, 0, None, None, None, 1.0, 0.0),)
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    slices = []
+    for index, own in enumerate(per_frame):
+        place, orientation, measures, values = (
+            (own.get(name) or shared.get(name) or [Dataset()])[0]
+            for name in (
+                "PlanePositionSequence", "PlaneOrientationSequence",
+                "PixelMeasuresSequence", "PixelValueTransformationSequence",
+            )
+        )  # fmt: skip
+        slices.append(_slice(path, index, place, orientation, measures, values or dataset))
+    return tuple(slices)
+
+
+def _slice(path: Path, index: int, place: Dataset, orientations: Dataset, measures: Dataset, values: Dataset) -> Slice:
+    spacing = _numbers(measures, "PixelSpacing", 2)
+    orientation = _numbers(orientations, "ImageOrientationPatient", 6)
+    if orientation and any(abs(math.hypot(*axis) - 1) > 0.01 for axis in (orientation[:3], orientation[3:])):
+        orientation = None
+    (slope,) = _numbers(values, "RescaleSlope", 1) or (1.0,)
+    (intercept,) = _numbers(values, "RescaleIntercept", 1) or (0.0,)
+    return Slice(
+        path, index, _numbers(place, "ImagePositionPatient", 3), orientation,
+        spacing if spacing and min(spacing) > 0 else None, slope, intercept,
+    )  # fmt: skip
+
+
+def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | None:
+    """The numbers of an attribute; None: it is missing, has another number of them, or one is not finite."""
+    try:
+        value = dataset.get(name)
+        numbers = tuple(float(part) for part in (value if count > 1 else [value]))
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+
+
+def _check_pixels(file: IO[bytes], dataset: Dataset, num_bytes: int) -> bool:
+    """Check that the pixel data, where the reader stopped, are there in full; whether they are compressed.
+
+    Raises:
+        EOFError: they are not.
+    """
+    is_implicit, is_little = dataset.original_encoding
+    order = "<" if is_little else ">"
+    group, element = struct.unpack(f"{order}HH", file.read(4))
+    if group << 16 | element != PIXEL_DATA:
+        raise EOFError
+    file.seek(0 if is_implicit else 4, os.SEEK_CUR)
+    (length,) = struct.unpack(f"{order}I", file.read(4))
+    start = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    if length != UNDEFINED:
+        if length < num_bytes or start + num_bytes > end:
+            raise EOFError
+        return False
+    while True:  # items: (FFFE,E000), a length and as many bytes, until (FFFE,E0DD)
+        file.seek(start)
+        group, element, length = struct.unpack("<HHI", file.read(8))
+        start += 8 + length
+        if group != 0xFFFE or start > end:
+            raise EOFError
+        if element == 0xE0DD:
+            return True
+
+
+def _refuse_bomb(file: IO[bytes], start: int) -> None:
+    """Check that a deflated file is whole and not too big before pydicom inflates all of it.
+
+    Raises:
+        EOFError: it is not.
+    """
+    file.seek(start)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater.decompress(file.read(), MOST_DEFLATED)
+    if not inflater.eof:
+        raise EOFError
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [entry for entry in entries if not entry.name.startswith(".") and (entry.is_file() or _leads_nowhere(entry))]
+
+
+def _leads_nowhere(entry: Path) -> bool:
+    return entry.is_symlink() and not entry.exists()
+
+
+def _nested_files(folder: Path) -> list[Path]:
+    files = []
+    for parent, names, _ in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        files += _plain_files(Path(parent))
+    return files
