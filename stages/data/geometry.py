@@ -11,8 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.data.faults import Fault
+from stages.parts.lengths import unit_mm
 
-GEOMETRY_TOLERANCE = 1e-3  # mm for spacing and origin; entries of direction matrices
+GEOMETRY_TOLERANCE = 1e-3  # mm of a person for spacing and origin (`unit_mm`); entries of direction matrices
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def header_geometry(path: Path) -> Geometry | None:
 def geometry_faults(image: Geometry, label: Geometry, case: str) -> list[Fault]:
     """Differences between a label map's geometry and its image's."""
     faults = []
+    tolerance_mm = GEOMETRY_TOLERANCE * unit_mm(image.spacing)
     resample = "resample the label or fix its header"
     if image.size != label.size:
         problem = f"label size {label.size} voxels, image size {image.size} voxels"
@@ -56,7 +58,7 @@ def geometry_faults(image: Geometry, label: Geometry, case: str) -> list[Fault]:
         ("spacing", label.spacing, image.spacing),
         ("origin", label.origin, image.origin),
     ):
-        if not np.allclose(of_label, of_image, rtol=0, atol=GEOMETRY_TOLERANCE):
+        if not np.allclose(of_label, of_image, rtol=0, atol=tolerance_mm):
             problem = f"label {quantity} {_rounded(of_label)} mm, image {quantity} {_rounded(of_image)} mm"
             faults.append(Fault(case, problem, resample))
     if not np.allclose(label.direction, image.direction, rtol=0, atol=GEOMETRY_TOLERANCE):

@@ -12,6 +12,8 @@ from stages.config import PreprocessSettings
 from stages.data.alignment import affine_transform
 from stages.data.faults import Fault, IntakeError
 
+MARGIN_VOXELS = 12  # of the first atlas's finest edge, where no margin is set
+
 Box = tuple[list[float], list[float]]  # lowest and highest (x, y, z) in mm along the reference's axes
 
 
@@ -30,7 +32,8 @@ def derive_grid(
         own_spacing, own_origin: of the first atlas in the reference's orientation (of a big atlas the reference is a
             coarser copy).
     """
-    low, high = np.array(box[0]) - settings.margin_mm, np.array(box[1]) + settings.margin_mm
+    margin_mm = MARGIN_VOXELS * min(own_spacing) if settings.margin_mm is None else settings.margin_mm
+    low, high = np.array(box[0]) - margin_mm, np.array(box[1]) + margin_mm
     if settings.spacing_mm is None:
         spacing = np.full(3, min(own_spacing))
     else:
