@@ -37,6 +37,8 @@ def preprocess(
     grid = cohort.grid
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
     typer.echo(f"{len(cohort.cases)} scans on {' x '.join(map(str, grid.shape))} voxels of {spacing} mm")
+    for note in cohort.notes:
+        typer.echo(f"note: {note}")
     for case in cohort.fallen_back():
         typer.echo(f"warning: case {case}: the alignment was refused, centres of mass are used; look at qc/cohort.png.")
     typer.echo(cohort.folder)

@@ -73,6 +73,7 @@ class Cohort(Artifact):
     structures: tuple[str, ...]
     parts: dict[str, list[str]]
     flat_borders: tuple[FlatBorder, ...]  # drawn in all its labelled scans
+    notes: tuple[str, ...] = ()  # what its user should know of the scans
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -81,7 +82,9 @@ class Cohort(Artifact):
         about = json.loads((folder / "cohort.json").read_text())
         grid = Grid(**{key: tuple(value) for key, value in about["grid"].items()})
         borders = tuple(FlatBorder(tuple(b["classes"]), tuple(b["normal"])) for b in about["flat_borders"])
-        return cls(folder, manifest, grid, tuple(about["structures"]), about["parts"], borders)
+        return cls(
+            folder, manifest, grid, tuple(about["structures"]), about["parts"], borders, tuple(about.get("notes", ()))
+        )
 
     @property
     def cases(self) -> list[str]:

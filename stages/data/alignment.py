@@ -64,7 +64,9 @@ def align(
     return {"matrix": ends[best], "correlation": fits[best], "fell_back": False}
 
 
-def _ants(reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: str, seed: int, unit_mm: float) -> np.ndarray:
+def _ants(
+    reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: str, seed: int, unit_mm: float
+) -> np.ndarray:
     import ants
 
     # `registration(random_seed=...)` alone does not reach ANTs; 0 would mean a seed from the clock.
@@ -74,7 +76,10 @@ def _ants(reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: s
         initial = str(Path(folder) / "start.mat")
         ants.write_transform(
             ants.create_ants_transform(
-                transform_type="AffineTransform", matrix=start[:3, :3], translation=start[:3, 3] / unit_mm, center=np.zeros(3)
+                transform_type="AffineTransform",
+                matrix=start[:3, :3],
+                translation=start[:3, 3] / unit_mm,
+                center=np.zeros(3),
             ),
             initial,
         )

@@ -46,9 +46,7 @@ def aligned(
         file = kept_folder(kept) / "alignments" / f"{key}.json"
         if (stored := read_kept(file)) and _is_record(stored):
             return stored
-    alignment = align(
-        reference, scan, kind=settings.align, seed=SEED, contrast=settings.align_contrast, unit_mm=unit
-    )
+    alignment = align(reference, scan, kind=settings.align, seed=SEED, contrast=settings.align_contrast, unit_mm=unit)
     record = {**alignment, "matrix": np.asarray(alignment["matrix"]).tolist()}
     if file:
         keep(file, record)

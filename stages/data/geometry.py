@@ -53,14 +53,14 @@ def geometry_faults(image: Geometry, label: Geometry, case: str) -> list[Fault]:
     resample = "resample the label or fix its header"
     if image.size != label.size:
         problem = f"label size {label.size} voxels, image size {image.size} voxels"
-        faults.append(Fault(case, problem, "resample the label to the image's grid"))
+        faults.append(Fault(case, problem, "resample the label to the image's grid", "label-grid"))
     for quantity, of_label, of_image in (
         ("spacing", label.spacing, image.spacing),
         ("origin", label.origin, image.origin),
     ):
         if not np.allclose(of_label, of_image, rtol=0, atol=tolerance_mm):
             problem = f"label {quantity} {_rounded(of_label)} mm, image {quantity} {_rounded(of_image)} mm"
-            faults.append(Fault(case, problem, resample))
+            faults.append(Fault(case, problem, resample, "label-grid"))
     if not np.allclose(label.direction, image.direction, rtol=0, atol=GEOMETRY_TOLERANCE):
         code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
         label_code, image_code = code(label.direction), code(image.direction)
@@ -70,7 +70,7 @@ def geometry_faults(image: Geometry, label: Geometry, case: str) -> list[Fault]:
             turn = np.reshape(label.direction, (3, 3)).T @ np.reshape(image.direction, (3, 3))
             degrees = math.degrees(math.acos(min(1.0, (np.trace(turn) - 1) / 2)))
             problem = f"label direction {degrees:.2g} degrees away from the image direction"
-        faults.append(Fault(case, problem, resample))
+        faults.append(Fault(case, problem, resample, "label-grid"))
     return faults
 
 

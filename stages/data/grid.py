@@ -115,7 +115,7 @@ def image_on_grid(normalised: sitk.Image, record: dict[str, Any], grid: Grid, ca
     if voxels.min() == voxels.max():
         problem = "its image does not reach the grid, which lies round the first atlas"
         remedy = "set preprocess.align to rigid or affine, or correct the header's origin"
-        raise IntakeError(Fault(case, problem, remedy))
+        raise IntakeError(Fault(case, problem, remedy, "off-grid"))
     return voxels.astype(np.float16)
 
 

@@ -46,22 +46,25 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
         IntakeError: there is no such file, several of them, or one per channel.
     """
     if Path(case).name != case:
-        raise IntakeError(Fault(case, "the case id is not a plain name", "use the file name without its ending"))
+        raise IntakeError(
+            Fault(case, "the case id is not a plain name", "use the file name without its ending", "case-id")
+        )
     folders = [folder] if isinstance(folder, Path) else folder
     paths = [path for parent in folders for suffix in SUFFIXES if (path := parent / f"{case}{suffix}").is_file()]
     paths += [path for parent in folders for suffix in SUFFIXES if (path := parent / f"{case}_0000{suffix}").is_file()]
     paths += [path for parent in folders if (path := parent / case).is_dir()]
     if any((parent / f"{case}_0001{suffix}").is_file() for parent in folders for suffix in SUFFIXES):
         remedy = "keep one channel: one image per scan"
-        raise IntakeError(Fault(case, f"{kind} in several channels (_0000, _0001, ...)", remedy))
+        raise IntakeError(Fault(case, f"{kind} in several channels (_0000, _0001, ...)", remedy, "channels"))
     if not paths:
         remedy = (
             f"add <case id>.nii.gz (or .nii, .nrrd, .mha, .mhd, or a DICOM folder) to the folder of the {kind}s, "
             "or take the case out of the configuration"
         )
-        raise IntakeError(Fault(case, f"no {kind} file", remedy))
+        raise IntakeError(Fault(case, f"no {kind} file", remedy, "no-file"))
     if len(paths) > 1:
-        raise IntakeError(Fault(case, f"{len(paths)} {kind} files or folders of this name", "keep one of them"))
+        found = f"{len(paths)} {kind} files or folders of this name"
+        raise IntakeError(Fault(case, found, "keep one of them", "several-files"))
     return paths[0]
 
 
@@ -102,22 +105,23 @@ def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
     except (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.error, zlib.error) as error:
         if "orthonormal" in str(error):
             remedy = "resample it to a grid without shear"
-            raise IntakeError(Fault(case, f"{kind} has axes that are not at right angles", remedy)) from None
+            raise IntakeError(Fault(case, f"{kind} has axes that are not at right angles", remedy, "shear")) from None
         remedy = "copy or export the file again"
-        raise IntakeError(Fault(case, f"{kind} is unreadable or truncated", remedy)) from None
+        raise IntakeError(Fault(case, f"{kind} is unreadable or truncated", remedy, "unreadable")) from None
     if image.GetNumberOfComponentsPerPixel() > 1:
         channels = image.GetNumberOfComponentsPerPixel()
-        raise IntakeError(Fault(case, f"{kind} has {channels} channels", "keep one channel: one image per scan"))
+        remedy = "keep one channel: one image per scan"
+        raise IntakeError(Fault(case, f"{kind} has {channels} channels", remedy, "channels"))
     size = image.GetSize()
     while len(size) > 3 and size[-1] == 1:
         image = sitk.Extract(image, [*size[:-1], 0], [0] * len(size))
         size = image.GetSize()
     if len(size) > 3:
         problem = f"{kind} has {math.prod(size[3:])} frames, 1 expected"
-        raise IntakeError(Fault(case, problem, "store one frame per scan"))
+        raise IntakeError(Fault(case, problem, "store one frame per scan", "frames"))
     if len(size) < 3 or min(size) < 2:
         problem = f"{kind} has size {' x '.join(map(str, size))}, a volume expected"
-        raise IntakeError(Fault(case, problem, "export the whole volume"))
+        raise IntakeError(Fault(case, problem, "export the whole volume", "not-a-volume"))
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)
     return image
@@ -153,7 +157,7 @@ def read_label(config: Config, case: str) -> sitk.Image:
 
 def no_structures(case: str) -> Fault:
     problem = "atlas has none of the configuration's structures"
-    return Fault(case, problem, "correct the values in structures, or choose another atlas")
+    return Fault(case, problem, "correct the values in structures, or choose another atlas", "no-structures")
 
 
 def read_new_scan(path: Path, case: str | None = None) -> Scan:
@@ -167,7 +171,7 @@ def read_new_scan(path: Path, case: str | None = None) -> Scan:
     """
     case = case or case_id(path)
     if not path.exists():
-        raise IntakeError(Fault(case, "no such file or folder", "correct the path"))
+        raise IntakeError(Fault(case, "no such file or folder", "correct the path", "no-file"))
     return Scan(case, checked_image(read_image(path, case), case), None)
 
 
@@ -178,7 +182,8 @@ def checked_image(image: sitk.Image, case: str) -> sitk.Image:
         IntakeError: the image is not a volume of one channel, has voxels that are not finite, or is constant.
     """
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise IntakeError(Fault(case, "image is not a volume of one channel", "give one 3D image per scan"))
+        remedy = "give one 3D image per scan"
+        raise IntakeError(Fault(case, "image is not a volume of one channel", remedy, "not-a-volume"))
     image = sitk.Cast(image, sitk.sitkFloat32)
     if fault := voxel_fault(image, case):
         raise IntakeError(fault)
@@ -193,7 +198,7 @@ def voxel_fault(image: sitk.Image, case: str) -> Fault | None:
         return not_finite(case, "image", int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum()))
     if low == high:
         problem = "image is empty (every voxel is 0)" if low == 0 else f"image is constant (every voxel is {low:g})"
-        return Fault(case, problem, "export the scan again or take the case out of the configuration")
+        return Fault(case, problem, "export the scan again or take the case out of the configuration", "constant")
     return None
 
 
@@ -212,7 +217,7 @@ def dicom_files(folder: Path, case: str, kind: str = "image") -> Sequence[str]:
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         problem = f"{kind} folder holds {len(series)} DICOM series, 1 expected"
-        raise IntakeError(Fault(case, problem, "keep the files of one series in it"))
+        raise IntakeError(Fault(case, problem, "keep the files of one series in it", "dicom-series"))
     return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
 
 
@@ -229,7 +234,7 @@ def _read_dicom(folder: Path, case: str, kind: str) -> sitk.Image:
     steps_mm = np.linalg.norm(np.diff(np.array(origins), axis=0), axis=1)
     if np.ptp(steps_mm) > 0.1 * np.median(steps_mm):
         problem = f"{kind} has slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
-        raise IntakeError(Fault(case, problem, "export the series again with all its slices"))
+        raise IntakeError(Fault(case, problem, "export the series again with all its slices", "dicom-slices"))
     return read_voxels(files)
 
 
