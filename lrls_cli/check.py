@@ -9,19 +9,22 @@ import typer
 def check(
     config: Annotated[Path, typer.Argument(help="The project's YAML file.")],
     settings: Annotated[list[str], typer.Option("--set", help="Override, e.g. others=background.")] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")] = False,
 ) -> None:
     """Look for faults in all scans and label maps; writes nothing.
 
-    Ends with 1 if there is a fault.
+    Ends with 1 if there is a fault; notices, marked "note:", stop nothing.
 
     Example: lrls check lrls.yaml
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
+    import json
+
     from rich.console import Console
 
     from lrls_cli.tables import print_faults
     from stages.config import PARTS, load_config
-    from stages.data.checks import cohort_faults
+    from stages.data.checks import cohort_faults, report
     from stages.methods import find_method, settings_of
 
     settled = load_config(config, settings)
@@ -30,13 +33,25 @@ def check(
     only_supervised = settled.part("supervised") and not settled.part("atlases") and not settled.part("unlabeled")
     parts = [part for part in PARTS if not (only_supervised and part in ("atlases", "unlabeled"))]
     cases = {case for part in parts for case in settled.part(part)}
-    with Console().status(f"reading {len(cases)} scans"):
-        faults = cohort_faults(settled, parts)
-    if not faults:
-        if not settled.part("test") and not settled.part("dev"):
+    with Console(stderr=True).status(f"reading {len(cases)} scans"):
+        found = cohort_faults(settled, parts)
+    stopping = sum(fault.stops for fault in found)
+    if as_json:
+        typer.echo(json.dumps(report(settled, parts, found), indent=1))
+    else:
+        print_faults(found)
+        if not found and not settled.part("test") and not settled.part("dev"):
             typer.echo("Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.")
-        typer.echo(f"{len(cases)} scans, no faults.")
-        return
-    print_faults(faults)
-    typer.echo(f"{len(cases)} scans, {len(faults)} fault{'s' if len(faults) > 1 else ''}.")
-    raise typer.Exit(1)
+        typer.echo(
+            f"{_counted(len(cases), 'scan')}, {_counted(stopping, 'fault')}{_and_notices(len(found) - stopping)}."
+        )
+    if stopping:
+        raise typer.Exit(1)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
+
+
+def _and_notices(number: int) -> str:
+    return f", {_counted(number, 'notice')}" if number else ""

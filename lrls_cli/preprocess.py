@@ -39,6 +39,8 @@ def preprocess(
     grid = cohort.grid
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
     tell(f"{plural(len(cohort.cases), 'scan')} on {' x '.join(map(str, grid.shape))} voxels of {spacing} mm")
+    for note in cohort.notes:
+        tell(f"note: {note}")
     for case in cohort.fallen_back():
         tell(f"warning: case {case}: the alignment was refused, centres of mass are used; look at qc/cohort.png.")
     tell(cohort.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from stages.artifacts.suggestion import Suggestion
     from stages.data.intake import Fault
     from stages.methods.recipe import Method
+
+
+MOST_OF_A_KIND = 20  # faults of one kind in a list
 
 
 def _plain(value: object) -> str:
@@ -103,16 +107,24 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
 
 
 def print_faults(faults: Sequence[Fault]) -> None:
-    """A table in a terminal, plain lines elsewhere."""
-    console = Console()
-    if not console.is_terminal:
-        for fault in faults:
-            tell(fault)
-        return
-    table = Table("scan", "found", "remedy")
+    """A table in a terminal, plain lines elsewhere; of each kind at most `MOST_OF_A_KIND`, then their number."""
+    console, more = Console(), Counter(fault.code for fault in faults)
+    table = Table("", "scan", "found", "remedy")
+    shown: Counter[str] = Counter()
     for fault in faults:
-        table.add_row(*(_plain(text) for text in (fault.case or "(all)", fault.found, fault.remedy)))
-    console.print(table)
+        shown[fault.code] += 1
+        if shown[fault.code] > MOST_OF_A_KIND:
+            continue
+        if console.is_terminal:
+            cells = (fault.severity, fault.case or "(all)", fault.found, fault.remedy)
+            table.add_row(*(_plain(text) for text in cells))
+        else:
+            tell(fault if fault.stops else f"note: {fault}")
+    if console.is_terminal:
+        console.print(table)
+    for code, number in more.items():
+        if number > MOST_OF_A_KIND:
+            tell(f"{number - MOST_OF_A_KIND} more of the kind {code}: `lrls check --json` lists them all")
 
 
 def print_comparison(comparison: Comparison, subset: str) -> None:

@@ -88,13 +88,18 @@ class PreprocessSettings(Section):
         description="How a fit is judged: by correlation (same), or by correlation ratio (any), for scans whose "
         "contrast differs from the first atlas's.",
     )
-    align_spacing_mm: float = Field(
-        2.0, gt=0, description="Scans with over 2^21 voxels are aligned at this spacing (mm)."
+    align_spacing_mm: float | None = Field(
+        None,
+        gt=0,
+        description="Scans with over 2^21 voxels are aligned at this spacing (mm); default: 2, or as much of scans "
+        "that are not of human size.",
     )
     crop: Literal["labels", "foreground", "none"] = Field(
         "labels", description="The grid covers the atlases' labels, the reference's foreground, or its whole image."
     )
-    margin_mm: float = Field(12.0, ge=0, description="Margin round the cropped box (mm).")
+    margin_mm: float | None = Field(
+        None, ge=0, description="Margin round the cropped box (mm); default: 12 of the first atlas's finest voxels."
+    )
     spacing_mm: Length | tuple[Length, Length, Length] | None = Field(
         None, description="Voxel size (mm), one number or (D, H, W); default: the atlases' finest, isotropic."
     )

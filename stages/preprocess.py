@@ -23,15 +23,16 @@ from stages.artifacts.manifest import peek_manifest
 from stages.artifacts.store import make, verify, versions
 from stages.config import Config
 from stages.data.bringing import Pass
-from stages.data.checks import cases_of, cheap_faults, examine_all, faults_among, folder_fault
+from stages.data.checks import cases_of, cheap_faults, examine_all, faults_among, folder_fault, notices_among
 from stages.data.facts import Known, Looked
-from stages.data.faults import disk_fault, refuse
+from stages.data.faults import Fault, disk_fault, refuse
 from stages.data.flat_borders import find_flat_borders
-from stages.data.prepare import about_of
+from stages.data.outliers import alignment_notices
+from stages.data.prepare import about_of, read_about
 from stages.data.subsets import MEMBERS, TRAINED_ON, Part, cohort_folder, cohort_settings, roles_of
 from stages.errors import LrlsError
 
-WORK_VERSION = 1  # of the files in it
+WORK_VERSION = 2  # of the files in it
 
 
 def preprocess(
@@ -89,7 +90,8 @@ def preprocess(
         num_bytes = len(jobs) * int(np.prod(grid.shape)) * 3 + reference.GetNumberOfPixels() * 4
         if fault := disk_fault(draft.folder, num_bytes):
             raise LrlsError(str(fault))
-        _assemble(draft.folder, way, reference, grid, config, members)
+        notices = [*notices_among(config, way.facts, roles, beside), *way.notices, *_unlike_others(way, members, base)]
+        _assemble(draft.folder, way, reference, grid, config, members, notices)
         _pictures(draft.folder, jobs, config, base)
         draft.save_elapsed()
 
@@ -128,8 +130,9 @@ def _work_key(config: Config, part: Part, base: Cohort | None, looked: Sequence[
 
 
 def _assemble(
-    folder: Path, way: Pass, reference: sitk.Image, grid: Grid, config: Config, members: dict[str, list[str]]
-) -> None:
+    folder: Path, way: Pass, reference: sitk.Image, grid: Grid, config: Config, members: dict[str, list[str]],
+    notices: Sequence[Fault],
+) -> None:  # fmt: skip
     """`cohort.h5`, `cohort.json` and `transforms/`, of the scans that a pass brought to the grid."""
     (folder / "transforms").mkdir(exist_ok=True)
     labelled = [case for role, cases in members.items() if role in TRAINED_ON for case in cases]
@@ -147,8 +150,20 @@ def _assemble(
         "structures": list(config.structures),
         "parts": members,
         "flat_borders": [asdict(border) for border in find_flat_borders(faces)],
+        "notes": [str(notice) for notice in notices],
     }
     atomic_write_text(folder / "cohort.json", json.dumps(about, indent=1))
+
+
+def _unlike_others(way: Pass, members: dict[str, list[str]], base: Cohort | None) -> list[Fault]:
+    """Scans that fit the reference far worse than the others do, once aligned."""
+    fits = {case: float(read_about(way.file(case))["record"]["correlation"]) for case in way.members}
+    if base is None:
+        reference = members["atlases"][0]
+        del fits[reference]
+        return alignment_notices(fits, reference=reference)
+    reference, *others = base.parts["atlases"] + base.parts["unlabeled"]
+    return alignment_notices(fits, [base.transform(case)["correlation"] for case in others], reference=reference)
 
 
 def _pictures(folder: Path, jobs: list[tuple[str, str]], config: Config, base: Cohort | None) -> None:

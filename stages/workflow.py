@@ -77,6 +77,8 @@ def run(
 
     def told(artifact: Artifact) -> Artifact:
         tell(f"{artifact.KIND}: {artifact.folder.relative_to(config.workspace)}")
+        for note in artifact.notes if isinstance(artifact, Cohort) else ():
+            tell(f"note: {note}")
         spent_on.append(artifact)
         return artifact
 

@@ -75,6 +75,7 @@ class Cohort(Artifact):
     structures: tuple[str, ...]
     parts: dict[str, list[str]]
     flat_borders: tuple[FlatBorder, ...]  # drawn in all its labelled scans
+    notes: tuple[str, ...] = ()  # what its user should know of the scans
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -89,12 +90,13 @@ class Cohort(Artifact):
             borders = tuple(FlatBorder(tuple(b["classes"]), tuple(b["normal"])) for b in about["flat_borders"])
             check_grid(grid)
             check_borders(borders, len(structures) + 1)
-            names = (*structures, *parts, *(case for cases in parts.values() for case in cases))
+            notes = tuple(about.get("notes", ()))
+            names = (*structures, *parts, *notes, *(case for cases in parts.values() for case in cases))
             if not all(isinstance(name, str) for name in names):
                 raise TypeError
         except UNREADABLE:
             raise damage(folder, "cohort.json", cls.MADE_WITH) from None
-        return cls(folder, manifest, grid, structures, parts, borders)
+        return cls(folder, manifest, grid, structures, parts, borders, notes)
 
     @property
     def cases(self) -> list[str]:

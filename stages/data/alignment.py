@@ -24,6 +24,7 @@ def align(
     kind: Literal["none", "centre", "rigid", "affine"],
     seed: int,
     contrast: Literal["same", "any"] = "same",
+    unit_mm: float = 1.0,
 ) -> dict[str, Any]:
     """Map of the reference's space to the scan's.
 
@@ -39,6 +40,7 @@ def align(
         contrast: how a fit is rated. "same": by correlation, bright lies on bright; "any": by the correlation ratio,
             equal intensities in one image lie on equal intensities in the other. ANTs itself optimises mutual
             information in both cases.
+        unit_mm: the length that ANTs sees as 1 mm: its steps are made for people; see `stages.parts.lengths`.
 
     Returns:
         "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan.
@@ -58,9 +60,9 @@ def align(
     centres[:3, 3] = centre_of_mass(scan) - centre_of_mass(reference)
     floor = fit(reference, scan, centres)
     try:
-        ends = [_ants(reference, scan, start, kind=kind, seed=seed) for start in (centres, boxes)]
+        ends = [_ants(reference, scan, start, kind=kind, seed=seed, unit_mm=unit_mm) for start in (centres, boxes)]
     except RuntimeError:  # "Registration failed"
-        check_ants(lambda: _ants(reference, reference, np.eye(4), kind=kind, seed=seed))
+        check_ants(lambda: _ants(reference, reference, np.eye(4), kind=kind, seed=seed, unit_mm=unit_mm))
         return {"matrix": centres, "correlation": floor, "fell_back": True}
     fits = [fit(reference, scan, end) for end in ends]
     best = int(np.argmax(fits))
@@ -72,7 +74,9 @@ def align(
     return {"matrix": ends[best], "correlation": fits[best], "fell_back": False}
 
 
-def _ants(reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: str, seed: int) -> np.ndarray:
+def _ants(
+    reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: str, seed: int, unit_mm: float
+) -> np.ndarray:
     import ants
 
     # `registration(random_seed=...)` alone does not reach ANTs; 0 would mean a seed from the clock.
@@ -82,13 +86,16 @@ def _ants(reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: s
         initial = str(Path(folder) / "start.mat")
         ants.write_transform(
             ants.create_ants_transform(
-                transform_type="AffineTransform", matrix=start[:3, :3], translation=start[:3, 3], center=np.zeros(3)
+                transform_type="AffineTransform",
+                matrix=start[:3, :3],
+                translation=start[:3, 3] / unit_mm,
+                center=np.zeros(3),
             ),
             initial,
         )
         result = ants.registration(
-            fixed=ants_image(reference),
-            moving=ants_image(scan),
+            fixed=ants_image(reference, unit_mm),
+            moving=ants_image(scan, unit_mm),
             type_of_transform={"rigid": "Rigid", "affine": "Affine"}[kind],
             initial_transform=initial,
             outprefix=str(Path(folder) / "align_"),
@@ -97,19 +104,19 @@ def _ants(reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: s
     parameters, centre = np.array(transform.parameters), np.array(transform.fixed_parameters)
     matrix = np.eye(4)
     matrix[:3, :3] = parameters[:9].reshape(3, 3)
-    matrix[:3, 3] = parameters[9:] + centre - matrix[:3, :3] @ centre
+    matrix[:3, 3] = (parameters[9:] + centre - matrix[:3, :3] @ centre) * unit_mm
     return matrix
 
 
-def ants_image(image: sitk.Image) -> Any:
-    """The image as an ANTs image, whose array axes are (x, y, z)."""
+def ants_image(image: sitk.Image, unit_mm: float = 1.0) -> Any:
+    """The image as an ANTs image, whose array axes are (x, y, z) and whose lengths are in units of `unit_mm`."""
     import ants
     import SimpleITK as sitk
 
     return ants.from_numpy(
         sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.float32),
-        origin=image.GetOrigin(),
-        spacing=image.GetSpacing(),
+        origin=[mm / unit_mm for mm in image.GetOrigin()],
+        spacing=[mm / unit_mm for mm in image.GetSpacing()],
         direction=np.array(image.GetDirection()).reshape(3, 3),
     )
 

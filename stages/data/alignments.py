@@ -18,8 +18,9 @@ from stages.data.alignment import align
 from stages.data.digests import image_digest
 from stages.data.intensities import coarsened
 from stages.data.kept import keep, kept_folder, read_kept
+from stages.parts.lengths import unit_mm
 
-VERSION = 1  # of `stages.data.alignment`; after a change everything is aligned again
+VERSION = 2  # of `stages.data.alignment`; after a change everything is aligned again
 SEED = 0  # of ANTs's sampling
 
 
@@ -34,6 +35,7 @@ def aligned(
         kept: workspace in which alignments are kept.
     """
     scan = coarsened(normalised, settings.align_spacing_mm)
+    unit = unit_mm(reference.GetSpacing())
     images = [image_digest(image) for image in (reference, scan)]
     if images[0] == images[1]:
         return {"matrix": np.eye(4).tolist(), "correlation": 1.0, "fell_back": False}
@@ -44,7 +46,7 @@ def aligned(
         file = kept_folder(kept) / "alignments" / f"{key}.json"
         if (stored := read_kept(file)) and _is_record(stored):
             return stored
-    alignment = align(reference, scan, kind=settings.align, seed=SEED, contrast=settings.align_contrast)
+    alignment = align(reference, scan, kind=settings.align, seed=SEED, contrast=settings.align_contrast, unit_mm=unit)
     record = {**alignment, "matrix": np.asarray(alignment["matrix"]).tolist()}
     if file:
         keep(file, record)

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,17 @@ from stages.data.checks import faults_among
 from stages.data.facts import Looked, ScanFacts, faults_of, known_facts
 from stages.data.faults import Fault, refuse
 from stages.data.grid import Box, derive_grid, image_box, packed, union
-from stages.data.prepare import Outcome, bring_atlas, bring_scan, check_scan, read_about, spill_atlas, spilled_reference
+from stages.data.lost import lost_structures
+from stages.data.prepare import (
+    Outcome,
+    bring_atlas,
+    bring_scan,
+    check_scan,
+    read_about,
+    spill_atlas,
+    spilled_atlas,
+    spilled_reference,
+)
 from stages.processes import Processes
 from stages.progress import Progress
 
@@ -53,6 +63,7 @@ class Pass:
     folder: Path
     facts: dict[str, ScanFacts] = field(default_factory=dict)
     off_grid: list[Fault] = field(default_factory=list)
+    notices: list[Fault] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)  # case by digest of the voxels
     reference_and_grid: tuple[sitk.Image, Grid] | None = None  # set once the pass is over
 
@@ -119,6 +130,7 @@ class Pass:
                 geometry = packed(reference)
                 waiting = [case for case, done in is_done.items() if not done]
                 work([self._bring(case, geometry, grid) for case in waiting] + check)
+                self.notices += self._lost(grid)
                 return reference, grid
             first, *other_atlases = self.atlases
             spill = [] if self._is_done(first, self.spilled(first)) else [self._spill(first, None)]
@@ -128,12 +140,14 @@ class Pass:
             work(self._spill(case, geometry) for case in other_atlases if not self._is_done(case, self.spilled(case)))
             grid = self._grid(reference)
             waiting = [case for case, done in is_done.items() if not done]
-            work(
-                (bring_atlas, self.config, case, self.spilled(case), grid, self.file(case))
-                if case in self.atlases
-                else self._bring(case, geometry, grid)
-                for case in waiting
-            )
+            atlases = [case for case in waiting if case in self.atlases]
+            work((bring_atlas, self.config, case, self.spilled(case), grid, self.file(case)) for case in atlases)
+            lost = self._lost(grid, reference)
+            self.notices += [notice for notice in lost if not notice.stops]
+            self.off_grid += [fault for fault in lost if fault.stops]
+            if self.off_grid:
+                work([])
+            work(self._bring(case, geometry, grid) for case in waiting if case not in atlases)
             return reference, grid
 
     def faults(self) -> list[Fault]:
@@ -163,8 +177,35 @@ class Pass:
     def _bring(self, case: str, reference: tuple, grid: Grid) -> Call:
         return bring_scan, self.config, self.looked[case], reference, grid, self.file(case)
 
-    def _grid(self, reference: sitk.Image) -> Grid:
+    def _lost(self, grid: Grid, reference: sitk.Image | None = None) -> list[Fault]:
+        """What is told of structures that labelled scans lose on the grid.
+
+        Args:
+            reference: None: the grid is another cohort's, and no spacing is named.
+        """
+        cases = self.atlases if reference else self.members
+        present = {case: label.classes for case in cases if (label := self.facts[case].label)}
+        lost = {case: read_about(self.file(case))["lost"] for case in present}
+        if not any(lost.values()):
+            return []
+        if reference is None:
+            faults = lost_structures(self.config, lost, present, grid)
+            return [replace(fault, severity="notice") for fault in faults]
+        return lost_structures(
+            self.config, lost, present, grid,
+            lambda case: spilled_atlas(self.config, case, self.spilled(case)),
+            lambda spacing_mm: self._grid(reference, spacing_mm),
+        )  # fmt: skip
+
+    def _grid(self, reference: sitk.Image, spacing_mm: float | None = None) -> Grid:
+        """The grid around the atlases.
+
+        Args:
+            spacing_mm: instead of the configuration's.
+        """
         settings = self.config.preprocess
+        if spacing_mm:
+            settings = settings.model_copy(update={"spacing_mm": spacing_mm})
         about = [read_about(self.spilled(case)) for case in self.atlases]
         if settings.crop == "labels":
             box: Box = union([atlas["box"] for atlas in about])

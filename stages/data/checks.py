@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from stages.config import Config
 from stages.data import intake
 from stages.data.contents import Content
-from stages.data.facts import Known, Looked, ScanFacts, examine, faults_of
-from stages.data.faults import Fault, IntakeError, leaks
-from stages.data.geometry import geometry_faults
+from stages.data.facts import Known, Looked, ScanFacts, examine, faults_of, notices_of
+from stages.data.faults import HELD_OUT, Fault, IntakeError, leaks
+from stages.data.geometry import Geometry, geometry_faults
+from stages.data.lost import lost_in_check
+from stages.data.outliers import extent_mm, size_faults, unit_notice
 from stages.processes import Processes
 
+MOST_NAMES = 10  # structures in a line
 WORTH_PROCESSES = 2**26  # bytes of files; fewer are read faster than processes start
 
 
 def cohort_faults(config: Config, parts: Sequence[str], *, labels: bool = True) -> list[Fault]:
-    """All faults of the given parts of the split. Decodes every scan and stores no facts.
+    """All faults and notices of the given parts of the split. Decodes every scan and stores no facts.
 
     Args:
         parts: the parts to check.
@@ -25,7 +29,32 @@ def cohort_faults(config: Config, parts: Sequence[str], *, labels: bool = True) 
     if fault := folder_fault(config):
         return [fault]
     looked = Known(config, fresh=True).look(cases_of(config, parts, labels=labels))
-    return faults_among(config, dict(examine_all(config, looked)), parts)
+    facts = dict(examine_all(config, looked))
+    faults = faults_among(config, facts, parts)
+    if labels and "atlases" in parts and not faults:
+        faults += lost_in_check(config)
+    return faults + notices_among(config, facts, parts)
+
+
+def report(config: Config, parts: Sequence[str], found: Sequence[Fault]) -> dict[str, Any]:
+    """Faults and notices as JSON-able values, in the order of `found`, and how many there are."""
+    members = {part: config.part(part) for part in parts}
+    return {
+        "scans": len({case for cases in members.values() for case in cases}),
+        "faults": sum(fault.stops for fault in found),
+        "notices": sum(not fault.stops for fault in found),
+        "found": [
+            {
+                "case": fault.case or None,
+                "parts": [part for part, cases in members.items() if fault.case in cases],
+                "severity": fault.severity,
+                "code": fault.code,
+                "found": fault.found,
+                "remedy": fault.remedy,
+            }
+            for fault in found
+        ],
+    }
 
 
 def scan_faults(config: Config, case: str, *, label: bool) -> list[Fault]:
@@ -63,7 +92,7 @@ def facts_of(config: Config, looked: Looked) -> tuple[str, ScanFacts]:
 def folder_fault(config: Config) -> Fault | None:
     """A fault if the folders of the scans are not there or cannot be read; otherwise None."""
     if not config.data.folder.is_dir():
-        return Fault("", f"data.folder: {config.data.folder} is not a folder", "correct it")
+        return Fault("", f"data.folder: {config.data.folder} is not a folder", "correct it", "data-folder")
     for setting in ("images", "labels"):
         for folder in (config.data.folder, *intake.sub_folders(config, getattr(config.data, setting))):
             try:
@@ -72,7 +101,7 @@ def folder_fault(config: Config) -> Fault | None:
                 continue  # each scan is missed
             except OSError as error:
                 problem = f"data.{setting}: {folder} cannot be read ({error.strerror})"
-                return Fault("", problem, "change its permissions, or name another folder")
+                return Fault("", problem, "change its permissions, or name another folder", "permission")
     return None
 
 
@@ -88,9 +117,10 @@ def faults_among(
     faults = []
     if not members.get("atlases", ["given"]):
         remedy = "label a typical scan (`lrls suggest-atlas` says which) and list it"
-        faults.append(Fault("", "data.atlases lists no case, at least 1 is needed", remedy))
+        faults.append(Fault("", "data.atlases lists no case, at least 1 is needed", remedy, "no-atlas"))
     if not members.get("unlabeled", ["given"]):
-        faults.append(Fault("", "data.unlabeled lists no case, at least 1 is needed", "list scans without labels"))
+        found = "data.unlabeled lists no case, at least 1 is needed"
+        faults.append(Fault("", found, "list scans without labels", "no-unlabeled"))
     of_scans = {case: faults_of(config, scan_facts) for case, scan_facts in facts.items()}
     for case in dict.fromkeys(case for part in parts for case in members[part]):
         faults += of_scans.get(case, [])
@@ -100,12 +130,59 @@ def faults_among(
             present = {index for label in labels if label for index in label.classes}
             remedy = "correct its value in structures, or label it in an atlas"
             faults += [
-                Fault("", f"structure {name} is in no atlas", remedy)
+                Fault("", f"structure {name} is in no atlas", remedy, "in-no-atlas")
                 for index, name in enumerate(config.structures, start=1)
                 if index not in present
             ]
+    faults += [fault for fault in _sizes(config, _geometries(facts), parts, beside) if fault.stops]
     voxels = {case: scan_facts.image.voxels for case, scan_facts in facts.items()}
     return faults + leaks(members, {case: digest for case, digest in voxels.items() if digest})
+
+
+def notices_among(
+    config: Config, facts: Mapping[str, ScanFacts], parts: Sequence[str], beside: Sequence[str] = ()
+) -> list[Fault]:
+    """What is told of parts of the split and stops nothing; scans as in `faults_among`."""
+    cases = dict.fromkeys(case for part in parts for case in config.part(part))
+    notices = [notice for case in cases if case in facts for notice in notices_of(facts[case])]
+    notices += [notice for notice in _sizes(config, _geometries(facts), parts, beside) if not notice.stops]
+    if "atlases" in parts:
+        notices += _lacking(config, facts)
+    geometries = _geometries({case: facts[case] for case in cases if case in facts})
+    return notices + unit_notice({case: extent_mm(geometry) for case, geometry in geometries.items()})
+
+
+def _lacking(config: Config, facts: Mapping[str, ScanFacts]) -> list[Fault]:
+    """Atlases without a structure that another atlas has."""
+    classes = {
+        case: set(label.classes) for case in config.part("atlases") if case in facts and (label := facts[case].label)
+    }
+    anywhere = {index for present in classes.values() for index in present}
+    names = list(config.structures)
+    notices = []
+    for case, present in classes.items():
+        if missing := [names[index - 1] for index in sorted(anywhere - present - {0})]:
+            listed = ", ".join(missing[:MOST_NAMES]) + (
+                f" and {len(missing) - MOST_NAMES} more" * (len(missing) > MOST_NAMES)
+            )
+            found = f"atlas lacks {listed}, which another atlas has"
+            remedy = "its votes do not count there; label it if the scan shows it"
+            notices.append(Fault(case, found, remedy, "atlas-lacks-structure", "notice"))
+    return notices
+
+
+def _geometries(facts: Mapping[str, ScanFacts]) -> dict[str, Geometry]:
+    return {case: known.image.geometry for case, known in facts.items() if known.image.geometry}
+
+
+def _sizes(
+    config: Config, geometries: Mapping[str, Geometry], parts: Sequence[str], beside: Sequence[str]
+) -> list[Fault]:
+    """Scans of another size than the others; scans of training are not compared with those held out."""
+    told = {case for part in parts for case in config.part(part)}
+    compared = {case for part in beside if part not in HELD_OUT for case in config.part(part)} | told
+    extents = {case: extent_mm(geometry) for case, geometry in geometries.items() if case in compared}
+    return size_faults(extents, told, next(iter(config.part("atlases")), ""))
 
 
 def cheap_faults(
@@ -116,7 +193,17 @@ def cheap_faults(
     faults = [fault for case, scan in looked.items() if case in checked for fault in header_faults(scan)]
     members = {part: config.part(part) for part in (*parts, *beside)}
     images = {case: scan.image for case, scan in looked.items() if isinstance(scan.image, Content)}
+    headers = {case: _header(image, case) for case, image in images.items()}
+    geometries = {case: geometry for case, geometry in headers.items() if geometry}
+    faults += [fault for fault in _sizes(config, geometries, parts, beside) if fault.stops]
     return faults + leaks(members, {case: image.digest for case, image in images.items() if image.digest})
+
+
+def _header(image: Content, case: str) -> Geometry | None:
+    try:
+        return intake.header_geometry(image.path, case)
+    except IntakeError:
+        return None  # decoding it reports why
 
 
 def header_faults(looked: Looked) -> list[Fault]:

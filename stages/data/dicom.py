@@ -304,7 +304,9 @@ def _undecodable(header: Header, error: RuntimeError, case: str, kind: str) -> E
     if "allocat" in str(error):
         return MemoryError()
     if header.is_compressed:
-        found = f"{kind} is damaged, or compressed in a way that is not read ({header.transfer_syntax.name or 'unknown'})"
+        found = (
+            f"{kind} is damaged, or compressed in a way that is not read ({header.transfer_syntax.name or 'unknown'})"
+        )
         return IntakeError(Fault(case, found, "decompress it (gdcmconv --raw, dcmdjpeg), or export it again"))
     return IntakeError(Fault(case, f"{kind} is unreadable or truncated", "copy or export the series again"))
 

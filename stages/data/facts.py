@@ -18,12 +18,16 @@ from stages.artifacts.digests import digest_of
 from stages.config import Config
 from stages.data import digests, intake
 from stages.data.contents import Content, Contents
-from stages.data.faults import Fault, IntakeError
+from stages.data.faults import Fault, IntakeError, Severity
 from stages.data.geometry import Geometry, geometry_faults, geometry_of
 from stages.data.kept import keep, kept_folder, read_kept
 from stages.data.labels import as_integers, class_indices, classes_of
+from stages.data.outliers import wrapped
 
 CHECKS = 2  # version of the checks and digests; after a change everything is decoded again
+
+
+Told = tuple[str, str, str, Severity]
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,14 @@ class Facts:
     """What is known of an image or a label map.
 
     Args:
-        faults: a pair (found, remedy) per fault.
+        faults: (found, remedy, code, severity) of every fault and notice.
         geometry: None: it could not be read.
         digest: of geometry and voxels; empty: they could not be read.
         voxels: digest of an image's voxels alone.
         classes: the class indices in a label map.
     """
 
-    faults: tuple[tuple[str, str], ...] = ()
+    faults: tuple[Told, ...] = ()
     geometry: Geometry | None = None
     digest: str = ""
     voxels: str = ""
@@ -154,22 +158,36 @@ def examine(config: Config, looked: Looked, *, whole: bool = True) -> Examined:
 def faults_of(config: Config, facts: ScanFacts) -> list[Fault]:
     """All faults of a scan, and of its label map if that was asked for."""
     case, image, label = facts.case, facts.image, facts.label
-    faults = [Fault(case, *fault) for fault in image.faults]
+    faults = _told(facts.case, image, stops=True)
     if label is None:
         return faults
     if image.geometry and label.geometry:
         faults += geometry_faults(image.geometry, label.geometry, case)
-    faults += [Fault(case, *fault) for fault in label.faults]
-    if not label.faults and not any(label.classes) and case in config.part("atlases"):
+    of_label = _told(case, label, stops=True)
+    faults += of_label
+    if not of_label and not any(label.classes) and case in config.part("atlases"):
         faults.append(intake.no_structures(case))
     return faults
+
+
+def notices_of(facts: ScanFacts) -> list[Fault]:
+    """What is told of a scan and stops nothing."""
+    return [notice for part in (facts.image, facts.label) if part for notice in _told(facts.case, part, stops=False)]
+
+
+def _told(case: str, facts: Facts, *, stops: bool) -> list[Fault]:
+    return [fault for told in facts.faults if (fault := Fault(case, *told)).stops == stops]
+
+
+def _as_told(fault: Fault) -> Told:
+    return fault.found, fault.remedy, fault.code, fault.severity
 
 
 def _examine(
     config: Config, looked: Looked, place: Content | Fault, *, is_label: bool, whole: bool
 ) -> tuple[sitk.Image | None, Facts]:
     if isinstance(place, Fault):
-        return None, Facts(((place.found, place.remedy),))
+        return None, Facts((_as_told(place),))
     if not whole and (known := _known(config, looked, place, is_label=is_label)):
         return None, known
     image, facts = (_read_label if is_label else _read_image)(config, looked.case, place.path)
@@ -182,9 +200,9 @@ def _read_image(config: Config, case: str, path: Path) -> tuple[sitk.Image | Non
     try:
         image = sitk.Cast(intake.read_image(path, case), sitk.sitkFloat32)
     except IntakeError as error:
-        return None, Facts(((error.fault.found, error.fault.remedy),))
-    fault = intake.voxel_fault(image, case)
-    faults = ((fault.found, fault.remedy),) if fault else ()
+        return None, Facts((_as_told(error.fault),))
+    fault = intake.voxel_fault(image, case) or wrapped(image, case)
+    faults = (_as_told(fault),) if fault else ()
     return image, Facts(faults, geometry_of(image), digests.image_digest(image), digests.voxel_digest(image))
 
 
@@ -199,12 +217,12 @@ def _read_label(config: Config, case: str, path: Path) -> tuple[sitk.Image | Non
         classes = np.unique(class_indices(values, config, case)).tolist()
         return label, replace(facts, classes=tuple(classes))
     except IntakeError as error:
-        return label, replace(facts, faults=((error.fault.found, error.fault.remedy),))
+        return label, replace(facts, faults=(_as_told(error.fault),))
 
 
 def _known(config: Config, looked: Looked, place: Content | Fault, *, is_label: bool) -> Facts | None:
     if isinstance(place, Fault):
-        return Facts(((place.found, place.remedy),))
+        return Facts((_as_told(place),))
     if not looked.kept or not place.digest:
         return None
     stored = read_kept(_file(config, looked.kept, place, is_label=is_label))
@@ -217,7 +235,7 @@ def _known(config: Config, looked: Looked, place: Content | Fault, *, is_label: 
 def _facts(stored: Mapping[str, Any]) -> Facts:
     geometry = stored["geometry"]
     return Facts(
-        tuple((str(found), str(remedy)) for found, remedy in stored["faults"]),
+        tuple(_as_told(Fault("", *map(str, told))) for told in stored["faults"]),  # type: ignore[arg-type]
         Geometry(**{key: tuple(value) for key, value in geometry.items()}) if geometry else None,
         str(stored["digest"]), str(stored["voxels"]), tuple(int(index) for index in stored["classes"]),
     )  # fmt: skip
@@ -239,5 +257,7 @@ def decode_label(config: Config, case: str, facts: ScanFacts) -> np.ndarray:
     label = intake.read_label(config, case)
     assert facts.label is not None
     if digests.label_digest(label) != facts.label.digest:
-        raise IntakeError(Fault(case, "its label map has changed since the command began", "run the command again"))
+        raise IntakeError(
+            Fault(case, "its label map has changed since the command began", "run the command again", "changed")
+        )
     return classes_of(label, config, case)

@@ -11,20 +11,34 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stages.errors import LrlsError
 
 TRAINING = ("atlases", "unlabeled", "supervised")
 HELD_OUT = ("dev", "test")
 
+Severity = Literal["fault", "notice"]
+
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a scan: what was found and how to remedy it. Faults of the cohort have an empty case id."""
+    """One fault of a scan: what was found and how to remedy it. Faults of the cohort have an empty case id.
+
+    Args:
+        code: the short name of the check; `docs/checks.md` lists them all.
+        severity: a fault stops a stage; a notice is told and stops nothing.
+    """
 
     case: str
     found: str
     remedy: str
+    code: str = "other"
+    severity: Severity = "fault"
+
+    @property
+    def stops(self) -> bool:
+        return self.severity == "fault"
 
     def __str__(self) -> str:
         return f"{f'case {self.case}: ' if self.case else ''}{self.found}; {self.remedy}."
@@ -39,11 +53,12 @@ class IntakeError(LrlsError):
 
 
 def refuse(faults: Sequence[Fault]) -> None:
-    """Raise the first fault, if any.
+    """Raise the first fault, if any; notices stop nothing.
 
     Raises:
         LrlsError: the first fault, with the number of further ones.
     """
+    faults = [fault for fault in faults if fault.stops]
     if faults:
         more = f" ({len(faults) - 1} more: `lrls check` lists them)" if len(faults) > 1 else ""
         raise LrlsError(f"{faults[0]}{more}")
@@ -52,7 +67,7 @@ def refuse(faults: Sequence[Fault]) -> None:
 def not_finite(case: str, kind: str, num_nan: int, num_infinite: int) -> Fault:
     counts = (("NaN", num_nan), ("infinite", num_infinite))
     voxels = " and ".join(f"{count} {name} voxel{'s' if count > 1 else ''}" for name, count in counts if count)
-    return Fault(case, f"{kind} has {voxels}", "replace these voxels by 0 or export it again")
+    return Fault(case, f"{kind} has {voxels}", "replace these voxels by 0 or export it again", "not-finite")
 
 
 def leaks(members: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> list[Fault]:
@@ -63,7 +78,7 @@ def leaks(members: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> l
         digests: of images by case; missing images have none.
     """
     faults = [
-        Fault(case, "listed in data.atlases and data.unlabeled", "keep it in one of them")
+        Fault(case, "listed in data.atlases and data.unlabeled", "keep it in one of them", "in-two-parts")
         for case in members.get("atlases", [])
         if case in members.get("unlabeled", [])
     ]
@@ -73,12 +88,12 @@ def leaks(members: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> l
     for case, part in held_out.items():
         if case in training:
             problem = f"listed in data.{training[case]} and data.{part}"
-            faults.append(Fault(case, problem, "keep training and held-out cases apart"))
+            faults.append(Fault(case, problem, "keep training and held-out cases apart", "in-two-parts"))
         elif twin := trained_voxels.get(digests.get(case, "")):
             problem = (
                 f"same image as case {twin}, which data.{training[twin]} trains on, and data.{part} scores this one"
             )
-            faults.append(Fault(case, problem, "take one of the two out of the configuration"))
+            faults.append(Fault(case, problem, "take one of the two out of the configuration", "same-image"))
     return faults
 
 
@@ -91,7 +106,7 @@ def disk_fault(folder: Path, needed_bytes: int) -> Fault | None:
     if needed_bytes <= free_bytes:
         return None
     problem = f"{in_bytes(needed_bytes)} are needed, the disk of the workspace has {in_bytes(free_bytes)} free"
-    return Fault("", problem, "make room, or set workspace to a folder on another disk")
+    return Fault("", problem, "make room, or set workspace to a folder on another disk", "disk-full")
 
 
 def in_bytes(num_bytes: int) -> str:

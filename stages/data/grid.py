@@ -15,6 +15,8 @@ from stages.errors import LrlsError
 from stages.memory import available_bytes
 
 SCAN_BYTES = 10  # that a voxel of a scan takes while it is brought to the grid
+MARGIN_VOXELS = 12  # of the first atlas's finest edge, where no margin is set
+
 Box = tuple[list[float], list[float]]  # lowest and highest (x, y, z) in mm along the reference's axes
 
 
@@ -33,7 +35,8 @@ def derive_grid(
         own_spacing, own_origin: of the first atlas in the reference's orientation (of a big atlas the reference is a
             coarser copy).
     """
-    low, high = np.array(box[0]) - settings.margin_mm, np.array(box[1]) + settings.margin_mm
+    margin_mm = MARGIN_VOXELS * min(own_spacing) if settings.margin_mm is None else settings.margin_mm
+    low, high = np.array(box[0]) - margin_mm, np.array(box[1]) + margin_mm
     if settings.spacing_mm is None:
         spacing = np.full(3, min(own_spacing))
     else:
@@ -137,7 +140,7 @@ def image_on_grid(normalised: sitk.Image, record: dict[str, Any], grid: Grid, ca
     if voxels.min() == voxels.max():
         problem = "its image does not reach the grid, which lies round the first atlas"
         remedy = "set preprocess.align to rigid or affine, or correct the header's origin"
-        raise IntakeError(Fault(case, problem, remedy))
+        raise IntakeError(Fault(case, problem, remedy, "off-grid"))
     return voxels.astype(np.float16)
 
 

@@ -51,28 +51,31 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
         IntakeError: there is no such file, several of them, or one per channel.
     """
     if Path(case).name != case:
-        raise IntakeError(Fault(case, "the case id is not a plain name", "use the file name without its ending"))
+        raise IntakeError(
+            Fault(case, "the case id is not a plain name", "use the file name without its ending", "case-id")
+        )
     folders = [folder] if isinstance(folder, Path) else folder
     paths = [path for parent in folders for path in files_named(parent, case)]
     paths += [path for parent in folders for path in files_named(parent, f"{case}_0000")]
     paths += [path for parent in folders if (path := parent / case).is_dir()]
     if any(files_named(parent, f"{case}_0001") for parent in folders):
         remedy = "keep one channel: one image per scan"
-        raise IntakeError(Fault(case, f"{kind} in several channels (_0000, _0001, ...)", remedy))
+        raise IntakeError(Fault(case, f"{kind} in several channels (_0000, _0001, ...)", remedy, "channels"))
     if not paths:
         for suffix in SUFFIXES:
             if case.endswith(suffix) and any((parent / case).exists() for parent in folders):
                 found = f"no {kind} file; the id ends with {suffix}, as its file does"
                 raise IntakeError(
-                    Fault(case, found, f"leave the ending out: the case id is {case.removesuffix(suffix)}")
+                    Fault(case, found, f"leave the ending out: the case id is {case.removesuffix(suffix)}", "case-id")
                 )
         remedy = (
             f"add <case id>.nii.gz (or .nii, .nrrd, .mha, .mhd, or a DICOM folder) to the folder of the {kind}s, "
             "or take the case out of the configuration"
         )
-        raise IntakeError(Fault(case, f"no {kind} file", remedy))
+        raise IntakeError(Fault(case, f"no {kind} file", remedy, "no-file"))
     if len(paths) > 1:
-        raise IntakeError(Fault(case, f"{len(paths)} {kind} files or folders of this name", "keep one of them"))
+        found = f"{len(paths)} {kind} files or folders of this name"
+        raise IntakeError(Fault(case, found, "keep one of them", "several-files"))
     return paths[0]
 
 
@@ -122,30 +125,32 @@ def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
         raise IntakeError(_too_big(case, kind)) from None
     except PermissionError:
         remedy = "give yourself permission to read it (chmod), or copy it"
-        raise IntakeError(Fault(case, f"no permission to read its {kind}", remedy)) from None
+        raise IntakeError(Fault(case, f"no permission to read its {kind}", remedy, "permission")) from None
     except UNREADABLE as error:
         if "orthonormal" in str(error):
             remedy = "resample it to a grid without shear"
-            raise IntakeError(Fault(case, f"{kind} has axes that are not at right angles", remedy)) from None
+            raise IntakeError(Fault(case, f"{kind} has axes that are not at right angles", remedy, "shear")) from None
         if "allocat" in str(error):
             raise IntakeError(_too_big(case, kind)) from None
         remedy = "copy or export the file again"
-        raise IntakeError(Fault(case, f"{kind} is unreadable or truncated", remedy)) from None
+        raise IntakeError(Fault(case, f"{kind} is unreadable or truncated", remedy, "unreadable")) from None
     if image.GetNumberOfComponentsPerPixel() > 1:
         channels = image.GetNumberOfComponentsPerPixel()
-        raise IntakeError(Fault(case, f"{kind} has {channels} channels", "keep one channel: one image per scan"))
+        remedy = "keep one channel: one image per scan"
+        raise IntakeError(Fault(case, f"{kind} has {channels} channels", remedy, "channels"))
     if "complex" in image.GetPixelIDTypeAsString():
-        raise IntakeError(Fault(case, f"{kind} has complex values, plain numbers expected", "save its magnitude"))
+        problem = f"{kind} has complex values, plain numbers expected"
+        raise IntakeError(Fault(case, problem, "save its magnitude", "pixel-type"))
     size = image.GetSize()
     while len(size) > 3 and size[-1] == 1:
         image = sitk.Extract(image, [*size[:-1], 0], [0] * len(size))
         size = image.GetSize()
     if len(size) > 3:
         problem = f"{kind} has {math.prod(size[3:])} frames, 1 expected"
-        raise IntakeError(Fault(case, problem, "store one frame per scan"))
+        raise IntakeError(Fault(case, problem, "store one frame per scan", "frames"))
     if len(size) < 3 or min(size) < 2:
         problem = f"{kind} has size {' x '.join(map(str, size))}, a volume expected"
-        raise IntakeError(Fault(case, problem, "export the whole volume"))
+        raise IntakeError(Fault(case, problem, "export the whole volume", "not-a-volume"))
     if fault := _impossible_geometry(image, case, kind):
         raise IntakeError(fault)
     for key in image.GetMetaDataKeys():
@@ -157,7 +162,8 @@ def _read_file(path: Path, case: str, kind: str) -> sitk.Image:
     ending = ending_of(path)
     if not ending or not path.is_file():
         problem = f"{kind} is no file of a kind that is read ({', '.join(SUFFIXES)})"
-        raise IntakeError(Fault(case, problem, "convert it to NIfTI, or name the folder of its DICOM series"))
+        remedy = "convert it to NIfTI, or name the folder of its DICOM series"
+        raise IntakeError(Fault(case, problem, remedy, "format"))
     data_file = None
     if ending in (".nii", ".nii.gz"):
         check_nifti(path, case, kind)
@@ -196,15 +202,18 @@ def _impossible_geometry(image: sitk.Image, case: str, kind: str) -> Fault | Non
     """What no scanner says of a volume (x, y, z), whatever the format."""
     numbers = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
     if not np.isfinite(numbers).all() or min(image.GetSpacing()) <= 0:
-        return Fault(case, f"{kind} has an impossible geometry in its header", "correct it or export it again")
+        return Fault(
+            case, f"{kind} has an impossible geometry in its header", "correct it or export it again", "header"
+        )
     axes = np.reshape(image.GetDirection(), (3, 3))
     if np.abs(axes.T @ axes - np.eye(3)).max() > MOST_SHEAR:
-        return Fault(case, f"{kind} has axes that are not at right angles", "resample it to a grid without shear")
+        problem = f"{kind} has axes that are not at right angles"
+        return Fault(case, problem, "resample it to a grid without shear", "shear")
     return None
 
 
 def _too_big(case: str, kind: str) -> Fault:
-    return Fault(case, f"{kind} does not fit into memory", "crop it, or close other programs")
+    return Fault(case, f"{kind} does not fit into memory", "crop it, or close other programs", "memory")
 
 
 def read_scan(config: Config, case: str, *, label: bool) -> Scan:
@@ -237,7 +246,7 @@ def read_label(config: Config, case: str) -> sitk.Image:
 
 def no_structures(case: str) -> Fault:
     problem = "atlas has none of the configuration's structures"
-    return Fault(case, problem, "correct the values in structures, or choose another atlas")
+    return Fault(case, problem, "correct the values in structures, or choose another atlas", "no-structures")
 
 
 def read_new_scan(path: Path, case: str | None = None) -> Scan:
@@ -251,7 +260,7 @@ def read_new_scan(path: Path, case: str | None = None) -> Scan:
     """
     case = case or case_id(path)
     if not path.exists():
-        raise IntakeError(Fault(case, "no such file or folder", "correct the path"))
+        raise IntakeError(Fault(case, "no such file or folder", "correct the path", "no-file"))
     return Scan(case, checked_image(read_image(path, case), case), None)
 
 
@@ -262,7 +271,8 @@ def checked_image(image: sitk.Image, case: str) -> sitk.Image:
         IntakeError: the image is not a volume of one channel, has voxels that are not finite, or is constant.
     """
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise IntakeError(Fault(case, "image is not a volume of one channel", "give one 3D image per scan"))
+        remedy = "give one 3D image per scan"
+        raise IntakeError(Fault(case, "image is not a volume of one channel", remedy, "not-a-volume"))
     image = sitk.Cast(image, sitk.sitkFloat32)
     if fault := voxel_fault(image, case):
         raise IntakeError(fault)
@@ -277,7 +287,7 @@ def voxel_fault(image: sitk.Image, case: str) -> Fault | None:
         return not_finite(case, "image", int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum()))
     if low == high:
         problem = "image is empty (every voxel is 0)" if low == 0 else f"image is constant (every voxel is {low:g})"
-        return Fault(case, problem, "export the scan again or take the case out of the configuration")
+        return Fault(case, problem, "export the scan again or take the case out of the configuration", "constant")
     return None
 
 

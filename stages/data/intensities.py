@@ -6,8 +6,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.config import IntensitySettings, PreprocessSettings
+from stages.parts.lengths import unit_mm
 
 BIG = 2**21  # voxels; larger scans are aligned at `align_spacing_mm`
+ALIGN_SPACING_MM = 2.0  # of people; see `unit_mm`
 
 
 def normalise(image: sitk.Image, settings: PreprocessSettings) -> tuple[sitk.Image, float, float]:
@@ -42,8 +44,9 @@ def intensity_range(voxels: np.ndarray, settings: IntensitySettings) -> tuple[fl
 
 
 def n4_corrected(image: sitk.Image) -> sitk.Image:
+    unit = unit_mm(image.GetSpacing())
     shrink = [
-        max(1, round(4 / spacing)) if size > 64 else 1
+        max(1, round(4 * unit / spacing)) if size > 64 else 1
         for size, spacing in zip(image.GetSize(), image.GetSpacing(), strict=True)
     ]
     small = sitk.Shrink(image, shrink)
@@ -52,14 +55,21 @@ def n4_corrected(image: sitk.Image) -> sitk.Image:
     return image / sitk.Exp(n4.GetLogBiasFieldAsImage(image))
 
 
-def coarsened(image: sitk.Image, spacing_mm: float, *, most: int = BIG) -> sitk.Image:
-    """An image with more voxels than `most`, smoothed and resampled at `spacing_mm`; smaller images are unchanged."""
+def coarsened(image: sitk.Image, spacing_mm: float | None, *, most: int = BIG) -> sitk.Image:
+    """An image with more voxels than `most`, smoothed and resampled at `spacing_mm`; smaller images are unchanged.
+
+    Args:
+        spacing_mm: None: 2 mm of a person.
+    """
     if image.GetNumberOfPixels() <= most:
         return image
+    unit = unit_mm(image.GetSpacing())
+    if spacing_mm is None:
+        spacing_mm = ALIGN_SPACING_MM * unit
     spacing = [max(s, spacing_mm) for s in image.GetSpacing()]
     size = [max(1, int(n * s / t)) for n, s, t in zip(image.GetSize(), image.GetSpacing(), spacing, strict=True)]
     smooth = sitk.DiscreteGaussian(
-        image, [(t / 2) ** 2 if t > s else 1e-6 for s, t in zip(image.GetSpacing(), spacing, strict=True)]
+        image, [(t / 2) ** 2 if t > s else 1e-6 * unit**2 for s, t in zip(image.GetSpacing(), spacing, strict=True)]
     )
     grid = sitk.Image(size, sitk.sitkFloat32)
     grid.SetSpacing(spacing)

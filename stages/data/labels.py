@@ -8,6 +8,10 @@ import SimpleITK as sitk
 from stages.config import Config
 from stages.data.faults import Fault, IntakeError, not_finite
 
+ROUNDING = 1e-3  # between a stored value and its integer
+MANY_VALUES = 100  # label maps with more are looked at more closely
+ALIKE = 0.5  # share of labelled voxels with their neighbour's value, at least, in a label map
+
 
 def class_indices(label_array: np.ndarray, config: Config, case: str) -> np.ndarray:
     """Label values as class indices: 0 is background, then the structures in the order of the configuration.
@@ -57,29 +61,50 @@ def classes_of(label: sitk.Image, config: Config, case: str) -> np.ndarray:
 
 
 def as_integers(label: sitk.Image, case: str) -> sitk.Image:
-    """A label map as integers.
+    """A label map as integers. Values within `ROUNDING` of one are that integer: scl_slope makes 2.9999998 of 3.
 
     Raises:
-        IntakeError: it has values that are not integers.
+        IntakeError: it has values that are not integers, or looks like an image.
     """
     voxels = sitk.GetArrayViewFromImage(label)
+    if num_values := _values_of_an_image(voxels):
+        problem = f"label map has {num_values} different values: it looks like an image"
+        raise IntakeError(Fault(case, problem, "put the scan's label map in its place", "label-like-image"))
     if not np.issubdtype(voxels.dtype, np.floating):
         return label
     if not np.isfinite(voxels).all():
         raise IntakeError(not_finite(case, "label map", int(np.isnan(voxels).sum()), int(np.isinf(voxels).sum())))
-    uneven = voxels[voxels != np.round(voxels)]
+    rounded = np.round(voxels)
+    uneven = voxels[np.abs(voxels - rounded) > ROUNDING]
     if uneven.size:
         problem = f"label map has values that are not integers ({_listed(np.unique(uneven))})"
         remedy = "resample label maps with nearest neighbour and save them as integers"
-        raise IntakeError(Fault(case, problem, remedy))
-    return sitk.Cast(label, sitk.sitkInt64 if np.abs(voxels).max() > 2**31 - 1 else sitk.sitkInt32)
+        raise IntakeError(Fault(case, problem, remedy, "label-not-integer"))
+    integers = sitk.Round(label) if (rounded != voxels).any() else label
+    return sitk.Cast(integers, sitk.sitkInt64 if np.abs(voxels).max() > 2**31 - 1 else sitk.sitkInt32)
+
+
+def _values_of_an_image(voxels: np.ndarray) -> int:
+    """How many values an image in the place of a label map has; 0: it is a label map.
+
+    Structures hold together: most neighbours of a labelled voxel have its value. In an image hardly any two are equal.
+    """
+    low, high = float(voxels.min()), float(voxels.max())
+    if not np.isfinite(high - low) or (high - low < MANY_VALUES and np.issubdtype(voxels.dtype, np.integer)):
+        return 0
+    before, behind = voxels[..., :-1], voxels[..., 1:]
+    labelled = before != 0
+    if not labelled.any() or (before[labelled] == behind[labelled]).mean() > ALIKE:
+        return 0
+    num_values = len(np.unique(voxels))
+    return num_values if num_values > MANY_VALUES else 0
 
 
 def _unknown_values(case: str, values: np.ndarray) -> Fault:
     problem = f"label value{'s' if len(values) > 1 else ''} {_listed(values)} not named in structures"
-    return Fault(case, problem, "name them there, or set others: background")
+    return Fault(case, problem, "name them there, or set others: background", "label-value")
 
 
 def _listed(values: np.ndarray, most: int = 5) -> str:
-    text = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values[:most].tolist())
+    text = ", ".join(str(value).removesuffix(".0") for value in values[:most])  # as many digits as they have
     return f"{text}, ... ({len(values)} in all)" if len(values) > most else text

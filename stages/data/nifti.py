@@ -99,29 +99,31 @@ def head_of(path: Path, num_bytes: int) -> bytes:
 def parse_nifti(data: bytes, case: str, kind: str) -> NiftiHeader:
     """Check the first `HEADER_BYTES` of a file; raises as `check_nifti`."""
 
-    def refuse(found: str, remedy: str) -> IntakeError:
-        return IntakeError(Fault(case, f"{kind} {found}", remedy))
+    def refuse(found: str, remedy: str, code: str = "header") -> IntakeError:
+        return IntakeError(Fault(case, f"{kind} {found}", remedy, code))
 
     if len(data) < NIFTI_BYTES:
         raise EOFError
     if 540 in struct.unpack("<i", data[:4]) + struct.unpack(">i", data[:4]):
-        raise refuse("is NIfTI-2, which is not read", "save it as NIfTI-1 (.nii.gz)")
+        raise refuse("is NIfTI-2, which is not read", "save it as NIfTI-1 (.nii.gz)", "format")
     order = "<" if struct.unpack("<i", data[:4])[0] == 348 else ">"
     if struct.unpack(f"{order}i", data[:4])[0] != 348:
         raise ValueError("no NIfTI header")
     if data[344:348] != b"n+1\0":
         if data[344:348] == b"ni1\0":
-            raise refuse("has its voxels in another file (.hdr and .img)", "save it as one file (.nii.gz)")
-        raise refuse("is Analyze, which does not say where left and right are", "save it as NIfTI-1 (.nii.gz)")
+            raise refuse("has its voxels in another file (.hdr and .img)", "save it as one file (.nii.gz)", "format")
+        raise refuse(
+            "is Analyze, which does not say where left and right are", "save it as NIfTI-1 (.nii.gz)", "format"
+        )
     dim = struct.unpack_from(f"{order}8h", data, 40)
     datatype, bits = struct.unpack_from(f"{order}2h", data, 70)
     (offset,) = struct.unpack_from(f"{order}f", data, 108)
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
         raise refuse("has an impossible size in its header", "export it again")
     if datatype in NOT_READ:
-        raise refuse(f"has {NOT_READ[datatype]}, plain numbers expected", "save it as int16 or float32")
+        raise refuse(f"has {NOT_READ[datatype]}, plain numbers expected", "save it as int16 or float32", "pixel-type")
     if datatype not in INTEGERS and datatype not in FLOATS:
-        raise refuse(f"has voxels of an unknown type ({datatype})", "save it as int16 or float32")
+        raise refuse(f"has voxels of an unknown type ({datatype})", "save it as int16 or float32", "pixel-type")
     dtype = np.dtype(f"{order}{(INTEGERS | FLOATS)[datatype]}")
     if bits != 8 * dtype.itemsize:
         raise refuse(f"says {bits} bits per voxel, its type has {8 * dtype.itemsize}", "export it again")
@@ -146,42 +148,46 @@ def nifti_header(path: Path) -> NiftiHeader | None:
         return None
 
 
-def _contradiction(header: NiftiHeader) -> tuple[str, str] | None:
-    """What is wrong with the geometry, and the remedy."""
+def _contradiction(header: NiftiHeader) -> tuple[str, str, str] | None:
+    """What is wrong with the geometry, the remedy, and the code."""
     data, order = header.data, header.order
     qfac, *sizes = struct.unpack_from(f"{order}4f", data, 76)
     q_code, s_code = struct.unpack_from(f"{order}2h", data, 252)
     quatern = np.array(struct.unpack_from(f"{order}6f", data, 256), dtype=np.float64)
     srow = np.array(struct.unpack_from(f"{order}12f", data, 280), dtype=np.float64).reshape(3, 4)
     if not all(math.isfinite(mm) and mm > 0 for mm in sizes):
-        return f"has voxel sizes {_sizes(sizes)} (pixdim), positive ones expected", CORRECT
+        return f"has voxel sizes {_sizes(sizes)} (pixdim), positive ones expected", CORRECT, "header"
     if q_code <= 0 and s_code <= 0:
-        return "does not say where left and right are (qform_code and sform_code are 0)", CORRECT
+        return "does not say where left and right are (qform_code and sform_code are 0)", CORRECT, "no-geometry"
     forms = {}
     if q_code > 0:
         if not (math.isfinite(qfac) and np.isfinite(quatern).all() and (quatern[:3] ** 2).sum() <= 1.01):
-            return "has a qform that is no rotation", CORRECT
+            return "has a qform that is no rotation", CORRECT, "header"
         forms["qform"] = _rotation(*quatern[:3]) * np.array(sizes) * [1, 1, -1 if qfac < 0 else 1]
     if not np.isfinite(srow).all():
-        return "has an sform with numbers that are not finite", CORRECT
+        return "has an sform with numbers that are not finite", CORRECT, "header"
     if s_code > 0:
         own = srow[:, :3]
         if abs(np.linalg.det(own)) <= 1e-6 * np.prod(np.linalg.norm(own, axis=0)):
-            return "has an sform that is flat", CORRECT
+            return "has an sform that is flat", CORRECT, "header"
         s_sizes = np.linalg.norm(own, axis=0)
         cosines = own / s_sizes
         if np.abs(cosines.T @ cosines - np.eye(3)).max() > MOST_SHEAR:
             by = " by its sform, and its qform says others" if q_code > 0 else ""
-            return f"has axes that are not at right angles{by}", "resample it to a grid without shear"
+            return f"has axes that are not at right angles{by}", "resample it to a grid without shear", "shear"
         if not np.allclose(s_sizes, sizes, rtol=SAME_SIZE, atol=0):
-            return f"has voxel sizes {_sizes(sizes)} by pixdim and {_sizes(s_sizes)} by its sform", CORRECT
+            return (
+                f"has voxel sizes {_sizes(sizes)} by pixdim and {_sizes(s_sizes)} by its sform",
+                CORRECT,
+                "contradiction",
+            )
         forms["sform"] = own
     if len(forms) == 2:
         q_axes, s_axes = (form / np.linalg.norm(form, axis=0) for form in (forms["qform"], forms["sform"]))
         for name, cosine in zip("xyz", (q_axes * s_axes).sum(axis=0), strict=True):
             if cosine < LEAST_COSINE:
                 how = "mirrored" if cosine < -LEAST_COSINE else "turned"
-                return f"has its {name} axis {how} by its sform against its qform", CORRECT
+                return f"has its {name} axis {how} by its sform against its qform", CORRECT, "contradiction"
     return None
 
 

@@ -4,7 +4,8 @@ These functions run in worker processes. Their results go into files, so that no
 a stopped run can resume:
 
     <case>.npz   "image" (D, H, W) float16 on the grid, "label" class indices if it is trained on, "about" JSON:
-                 "record" (see `prepare`) and "faces" (see `stages.data.flat_borders`); behind the zip a digest
+                 "record" (see `prepare`), "faces" (see `stages.data.flat_borders`), "lost" (classes without a
+                 voxel); behind the zip a digest
 
 The grid lies around the labels of all atlases, so an atlas is decoded before the grid is known. Until then it is
 spilled to a file:
@@ -34,6 +35,7 @@ from stages.data.flat_borders import border_faces
 from stages.data.grid import image_on_grid, label_box, label_to_grid, packed, unpacked
 from stages.data.intensities import coarsened, normalise
 from stages.data.labels import classes_of
+from stages.data.lost import Labelled
 from stages.errors import LrlsError
 
 
@@ -107,6 +109,14 @@ def bring_atlas(config: Config, case: str, spilled: Path, grid: Grid, to: Path) 
     return Outcome(case, None, _bring(config, case, normalised, label, about, grid, to))
 
 
+def spilled_atlas(config: Config, case: str, spilled: Path) -> Labelled:
+    """The label map of a spilled atlas, and where it lies."""
+    with np.load(spilled) as file:
+        about = about_of(file)
+        label = unpacked((file["values"], *about["label_geometry"]))
+    return Labelled(case, label, classes_of(label, config, case), np.array(about["record"]["matrix"]))
+
+
 def spilled_reference(spilled: Path, settings: PreprocessSettings) -> sitk.Image:
     """The image that scans are aligned to: the first atlas, coarsened if it is big."""
     with np.load(spilled) as file:
@@ -124,7 +134,7 @@ def about_of(file: Any) -> dict[str, Any]:
 
 
 def _changed(case: str) -> Fault:
-    return Fault(case, "its files changed while they were read", "run the command again")
+    return Fault(case, "its files changed while they were read", "run the command again", "changed")
 
 
 def _bring(
@@ -143,7 +153,8 @@ def _bring(
     if label is not None:
         classes = classes_of(label, config, case)
         arrays["label"] = label_to_grid(label, classes, len(config.structures) + 1, about["record"], grid)
-    _save(to, arrays, {key: about[key] for key in ("record", "faces") if key in about})
+        about["lost"] = np.setdiff1d(classes, arrays["label"]).tolist()
+    _save(to, arrays, {key: about[key] for key in ("record", "faces", "lost") if key in about})
     return None
 
 

@@ -38,4 +38,5 @@ def refuse_full_memory(shape: Sequence[int], item_bytes: int, case: str, kind: s
     needed, free = math.prod(shape) * (item_bytes + 4 * FLOAT_COPIES), available_bytes()
     if free is not None and needed > free:
         problem = f"{kind} has {' x '.join(map(str, shape))} voxels, which need {in_bytes(needed)} of memory"
-        raise IntakeError(Fault(case, f"{problem}, {in_bytes(free)} are free", "crop it, or close other programs"))
+        remedy = "crop it, or close other programs"
+        raise IntakeError(Fault(case, f"{problem}, {in_bytes(free)} are free", remedy, "memory"))

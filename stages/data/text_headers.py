@@ -80,14 +80,16 @@ def _check_meta(path: Path, start: bytes, case: str, kind: str) -> Path | None:
     place.check_numbers("TransformMatrix", _floats(direction))
     place.check_numbers("Offset", _floats(origin))
     if fields.get("ElementType") not in META_TYPES:
-        raise place.refuse("has voxels of an unknown type", "save it as int16 or float32")
+        raise place.refuse("has voxels of an unknown type", "save it as int16 or float32", "pixel-type")
     if int(fields.get("ElementNumberOfChannels", "1")) < 1:
         raise ValueError("no channel")
     is_compressed = fields.get("CompressedData", "False").lower() == "true"
     name = fields["ElementDataFile"]
     is_local = name.upper() == "LOCAL"
     if not is_local and path.name.lower().endswith(".mha"):
-        raise place.refuse("names another file for its voxels, which .mha files hold", "save it again in one file")
+        raise place.refuse(
+            "names another file for its voxels, which .mha files hold", "save it again in one file", "voxel-file"
+        )
     data_file = None if is_local else place.file_beside(path, name)
     dtype = np.dtype(META_TYPES[fields["ElementType"]])
     is_text = fields.get("BinaryData", "True").lower() == "false"
@@ -114,7 +116,7 @@ def _check_nrrd(path: Path, start: bytes, case: str, kind: str) -> Path | None:
     shape = _integers(fields, "sizes")
     dtype = NRRD_DTYPE.get(" ".join(fields.get("type", "").lower().split()))
     if dtype is None:
-        raise place.refuse("has voxels of a type that is not read", "save it as int16 or float32")
+        raise place.refuse("has voxels of a type that is not read", "save it as int16 or float32", "pixel-type")
     is_itk_4d = fields.get("space dimension") == "4"  # how ITK writes LPS with a fourth axis
     if fields.get("space", "").lower() not in NRRD_SPACES and not is_itk_4d:
         raise place.lacks("directions (space: left-posterior-superior, or another of three axes)")
@@ -134,7 +136,7 @@ def _check_nrrd(path: Path, start: bytes, case: str, kind: str) -> Path | None:
     data_file = None if named is None else place.file_beside(path, named)
     is_compressed = encoding in ("gzip", "gz", "bzip2", "bz2")
     if encoding in ("bzip2", "bz2"):
-        raise place.refuse("is compressed with bzip2, which is not read", "save it with gzip")
+        raise place.refuse("is compressed with bzip2, which is not read", "save it with gzip", "format")
     item_bytes = 1 if encoding in ("ascii", "text", "txt", "hex") else np.dtype(dtype).itemsize
     refuse_impossible_size(data_file or path, shape, item_bytes, case, kind, is_compressed=is_compressed)
     return data_file
@@ -145,11 +147,11 @@ class _Refusal:
     case: str
     kind: str
 
-    def refuse(self, found: str, remedy: str) -> IntakeError:
-        return IntakeError(Fault(self.case, f"{self.kind} {found}", remedy))
+    def refuse(self, found: str, remedy: str, code: str = "header") -> IntakeError:
+        return IntakeError(Fault(self.case, f"{self.kind} {found}", remedy, code))
 
     def lacks(self, what: str) -> IntakeError:
-        return self.refuse(f"has no {what} in its header", "export it again with its geometry")
+        return self.refuse(f"has no {what} in its header", "export it again with its geometry", "no-geometry")
 
     def check_numbers(self, field: str, values: Sequence[float], *, least: float = -math.inf) -> None:
         if not values:
@@ -161,12 +163,12 @@ class _Refusal:
         """The file of this name in the folder of `path`; no other file is ever opened, and no pattern of names."""
         plain = name and Path(name).name == name and name not in (".", "..") and "%" not in name and " " not in name
         if not plain or name.upper() == "LIST":
-            raise self.refuse("names no plain file beside it for its voxels", "save it again in one file")
+            raise self.refuse("names no plain file beside it for its voxels", "save it again in one file", "voxel-file")
         file = path.with_name(name)
         if not file.is_file():
-            raise self.refuse("names a file for its voxels that is not beside it", "copy both files")
+            raise self.refuse("names a file for its voxels that is not beside it", "copy both files", "voxel-file")
         if file.is_symlink():
-            raise self.refuse("has its voxels behind a link", "copy both files into one folder")
+            raise self.refuse("has its voxels behind a link", "copy both files into one folder", "voxel-file")
         return file
 
 

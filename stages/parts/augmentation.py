@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from stages.parts.lengths import unit_mm
 from stages.parts.warps import affine_displacement, compose, resize, voxel_grid
 
 
@@ -24,7 +25,7 @@ class SpatialAugmentation:
         degrees: rotation about each axis, uniform in +- degrees.
         scale: scaling, uniform in this range, per axis if `anisotropic`.
         elastic_mm: largest standard deviation of a smooth random displacement, drawn uniformly from 0; 0: none.
-        elastic_knots_mm: distance of the knots that it is interpolated from.
+        elastic_knots_mm: distance of the knots that it is interpolated from. Both are mm of a person; see `unit_mm`.
         probability: how often a sample is deformed at all.
     """
 
@@ -47,11 +48,11 @@ class SpatialAugmentation:
         matrix = torch.where(active, matrix, torch.eye(3, device=matrix.device))
         displacement = affine_displacement(matrix, shape, spacing_mm)
         if self.elastic_mm:
-            knots = [
-                max(4, round((n - 1) * s / self.elastic_knots_mm) + 1) for n, s in zip(shape, spacing_mm, strict=True)
-            ]
+            unit = unit_mm(spacing_mm)
+            apart_mm = self.elastic_knots_mm * unit
+            knots = [max(4, round((n - 1) * s / apart_mm) + 1) for n, s in zip(shape, spacing_mm, strict=True)]
             noise = torch.randn((count, 3, *knots), generator=generator, device=generator.device)
-            amplitude = uniform((count, 1, 1, 1, 1), 0, self.elastic_mm, generator)
+            amplitude = uniform((count, 1, 1, 1, 1), 0, self.elastic_mm * unit, generator)
             per_voxel = torch.tensor(spacing_mm, device=noise.device).view(1, 3, 1, 1, 1)
             elastic = resize(noise * amplitude * active[..., None, None] / per_voxel, shape)
             displacement = compose(displacement, elastic)

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from stages.errors import LrlsError
+from stages.parts.lengths import unit_mm
 
 
 def displacement_of(
@@ -84,8 +85,11 @@ def syn_displacement(
     # `registration(random_seed=...)` alone does not reach ANTs; 0 would mean a seed from the clock.
     ants.config.set_ants_deterministic(True, seed_value=seed + 1)
 
+    unit = unit_mm(spacing_mm)  # ANTs's steps are made for people
+    spacing = tuple(mm / unit for mm in spacing_mm)
+
     def image(array: np.ndarray) -> ants.ANTsImage:  # ANTs lists axes (x, y, z)
-        return ants.from_numpy(array.transpose(2, 1, 0).astype(np.float32), spacing=tuple(spacing_mm[::-1]))
+        return ants.from_numpy(array.transpose(2, 1, 0).astype(np.float32), spacing=spacing[::-1])
 
     with tempfile.TemporaryDirectory() as folder:
         result = ants.registration(
@@ -101,4 +105,4 @@ def syn_displacement(
         warps = [path for path in result["fwdtransforms"] if path.endswith(".nii.gz")]
         in_mm = ants.image_read(warps[0]).numpy()  # (W, H, D, 3), components (x, y, z)
     in_mm = in_mm.transpose(3, 2, 1, 0)[::-1]
-    return np.ascontiguousarray(in_mm / np.array(spacing_mm, np.float32).reshape(3, 1, 1, 1), dtype=np.float32)
+    return np.ascontiguousarray(in_mm / np.array(spacing, np.float32).reshape(3, 1, 1, 1), dtype=np.float32)

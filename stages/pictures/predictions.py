@@ -84,15 +84,15 @@ def predictions_page(rows: Sequence[Row], path: Path, *, structures: Sequence[st
     save(figure, path)
 
 
-def _around_labels(row: Row, margin_mm: float = 12.0) -> dict[str, Any]:
-    """The row cropped to its structures and a margin; uncropped without structures."""
+def _around_labels(row: Row, margin_voxels: int = 12) -> dict[str, Any]:
+    """The row cropped to its structures and a margin of the finest voxels; uncropped without structures."""
     labelled = (row["truth"] > 0) | (row["prediction"] > 0)
     if not labelled.any():
         return dict(row)
     box = []
     for axis, spacing in enumerate(row["spacing_mm"]):
         used = np.flatnonzero(labelled.any(axis=tuple(other for other in range(3) if other != axis)))
-        margin = max(int(np.ceil(margin_mm / spacing)), 1)
+        margin = max(int(np.ceil(margin_voxels * min(row["spacing_mm"]) / spacing)), 1)
         box.append(slice(max(used[0] - margin, 0), used[-1] + 1 + margin))
     return {**row, **{name: row[name][tuple(box)] for name in ("image", "truth", "prediction")}}
 

@@ -198,7 +198,7 @@ def test_init_says_what_to_do_next(tmp_path):
     code, output = run(init, tmp_path / "scans", "--output", tmp_path / "my.yaml")
 
     assert code == 0
-    assert "1 atlases, 1 unlabeled, 0 test; 2 structures; MR" in output
+    assert "1 atlas, 1 unlabeled, 0 test; 2 structures; MR" in output
     assert f"`lrls check {tmp_path / 'my.yaml'}`" in output
 
 
@@ -223,4 +223,4 @@ def test_check_asks_no_atlas_of_the_supervised_upper_bound(tmp_path):
     config = write_config(describe_folder(tmp_path / "scans"), tmp_path / "lrls.yaml")
 
     code, output = run_check(config, "--set", "data.atlases=[]", "--set", "data.supervised=[a]")
-    assert (code, output) == (0, f"{NOTHING_TO_SCORE}1 scans, no faults.\n")
+    assert (code, output) == (0, f"{NOTHING_TO_SCORE}1 scan, no faults.\n")

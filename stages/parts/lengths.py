@@ -1,0 +1,26 @@
+"""A length that grows with the scans, for what is told in mm but stands for a share of the anatomy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+FINEST_MM, COARSEST_MM = 0.2, 5.0  # finest voxel edges of scans of people
+STEPS = (1, 2, 5)
+
+
+def unit_mm(spacing_mm: Sequence[float]) -> float:
+    """The length that stands for 1 mm of a person in scans of another size, or whose header is in another unit.
+
+    1 for voxels of 0.2 to 5 mm; otherwise the nearest of 1, 2 and 5 times a power of ten to the finest voxel edge. Such
+    steps make scans that are a tenth, twenty times or a thousand times as large exactly alike.
+
+    Args:
+        spacing_mm: of a grid or scan.
+    """
+    finest = min(spacing_mm)
+    if FINEST_MM <= finest <= COARSEST_MM:
+        return 1.0
+    power = math.floor(math.log10(finest))
+    steps = [step * 10.0**exponent for exponent in (power, power + 1) for step in STEPS]
+    return min(steps, key=lambda step: abs(math.log(finest / step)))
