@@ -158,14 +158,18 @@ def _read(path: Path, read: Read, *, told: str = "do not use this file") -> Mode
         settings = settings_of(method, config)
         if any(isinstance(value, Path) for _, value in settings):
             raise refused("its settings name a file, which no exported model's do")
-        networks = answering_networks(_planned(method, about, settings), registers=bool(about.stored_atlases))
+        plan = _planned(method, about, settings)
+        answers = plan.answer.registers if about.stored_atlases else plan.answer.network
+        if answers is None:
+            raise refused(f"{method.name} does not answer with {about.stored_atlases} atlases")
+        networks = answering_networks(plan, registers=bool(about.stored_atlases))
         if about.calibration:
             network, atlases = "segmentation" in networks, about.stored_atlases
             check_measures(about.calibration, network=network, atlases=atlases)
     except LrlsError as error:
         raise LrlsError(plain(f"{shown(path)}: {str(error).removeprefix(f'{shown(path)}: ')}", most=600)) from None
     except ValidationError as error:
-        raise refused(f"{MODEL}: {first_fault(error, Config).removesuffix('; correct it.')}") from None
+        raise refused(f"{MODEL}: {first_fault(error, Config).rpartition(';')[0]}") from None
     except (ValueError, RuntimeError, TypeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise refused(f"{MODEL} describes no model that can be built ({error})") from None
     size = sum(tensor.numel() * tensor.element_size() for n in networks.values() for tensor in n.state_dict().values())
@@ -178,8 +182,6 @@ def _read(path: Path, read: Read, *, told: str = "do not use this file") -> Mode
         raise refused(f"{IMAGES} does not fit {MODEL}: {fault}")
     recipe = method.recipe(_task(about), settings)
     fill(answering_networks(recipe, registers=bool(about.stored_atlases)), weights, f"{shown(path)}: {WEIGHTS}")
-    if not (about.stored_atlases or recipe.answer.network):
-        raise refused("it holds neither a network nor atlases that answer")
     reference = images["reference"].numpy()
     return Model(
         method=method.name,
@@ -213,8 +215,8 @@ def _described(path: Path, read: Read, told: str) -> Description:
         if set(about.files) != {WEIGHTS, IMAGES}:
             raise changed
     except ValidationError as error:
-        fault = first_fault(error, Description)
-        raise LrlsError(plain(f"{shown(path)}: {MODEL}: {fault.removesuffix('; correct it.')}; {told}.", most=600)) from None
+        fault = first_fault(error, Description).rpartition(";")[0]
+        raise LrlsError(plain(f"{shown(path)}: {MODEL}: {fault}; {told}.", most=600)) from None
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) or "values" not in locals():
             raise changed from None
