@@ -21,6 +21,7 @@ import torch
 import yaml
 from conftest import Done, Project, aged
 
+from stages.data.facts import Looked
 from stages.errors import LrlsError
 from stages.processes import in_processes
 
@@ -524,6 +525,24 @@ def test_a_scan_that_kills_its_worker_costs_no_other_scan():
     cases = [("a",), ("bad",), ("b",), ("c",), ("bad",), ("d",)]
     results = list(in_processes(_killed_by, cases, workers=2, broken=lambda case: f"{case} is lost"))
     assert sorted(results) == ["a", "b", "bad is lost", "bad is lost", "c", "d"]
+
+
+@pytest.mark.parametrize("command", [("preprocess",), ("check",)])
+def test_a_scan_that_kills_its_worker_is_named_and_the_others_are_checked(command, project, monkeypatch):
+    def each(_, function, arguments, *, broken):
+        for case in arguments:
+            scan = next(argument for argument in case if isinstance(argument, Looked))
+            yield broken(*case) if scan.case == "free_2" else function(*case)
+
+    monkeypatch.setattr("stages.processes.Processes.each", each)
+    monkeypatch.setattr("stages.data.checks.WORTH_PROCESSES", 0)
+    done = project.lrls(*command)
+    lines = (done.err + done.out).splitlines()
+    assert done.code == 1
+    assert [line.removeprefix("lrls: ") for line in lines if "killed" in line] == [
+        "case free_2: the process that read it was killed, by a damaged file or for lack of memory; "
+        "export it again, crop it, or set preprocess.workers to 1."
+    ]
 
 
 def _own_temporary_folder(case: str) -> str:

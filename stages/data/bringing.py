@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from stages.artifacts.checked import is_sound, read_record, write_record
 from stages.artifacts.cohort import Cohort, Grid
 from stages.config import Config
-from stages.data.checks import faults_among
+from stages.data.checks import facts_of_killed, faults_among
 from stages.data.facts import Looked, ScanFacts, faults_of, known_facts
 from stages.data.faults import Fault, refuse
 from stages.data.grid import Box, derive_grid, image_box, packed, union
@@ -37,6 +37,7 @@ from stages.data.prepare import (
 from stages.processes import Processes
 from stages.progress import Progress
 
+FEWER = "set preprocess.workers to fewer, or preprocess.spacing_mm to coarser voxels"
 Call = tuple[Any, ...]  # a function of `stages.data.prepare` and its arguments
 
 
@@ -110,7 +111,7 @@ class Pass:
         with Processes(self.config.preprocess.workers) as processes, Progress(name, total, start=start) as progress:
 
             def work(calls: Iterable[Call]) -> None:
-                for outcome in processes.each(_call, list(calls)):
+                for outcome in processes.each(_call, list(calls), broken=_killed):
                     self._take(outcome)
                     if outcome.fault or outcome.case in checks or self.file(outcome.case).exists():
                         progress.advance()
@@ -118,7 +119,8 @@ class Pass:
                         break
                 if self.faults():
                     unchecked = [looked for case, looked in self.looked.items() if case not in self.facts]
-                    for outcome in processes.each(check_scan, [(self.config, looked) for looked in unchecked]):
+                    check_all = [(check_scan, self.config, looked) for looked in unchecked]
+                    for outcome in processes.each(_call, check_all, broken=_killed):
                         self._take(outcome)
                     # Corrected scans get another folder. Alignments are kept elsewhere.
                     shutil.rmtree(self.folder, ignore_errors=True)
@@ -217,6 +219,13 @@ class Pass:
 
 def _is_whole(file: Path, case: str) -> bool:
     return is_sound(file, f"case {case}")
+
+
+def _killed(_: Callable[..., Outcome], config: Config, scan: Looked | str, *__: Any) -> Outcome:
+    """What stands in for `_call` if the process was killed."""
+    if isinstance(scan, Looked):
+        return Outcome(*facts_of_killed(config, scan))
+    return Outcome(scan, None, Fault(scan, "the process that resampled it was killed", FEWER, "killed"))
 
 
 def _call(function: Callable[..., Outcome], *arguments: Any) -> Outcome:

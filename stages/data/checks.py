@@ -8,7 +8,7 @@ from typing import Any
 from stages.config import Config
 from stages.data import intake
 from stages.data.contents import Content
-from stages.data.facts import Known, Looked, ScanFacts, examine, faults_of, notices_of
+from stages.data.facts import Facts, Known, Looked, ScanFacts, examine, faults_of, notices_of
 from stages.data.faults import HELD_OUT, Fault, IntakeError, leaks
 from stages.data.geometry import Geometry, geometry_faults
 from stages.data.lost import lost_in_check
@@ -82,11 +82,18 @@ def examine_all(config: Config, looked: Mapping[str, Looked]) -> Iterator[tuple[
         yield from (facts_of(config, scan) for scan in looked.values())
         return
     with Processes(config.preprocess.workers) as processes:
-        yield from processes.each(facts_of, arguments)
+        yield from processes.each(facts_of, arguments, broken=facts_of_killed)
 
 
 def facts_of(config: Config, looked: Looked) -> tuple[str, ScanFacts]:
     return looked.case, examine(config, looked, whole=False).facts
+
+
+def facts_of_killed(config: Config, looked: Looked) -> tuple[str, ScanFacts]:
+    """What stands in for `facts_of` if the process was killed."""
+    found = "the process that read it was killed, by a damaged file or for lack of memory"
+    told = (found, "export it again, crop it, or set preprocess.workers to 1", "killed", "fault")
+    return looked.case, ScanFacts(looked.case, Facts((told,)), None if looked.label is None else Facts())  # type: ignore[arg-type]
 
 
 def folder_fault(config: Config) -> Fault | None:
