@@ -60,13 +60,25 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def end_children() -> None:
-    """End the worker processes, which would otherwise finish their scans first."""
-    if "multiprocessing" in sys.modules:
-        import multiprocessing
+def end_with_children(code: int) -> None:
+    """End this process with its workers, if it has any, which would otherwise finish their scans first.
 
-        for child in multiprocessing.active_children():
-            child.terminate()
+    Everything else is closed by now. What Python does at its end waits for queues that nobody empties any more.
+    """
+    if "multiprocessing" not in sys.modules:
+        return
+    from multiprocessing import active_children, util
+
+    children = active_children()
+    for child in children:
+        child.terminate()
+    if children:
+        for child in children:
+            child.join(1.0)
+        util._run_finalizers(0)  # type: ignore[attr-defined]  # semaphores, of which Python warns otherwise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def refused(error: BaseException) -> str:

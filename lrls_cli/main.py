@@ -10,7 +10,7 @@ from lrls_cli.calibrate import calibrate
 from lrls_cli.check import check
 from lrls_cli.compare import compare
 from lrls_cli.echo import complain
-from lrls_cli.ending import end_children, ended_by_signals, refused, stopped_by
+from lrls_cli.ending import end_with_children, ended_by_signals, refused, stopped_by
 from lrls_cli.evaluate import evaluate
 from lrls_cli.export import export
 from lrls_cli.generate import generate
@@ -67,8 +67,8 @@ def main() -> None:
                 sys.stdout.flush()  # what cannot be written is told here, not when Python ends
         except SystemExit as end:
             if stopped_by(end.code):
-                end_children()
                 complain("stopped; the same command resumes.")
+                end_with_children(int(end.code or 0))
             raise
         except Exception as error:
             _close_broken_output()
