@@ -28,10 +28,10 @@ def check_place(out: Path, *, force: bool, strange: Strange, kept: Sequence[Path
     """
     real = Path(os.path.realpath(out))
     for folder in (Path(os.path.realpath(folder)) for folder in kept):
-        if folder.is_relative_to(real) or (inside and real.is_relative_to(folder)):
-            raise LrlsError(
-                f"--out {shown(out)} is, holds or lies in {shown(folder)}, which is in use; choose another."
-            )
+        holds, lies_in = folder.is_relative_to(real), inside and real.is_relative_to(folder)
+        if holds or lies_in:
+            how = "is" if folder == real else "holds" if holds else "lies in"
+            raise LrlsError(f"--out {shown(out)} {how} {shown(folder)}, which is in use; choose another place.")
     if not os.path.lexists(out):
         return
     if not force:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import Project, work_here
 
@@ -247,3 +248,104 @@ def test_nnunet_finds_the_layout_that_it_reads(shared, tmp_path):
     assert refused.code == 1 and "nnU-Net reads folders like Dataset101_Hippocampus only" in refused.err
     again = shared.lrls("export", "--method", "best", "--to", "nnunet", "--out", str(out))
     assert again.code == 1 and "exists already" in again.err
+
+
+def test_nnunet_replaces_only_what_it_wrote(shared, tmp_path):
+    out = tmp_path / "Dataset101_Phantom"
+    command = ("export", "--method", "best", "--to", "nnunet", "--couples", "0", "--out", str(out), "--force")
+    shared.made(*command)
+    shared.made(*command)
+    (out / "imagesTr" / "mine_0000.nii.gz").write_bytes(b"mine")
+    refused = shared.lrls(*command)
+    assert "holds imagesTr/mine_0000.nii.gz, which lrls did not write; choose another name" in refused.err
+    assert (out / "imagesTr" / "mine_0000.nii.gz").read_bytes() == b"mine"
+    shutil.rmtree(out)
+    (out / "labelsTr").mkdir(parents=True)
+    (out / "dataset.json").write_text('{"labels": {}}', encoding="utf-8")
+    refused = shared.lrls(*command)
+    assert refused.code == 1 and "was not written by lrls (dataset.json does not say so)" in refused.err
+    assert (out / "labelsTr").is_dir() and not list(tmp_path.glob(".*"))
+
+
+def test_no_export_lands_on_what_is_in_use(shared, tmp_path, monkeypatch):
+    data = shared.config.data.folder
+    for place in (shared.workspace / "Dataset101_X", data / "images" / "Dataset101_X"):
+        done = shared.lrls("export", "--method", "best", "--to", "nnunet", "--out", str(place), "--force")
+        assert done.code == 1 and "which is in use; choose another place" in done.err
+    monkeypatch.chdir(tmp_path)
+    for place in (shared.workspace, data, shared.folder, tmp_path, tmp_path.parent):
+        done = shared.lrls("export", "--method", "best", "--out", str(place), "--force")
+        assert done.code == 1 and "which is in use; choose another place" in done.err
+    assert data.is_dir() and shared.workspace.is_dir()
+
+
+def test_a_model_replaces_a_model_of_either_form_and_nothing_else(shared, contents, tmp_path):
+    out = tmp_path / "m.zip"
+    out.mkdir()
+    for name, data in contents.items():
+        (out / name).write_bytes(data)
+    shared.made("export", "--method", "best", "--out", str(out), "--force")
+    assert out.read_bytes() == (shared.folder / "best.zip").read_bytes()
+    shutil.move(out, tmp_path / "m")
+    shared.made("export", "--method", "best", "--out", str(tmp_path / "m"), "--force")
+    assert open_model(tmp_path / "m").method == "best"
+    (tmp_path / "scans.zip").write_bytes(b"a patient's scans")
+    refused = shared.lrls("export", "--method", "best", "--out", str(tmp_path / "scans.zip"), "--force")
+    assert refused.code == 1 and "is no exported model; choose another name, or remove it yourself" in refused.err
+    assert (tmp_path / "scans.zip").read_bytes() == b"a patient's scans"
+
+
+def test_a_full_disk_leaves_the_old_model_and_nothing_else(shared, tmp_path, monkeypatch):
+    out = tmp_path / "m.zip"
+    shutil.copy(shared.folder / "best.zip", out)
+    before = out.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stages.answering.packages.zipfile.ZipFile.writestr", full)
+    done = shared.lrls("export", "--method", "best", "--out", str(out), "--force")
+    assert done.code == 1 and "lrls: no room on the disk for " in done.err and "Traceback" not in done.err
+    assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["m.zip"]
+
+
+def test_what_could_not_be_opened_is_not_exported(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.answering.description.LONGEST_TEXT", 3)
+    done = shared.lrls("export", "--method", "best", "--out", str(tmp_path / "m.zip"))
+    assert done.code == 1 and "this model cannot be exported" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("reference", torch.zeros(16, 16, 16, dtype=torch.bfloat16)),
+        ("reference", torch.full((16, 16, 16), torch.nan)),
+        ("reference", torch.zeros(1, 1, 1)),
+        ("reference", torch.zeros(0, 16, 16)),
+        ("atlas_0_image", torch.zeros(1, 1, 1, dtype=torch.float16)),
+        ("atlas_0_label", torch.full((16, 16, 16), 99, dtype=torch.int16)),
+        ("atlas_0_label", torch.zeros(16, 16, 16, dtype=torch.bfloat16)),
+        ("atlas_7_label", torch.zeros(16, 16, 16, dtype=torch.int16)),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(name, tensor, contents, tmp_path):
+    images = tensors_of(contents[IMAGES], "images") | {name: tensor}
+    data = safetensors.torch.save(images)
+    with pytest.raises(LrlsError, match=f"{IMAGES} does not fit {MODEL}: "):
+        open_model(write(tmp_path / "m.zip", resealed({**contents, IMAGES: data})))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(value, contents, tmp_path):
+    weights = tensors_of(contents[WEIGHTS], "weights")
+    weights["segmentation/head.bias"][0] = value
+    data = safetensors.torch.save(weights)
+    with pytest.raises(LrlsError, match="not finite"):
+        open_model(write(tmp_path / "m.zip", resealed({**contents, WEIGHTS: data})))
+
+
+def test_huge_networks_get_no_memory(contents, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.methods.best.segmentation_network", lambda *_: torch.nn.Linear(2**20, 2**20))
+    with pytest.raises(LrlsError, match="at most 268435456 are possible"):
+        open_model(write(tmp_path / "m.zip", contents))
