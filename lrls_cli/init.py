@@ -13,7 +13,8 @@ def init(
 ) -> None:
     """Write a commented configuration file for a folder of scans.
 
-    The folder holds images/ and labels/ (or imagesTr, imagesTs and labelsTr), a dataset.json, or just scans.
+    The folder holds images/ and labels/ (or imagesTr, imagesTs and labelsTr), a dataset.json, a BIDS folder, or just
+    scans. Files that are left out are named, with the reason.
 
     Example: lrls init scans
     """
@@ -23,7 +24,10 @@ def init(
     description = describe_folder(folder)
     write_config(description, output, force=force)
     counts = ", ".join(f"{len(description[part])} {part}" for part in ("atlases", "unlabeled", "test"))  # type: ignore[literal-required]
-    typer.echo(f"{output}: {counts}; {len(description['structures'])} structures; {description['modality']}")
+    number = len(description["structures"])
+    typer.echo(f"{output}: {counts}; {number} structure{'s' * (number != 1)}; {description['modality']}")
     for note in description["notes"]:
         typer.echo(note)
+    for line in description["left_out"]:
+        typer.echo(f"left out: {line}")
     typer.echo(f"Next: look through {output}, then `lrls check {output}`.")
