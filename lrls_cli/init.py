@@ -16,7 +16,8 @@ def init(
 ) -> None:
     """Write a commented configuration file for a folder of scans.
 
-    The folder holds images/ and labels/ (or imagesTr, imagesTs and labelsTr), a dataset.json, or just scans.
+    The folder holds images/ and labels/ (or imagesTr, imagesTs and labelsTr), a dataset.json, a BIDS folder, or just
+    scans. Files that are left out are named, with the reason.
 
     Example: lrls init scans
     """
@@ -38,4 +39,6 @@ def init(
     tell(f"{output}: {', '.join(counts)}; {structures}; {description['modality']}")
     for note in description["notes"]:
         tell(note)
+    for line in description["left_out"]:
+        tell(f"left out: {line}")
     tell(f"Next: look through {output}, then `lrls check {output}`.")

@@ -35,6 +35,11 @@ class DataSettings(Section):
         "images", description="Sub-folder of the images: <case id>.nii.gz, .nrrd, .mha or DICOM folders."
     )
     labels: str = Field("labels", description="Sub-folder of the label maps, named as the images are.")
+    files: dict[str, list[Path]] = Field(
+        default={},
+        description="Files of cases that are not named after their id, relative to the folder: case id: [image, "
+        "label map] or [image].",
+    )
     split: str | None = Field(
         None, description="JSON file in the folder with named lists of case ids; parts may then name a list."
     )

@@ -8,7 +8,7 @@ from typing import Any
 from stages.config import Config
 from stages.data import intake
 from stages.data.contents import Content
-from stages.data.facts import Facts, Known, Looked, ScanFacts, examine, faults_of, notices_of
+from stages.data.facts import Facts, Known, Looked, ScanFacts, examine, faults_of, label_faults, notices_of
 from stages.data.faults import HELD_OUT, Fault, IntakeError, leaks
 from stages.data.geometry import Geometry, geometry_faults
 from stages.data.lost import lost_in_check
@@ -141,6 +141,11 @@ def faults_among(
                 for index, name in enumerate(config.structures, start=1)
                 if index not in present
             ]
+    for part in HELD_OUT:
+        labels = [facts[case].label for case in members[part] if case in facts] if part in parts else []
+        if labels and all(label and not label.faults and not any(label.classes) for label in labels):
+            found = f"no label map of data.{part} holds any of the structures"
+            faults.append(Fault("", found, "correct their values in structures", "no-structures"))
     faults += [fault for fault in _sizes(config, _geometries(facts), parts, beside) if fault.stops]
     voxels = {case: scan_facts.image.voxels for case, scan_facts in facts.items()}
     return faults + leaks(members, {case: digest for case, digest in voxels.items() if digest})
@@ -227,11 +232,13 @@ def header_faults(looked: Looked) -> list[Fault]:
 
 
 def scored_faults(config: Config, cases: Sequence[str]) -> list[Fault]:
-    """Faults of label maps to score with, as far as their headers show; a missing image is reported elsewhere."""
-    faults = []
-    for looked in Known(config, fresh=True).look(dict.fromkeys(cases, True)).values():
-        faults += [fault for fault in header_faults(looked) if fault != looked.image]
-    return faults
+    """Faults of label maps to score with; a missing image is reported elsewhere. Label maps are decoded, images not."""
+    labelled = dict.fromkeys(cases, True)
+    headers = Known(config, fresh=True).look(labelled).values()  # what they say makes no workspace
+    faults = [fault for looked in headers for fault in header_faults(looked) if fault != looked.image]
+    if faults:
+        return faults
+    return [fault for looked in Known(config).look(labelled).values() for fault in label_faults(config, looked)]
 
 
 def has_label(config: Config, case: str) -> bool:

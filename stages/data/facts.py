@@ -18,7 +18,7 @@ from stages.artifacts.digests import digest_of
 from stages.config import Config
 from stages.data import digests, intake
 from stages.data.contents import Content, Contents
-from stages.data.faults import Fault, IntakeError, Severity
+from stages.data.faults import Fault, IntakeError, Severity, no_numbers
 from stages.data.geometry import Geometry, geometry_faults, geometry_of
 from stages.data.kept import keep, kept_folder, read_kept
 from stages.data.labels import as_integers, class_indices, classes_of
@@ -183,6 +183,13 @@ def _as_told(fault: Fault) -> Told:
     return fault.found, fault.remedy, fault.code, fault.severity
 
 
+def label_faults(config: Config, looked: Looked) -> list[Fault]:
+    """The faults of a scan's label map alone; decodes it if they are not known, and keeps its facts."""
+    if looked.label is None:
+        return []
+    return _told(looked.case, _examine(config, looked, looked.label, is_label=True, whole=False)[1], stops=True)
+
+
 def _examine(
     config: Config, looked: Looked, place: Content | Fault, *, is_label: bool, whole: bool
 ) -> tuple[sitk.Image | None, Facts]:
@@ -201,6 +208,8 @@ def _read_image(config: Config, case: str, path: Path) -> tuple[sitk.Image | Non
         image = sitk.Cast(intake.read_image(path, case), sitk.sitkFloat32)
     except IntakeError as error:
         return None, Facts((_as_told(error.fault),))
+    except RuntimeError:  # ITK casts no such voxels
+        return None, Facts((_as_told(no_numbers(case, "image")),))
     fault = intake.voxel_fault(image, case) or wrapped(image, case)
     faults = (_as_told(fault),) if fault else ()
     return image, Facts(faults, geometry_of(image), digests.image_digest(image), digests.voxel_digest(image))

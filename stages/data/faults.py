@@ -70,6 +70,11 @@ def not_finite(case: str, kind: str, num_nan: int, num_infinite: int) -> Fault:
     return Fault(case, f"{kind} has {voxels}", "replace these voxels by 0 or export it again", "not-finite")
 
 
+def no_numbers(case: str, kind: str) -> Fault:
+    found = f"{kind} has voxels that are no plain numbers, such as complex ones"
+    return Fault(case, found, "save it as integers or floats", "voxel-type")
+
+
 def leaks(members: Mapping[str, Sequence[str]], digests: Mapping[str, str]) -> list[Fault]:
     """Faults of the split: cases in two parts that exclude each other, and one image under two names in two such parts.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,9 +13,10 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import load_config
-from stages.data.dicom_headers import series_in
 from stages.data.faults import IntakeError
-from stages.data.intake import SUFFIXES, case_id, find_file, read_image
+from stages.data.folders import Files, files_in, found_by_name
+from stages.data.intake import read_image
+from stages.data.labels import as_integers
 from stages.errors import LrlsError
 from stages.text_files import read_json
 
@@ -26,7 +26,7 @@ LABEL_FOLDERS = ("labels", "labelsTr", "labelsTs")
 IMAGES_READ = 5  # to guess the modality
 LABELS_READ = 20  # to collect label values, besides the atlases
 CT_BELOW_HU = -500.0  # air; MR images do not go so low
-LABEL_NAME = re.compile(r"[-_.](label|labels|seg|segmentation|mask)$", re.IGNORECASE)
+MOST_LINES = 10  # of files that are left out
 
 
 class Description(TypedDict):
@@ -35,22 +35,23 @@ class Description(TypedDict):
     folder: Path
     images: str
     labels: str
+    files: dict[str, list[str]]  # of the cases that are not named after their id
     atlases: list[str]
     unlabeled: list[str]
     test: list[str]
     structures: dict[str, int | list[int]]
-    drop_others: bool
     modality: str  # "CT" or "MR"
     window: tuple[float, float] | None  # HU, CT only
     spacings_mm: list[tuple[float, ...]]  # of some scans
     notes: list[str]  # decisions, as comments for the file
+    left_out: list[str]  # files that no case has, and why
 
 
 def describe_folder(folder: Path) -> Description:
     """Work out roles, structures, modality and spacing from a folder of scans or a `dataset.json`.
 
     Reads images/ and labels/ (also imagesTr, imagesTs, labelsTr, labelsTs), the dataset.json of the Medical
-    Segmentation Decathlon and of nnU-Net v2, or a flat folder of scans.
+    Segmentation Decathlon and of nnU-Net v2, a BIDS folder, or a flat folder of scans.
 
     Raises:
         LrlsError: the folder holds no scans, or several images per scan.
@@ -62,17 +63,23 @@ def describe_folder(folder: Path) -> Description:
         raise LrlsError(f"{given}: no such folder or dataset.json; give the folder that holds the scans.")
     images = [name for name in IMAGE_FOLDERS if (folder / name).is_dir()] or ["."]
     labels = [name for name in LABEL_FOLDERS if (folder / name).is_dir()]
-    scans = list(dict.fromkeys(case for name in images for case in _cases(folder / name)))
-    labelled_files = {case for name in labels for case in _cases(folder / name)}
-    labelled = [case for case in scans if case in labelled_files]
-    unlabeled = [case for case in scans if case not in labelled_files]
-    if not scans:
+    files = files_in(folder, images, labels)
+    if not files.images:
+        left_out = f" Left out: {files.left_out[0]}." if files.left_out else ""
         raise LrlsError(
             f"{given}: no scans found; put them into images/ and their label maps, under the same names, "
-            "into labels/ (NIfTI, NRRD, MHA, or one DICOM folder per scan)."
+            f"into labels/ (NIfTI, NRRD, MHA, or one DICOM folder per scan).{left_out}"
         )
+    labelled = [case for case in files.images if case in files.labels]
+    unlabeled = [case for case in files.images if case not in files.labels]
 
     notes = []
+    if files.by_name:
+        image, label = files.by_name[0]
+        notes.append(
+            f"{len(files.by_name)} label map{'s' * (len(files.by_name) > 1)} of another name than the image: "
+            f"{label.as_posix()} goes with {image.as_posix()}; see data.files."
+        )
     atlases, rest = labelled[:MOST_ATLASES], labelled[MOST_ATLASES:]
     if rest:
         notes.append(
@@ -83,38 +90,60 @@ def describe_folder(folder: Path) -> Description:
         notes.append("Every scan has labels: half of the other scans are used without their labels.")
     else:
         test = rest
-    if not atlases:
+    if not atlases and any(f"{name}/" in line for name in labels for line in files.left_out):
+        notes.append("No label map goes with a scan; see what was left out.")
+    elif not atlases:
         notes.append("No scan has labels yet: label a typical one (`lrls suggest-atlas` says which).")
     elif not unlabeled:
         notes.append("Every scan is an atlas: add scans without labels to learn from.")
     if atlases and not test:
         notes.append("No labelled scan is left to score on: move one or more atlases to data.test.")
 
-    label_folders, image_folders = [folder / name for name in labels], [folder / name for name in images]
     label_maps = {
         case: sitk.GetArrayFromImage(label)
-        for case, label in _read_some([*atlases, *rest[:LABELS_READ]], label_folders, "label map")
+        for case, label in _read_some(folder, files.labels, [*atlases, *rest[:LABELS_READ]], "label map", notes)
     }
-    structures, drop_others = _structures(dataset, label_maps.values())
+    structures = _structures(dataset, label_maps.values(), notes)
     if not structures:
         structures = {"structure_1": 1}
         notes.append("No label values are known yet: write names and values of your structures below.")
-    some_images = dict(_read_some([*atlases, *unlabeled, *test][:IMAGES_READ], image_folders, "image"))
+    some_cases = [*atlases, *unlabeled, *test][:IMAGES_READ]
+    some_images = dict(_read_some(folder, files.images, some_cases, "image", notes))
     modality = _modality(dataset, some_images.values())
     return Description(
         folder=folder,
         images=", ".join(images),
         labels=", ".join(labels) or "labels",
+        files=_unlike_their_ids(files, images, labels),
         atlases=atlases,
         unlabeled=unlabeled,
         test=test,
         structures=structures,
-        drop_others=drop_others,
         modality=modality,
         window=_window(some_images, label_maps) if modality == "CT" else None,
         spacings_mm=[tuple(round(mm, 2) for mm in image.GetSpacing()) for image in some_images.values()],
         notes=notes,
+        left_out=_few(files.left_out),
     )
+
+
+def _unlike_their_ids(files: Files, images: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
+    """Image and label map of the cases whose files are not found by the case id."""
+    listed = {}
+    for case, image in files.images.items():
+        label = files.labels.get(case)
+        if (
+            case in files.doubled
+            or not found_by_name(case, [image], images)
+            or (label and not found_by_name(case, [label], labels))
+        ):
+            listed[case] = [path.as_posix() for path in (image, label) if path]
+    return listed
+
+
+def _few(lines: Sequence[str]) -> list[str]:
+    """At most `MOST_LINES` lines, and how many more there are."""
+    return [*lines[:MOST_LINES], *([f"{len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else [])]
 
 
 def write_config(description: Description, output: Path, *, force: bool = False) -> Path:
@@ -146,6 +175,7 @@ def config_text(description: Description, output: Path) -> str:
     name = folder.name or "scans"
     spacings = sorted({" x ".join(f"{mm:g}" for mm in spacing) for spacing in description["spacings_mm"]})
     notes = "".join(f"  # {note}\n" for note in description["notes"])
+    notes += "".join(f"  # Left out: {line}\n" for line in description["left_out"])
     structures = "".join(f"  {_scalar(name)}: {value}\n" for name, value in description["structures"].items())
     if description["window"]:
         low, high = description["window"]
@@ -178,12 +208,13 @@ data:
 {_list("dev", [])}\
   # Labelled scans to score once, at the end; never trained on.
 {_list("test", description["test"])}\
+{_files(description["files"])}\
 
 # Names and label values; a list of values becomes one structure: kidney: [2, 3]
 structures:
 {structures}\
 # Label values that are not named above: error, or background.
-others: {"background" if description["drop_others"] else "error"}
+others: error
 
 seed: 0
 device: auto  # auto, cpu or cuda
@@ -191,7 +222,6 @@ device: auto  # auto, cpu or cuda
 preprocess:
   align: affine  # to the first atlas: none, rigid or affine
   crop: labels  # keep the surroundings of the atlases' labels; or foreground, none
-  margin_mm: 12
   # spacing_mm: 1.0  # of the grid; left out: the atlases' finest. Found: {"; ".join(spacings) or "-"} mm
 {intensity}\
 
@@ -215,64 +245,46 @@ def _read_dataset(path: Path) -> dict[str, Any]:
     return dataset if isinstance(dataset, dict) else {}
 
 
-def _cases(folder: Path) -> list[str]:
-    """Case ids of the scans in a folder, sorted.
-
-    Raises:
-        LrlsError: several channels, or label maps beside the images.
-    """
-    cases = set()
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_file() and path.name.endswith(SUFFIXES):
-            if case_id(path).endswith("_0001") and any(folder.glob(f"{case_id(path).removesuffix('_0001')}_0000.*")):
-                raise LrlsError(f"{folder.name}: several channels (_0000, _0001, ...); keep one image per scan.")
-            cases.add(case_id(path))
-        elif path.is_dir() and series_in(path):
-            cases.add(path.name)
-    for case in cases:
-        if LABEL_NAME.search(case) and LABEL_NAME.sub("", case) in cases:
-            raise LrlsError(
-                f"{folder.name}: case {case} looks like a label map beside its image; "
-                "put images into images/ and label maps, under the same names, into labels/."
-            )
-    return sorted(cases)
-
-
-def _read_some(cases: Sequence[str], folders: Sequence[Path], kind: str) -> Iterable[tuple[str, sitk.Image]]:
-    """The images of the cases that can be read; `lrls check` reports the faults of the others."""
+def _read_some(
+    folder: Path, files: Mapping[str, Path], cases: Sequence[str], kind: str, notes: list[str]
+) -> Iterable[tuple[str, sitk.Image]]:
+    """The images, or label maps as integers, that can be read; a fault of another one becomes a note."""
     for case in cases:
         try:
-            yield case, read_image(find_file(folders, case, kind), case, kind)
-        except IntakeError:
-            continue
+            image = read_image(folder / files[case], case, kind)
+            yield case, as_integers(image, case) if kind == "label map" else image
+        except IntakeError as error:
+            notes.append(f"{str(error.fault)[0].upper()}{str(error.fault)[1:]}")
 
 
-def _structures(dataset: dict[str, Any], label_maps: Iterable[np.ndarray]) -> tuple[dict[str, int | list[int]], bool]:
-    """Structures by name, and whether values without a name are to be dropped.
+def _structures(
+    dataset: dict[str, Any], label_maps: Iterable[np.ndarray], notes: list[str]
+) -> dict[str, int | list[int]]:
+    """Structures by name.
 
     Names come from the dataset.json: MSD maps values to names, nnU-Net names to values. A value that occurs only in
-    the label maps is named after itself.
+    the label maps is named after itself. nnU-Net's "ignore" is no structure, and its voxels are no background: a note
+    says so.
     """
-    values_in_maps = sorted(
-        {int(value) for label in label_maps for value in np.unique(label) if value == int(value)} - {0}
-    )
+    values_in_maps = sorted({int(value) for label in label_maps for value in np.unique(label)} - {0})
     named: dict[str, int | list[int]] = {}
-    ignored = False
+    ignored: list[int] = []
     entries = dataset.get("labels")
     for key, value in entries.items() if isinstance(entries, dict) else ():
         name, values = (value, int(key)) if isinstance(value, str) and str(key).isdigit() else (key, value)
-        if name == "ignore":
-            ignored = True
+        if str(name).lower() == "ignore" and isinstance(values, int | list):
+            ignored += [values] if isinstance(values, int) else values
         elif isinstance(values, int | list) and values not in (0, [0]):
             named[str(name)] = values
     flat = [value for values in named.values() for value in ([values] if isinstance(values, int) else values)]
     if len(set(flat)) < len(flat):  # nnU-Net's regions overlap; structures do not
         named, flat = {}, []
-    if not ignored:
-        named |= {f"structure_{value}": value for value in values_in_maps if value not in flat}
-    return named, ignored
+    if present := [str(value) for value in ignored if value in values_in_maps]:
+        notes.append(
+            f"Label value {', '.join(present)} is nnU-Net's ignore: voxels that nobody labelled, which `lrls check` "
+            "refuses. Give them their structures; others: background would teach that they are background."
+        )
+    return named | {f"structure_{value}": value for value in values_in_maps if value not in [*flat, *ignored]}
 
 
 def _modality(dataset: dict[str, Any], images: Iterable[sitk.Image]) -> str:
@@ -299,6 +311,12 @@ def _window(images: dict[str, sitk.Image], label_maps: dict[str, np.ndarray]) ->
 def _scalar(text: str) -> str:
     """A string as YAML, quoted where it would otherwise be read as something else."""
     return yaml.safe_dump(text, allow_unicode=True, width=10**6).splitlines()[0]
+
+
+def _files(files: Mapping[str, Sequence[str]]) -> str:
+    """data.files as YAML; nothing if every file is named after its case."""
+    lines = [f"    {_scalar(case)}: [{', '.join(map(_scalar, paths))}]\n" for case, paths in files.items()]
+    return "".join(["  # Image and label map of cases with other names.\n  files:\n", *lines]) if lines else ""
 
 
 def _list(name: str, cases: Sequence[str]) -> str:

@@ -93,12 +93,25 @@ def sub_folders(config: Config, names: str) -> list[Path]:
 
 def image_file(config: Config, case: str) -> Path:
     """The image of a case of the cohort; raises as `find_file`."""
-    return find_file(sub_folders(config, config.data.images), case, "image")
+    return _listed_file(config, case, 0, "image") or find_file(sub_folders(config, config.data.images), case, "image")
 
 
 def label_file(config: Config, case: str) -> Path:
     """The label map of a case of the cohort; raises as `find_file`."""
-    return find_file(sub_folders(config, config.data.labels), case, "label map")
+    return _listed_file(config, case, 1, "label map") or find_file(
+        sub_folders(config, config.data.labels), case, "label map"
+    )
+
+
+def _listed_file(config: Config, case: str, place: int, kind: str) -> Path | None:
+    """The file that data.files lists for a case; None: it lists none."""
+    if case not in config.data.files:
+        return None
+    listed = config.data.files[case]
+    if len(listed) <= place or not (path := config.data.folder / listed[place]).exists():
+        remedy = f"correct data.files.{case}: [image, label map], or take the case out of the configuration"
+        raise IntakeError(Fault(case, f"no {kind} file", remedy, "no-file"))
+    return path
 
 
 def read_voxels(path: Path, data_file: Path | None = None) -> sitk.Image:

@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.config import Config
-from stages.data.faults import Fault, IntakeError, not_finite
+from stages.data.faults import Fault, IntakeError, no_numbers, not_finite
 
 ROUNDING = 1e-3  # between a stored value and its integer
 MANY_VALUES = 100  # label maps with more are looked at more closely
@@ -67,6 +67,8 @@ def as_integers(label: sitk.Image, case: str) -> sitk.Image:
         IntakeError: it has values that are not integers, or looks like an image.
     """
     voxels = sitk.GetArrayViewFromImage(label)
+    if np.iscomplexobj(voxels):
+        raise IntakeError(no_numbers(case, "label map"))
     if num_values := _values_of_an_image(voxels):
         problem = f"label map has {num_values} different values: it looks like an image"
         raise IntakeError(Fault(case, problem, "put the scan's label map in its place", "label-like-image"))

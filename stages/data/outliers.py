@@ -14,7 +14,7 @@ OTHER_SIZE, OTHER_UNIT = 5.0, 25.0  # times the size of other scans: worth telli
 PERSON_MM = (5.0, 3000.0)  # scans that are smaller or larger than this are perhaps not in mm
 LEAST_GAP = 0.3  # of an outlier's correlation to the others' median
 SPREADS = 5.0  # of the others' correlations, robust standard deviations
-POOR_FIT = 0.3  # median correlation with a reference that shows something else
+POOR_FIT = 0.2  # median correlation with a reference that shows something else
 WRAPPED_FROM, SEEN_TO = 61440, 49152  # -4096 as an unsigned number of 16 bits, and what no image with wraps reaches
 
 

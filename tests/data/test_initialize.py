@@ -31,6 +31,17 @@ def add_scan(folder, images, case, labels=None, values=(3, 205), low=0.0):
         sitk.WriteImage(image, str(folder / kind / f"{name}.nii.gz"))
 
 
+def add_map(path, values=(3, 205), shape=(6, 7, 8)):
+    """A label map alone."""
+    array = np.zeros(shape, dtype=np.uint8)
+    for place, value in enumerate(values):
+        array[place + 1, 2:4, 2:4] = value
+    label = sitk.GetImageFromArray(array)
+    label.SetSpacing((1, 1, 1.6))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(label, str(path))
+
+
 def written(folder, tmp_path):
     return load_config(write_config(describe_folder(folder), tmp_path / "lrls.yaml"))
 
@@ -107,9 +118,13 @@ def test_an_nnunet_dataset_names_its_structures_and_modality(tmp_path):
 
     assert (config.part("atlases"), config.part("unlabeled")) == (["ct_1"], ["ct_2"])
     assert config.structure_values() == {"liver": [1], "kidneys": [2, 3]}
-    assert config.others == "background"
+    assert config.others == "error"  # voxels that nobody labelled are no background
+    assert "Label value 9 is nnU-Net's ignore" in (tmp_path / "lrls.yaml").read_text(encoding="utf-8")
     assert config.preprocess.intensity.method == "window"
-    assert run_check(tmp_path / "lrls.yaml") == (0, f"{NOTHING_TO_SCORE}2 scans, no faults.\n")
+    code, output = run_check(tmp_path / "lrls.yaml")
+    assert (code, output.splitlines()[0]) == (
+        1, "case ct_1: label value 9 not named in structures; name them there, or set others: background.",
+    )  # fmt: skip
 
 
 def test_overlapping_regions_fall_back_to_the_values(tmp_path):
@@ -149,12 +164,14 @@ def test_the_window_covers_the_labelled_values_with_a_margin(tmp_path):
     assert describe_folder(tmp_path / "scans")["window"] == (-140, 260)
 
 
-def test_label_maps_beside_images_are_answered_with_the_expected_folders(tmp_path):
+def test_label_maps_beside_images_go_with_them(tmp_path):
     add_scan(tmp_path / "scans", ".", "a")
-    add_scan(tmp_path / "scans", ".", "a_seg")
+    add_map(tmp_path / "scans" / "a_seg.nii.gz")
 
-    with pytest.raises(LrlsError, match="a_seg looks like a label map beside its image; put images into images/"):
-        describe_folder(tmp_path / "scans")
+    config = written(tmp_path / "scans", tmp_path)
+
+    assert (config.part("atlases"), config.part("unlabeled")) == (["a"], [])
+    assert [path.name for path in config.data.files["a"]] == ["a.nii.gz", "a_seg.nii.gz"]
 
 
 def test_a_folder_without_scans_is_answered_with_what_is_expected(tmp_path):
