@@ -233,7 +233,7 @@ class Config(Section):
         if isinstance(role, str):
             if self.data.split is None:
                 raise LrlsError(
-                    f"data.{name} names the list '{role}', but data.split is not set; "
+                    f"data.{name} names the list '{shortened(role)}', but data.split is not set; "
                     "set data.split to the JSON file or list the case ids."
                 )
             return self._listed(name, role)
@@ -254,7 +254,8 @@ class Config(Section):
         if not isinstance(lists.get(name), list):
             known = ", ".join(sorted(key for key, value in lists.items() if isinstance(value, list)))
             raise LrlsError(
-                f"data.{part}: {self.data.split} holds no list '{name}'; choose one of: {shortened(known, 200)}."
+                f"data.{part}: {self.data.split} holds no list '{shortened(name)}'; "
+                f"choose one of: {shortened(known, 200)}."
             )
         for case in lists[name]:
             if not isinstance(case, str | int) or isinstance(case, bool):

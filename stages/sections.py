@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from stages.errors import LrlsError, printable, shortened
+from stages.errors import UNPRINTABLE, LrlsError, printable, shortened
 
 MOST = 2**32  # size of a number; labels have 32 bits
 MOST_SEED = 2**63
@@ -31,10 +31,12 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _is_what_it_looks_like(cls, value: Any, info: ValidationInfo) -> Any:
         expected = str(cls.model_fields[info.field_name or ""].annotation)
         if any(isinstance(part, bool) for part in _parts_of(value)) and not re.search(r"\bbool\b|\bAny\b", expected):
             raise ValueError("true and false are expected elsewhere")
+        if any(isinstance(part, str) and UNPRINTABLE.search(part) for part in _parts_of(value)):
+            raise ValueError("text with a control character")
         return value
 
     @field_validator("*")
@@ -71,7 +73,7 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in fault["loc"] if not a_type.fullmatch(str(part)))
     if fault["type"] == "missing":
         return f"setting {where} is missing; add it."
-    message = fault["msg"].removeprefix("Value error, ")
+    message = shortened(fault["msg"].removeprefix("Value error, "), 400)
     found = fault["input"]
     found_value = f" (found {printable(shortened(repr(found)))})" if isinstance(found, str | int | float | bool) else ""
     place = f"setting {where}: " if where else ""  # a fault of several settings together has no place

@@ -228,7 +228,7 @@ def _scalar(node: yaml.ScalarNode, key: tuple[str, ...]) -> Any:
     kind = node.tag.removeprefix(TAG)
     if node.tag == kind or kind not in ("str", "bool", "int", "float", "null", "merge"):
         raise _Refused(node.start_mark.line, f"the tag {_shown_tag(node)} is not known here; leave it out")
-    is_set_to_null = kind == "null" and (not text or not _is_item(key))
+    is_set_to_null = kind == "null" and (not text or not (_is_item(key) or text == "~"))  # ~ is a path: the home
     if kind in ("str", "merge") or (_is_text(key) and not is_set_to_null):
         return text
     try:
