@@ -15,7 +15,7 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import load_config
-from stages.data.dicom_headers import series_in
+from stages.data.dicom_files import series_in
 from stages.data.faults import IntakeError
 from stages.data.intake import SUFFIXES, case_id, find_file, read_image
 from stages.errors import LrlsError

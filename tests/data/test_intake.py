@@ -164,7 +164,8 @@ def test_a_missing_dicom_slice_is_a_fault(config, tmp_path):
     write_dicom(tmp_path / "images" / "ct", (0, 1, 2, 4, 5))
 
     assert only_fault(scan_faults(config, "ct", label=False)) == (
-        "case ct: image has slices 3 to 6 mm apart; export the series again with all its slices."
+        "case ct: image has slices 3 to 6 mm apart, the widest gap after slice 3 of 5; "
+        "export the series again with all its slices, or resample it to equal steps."
     )
 
 
