@@ -15,8 +15,7 @@ from stages.answering.predictor import Failure, Prediction, Predictor
 from stages.answering.quality import Quality
 from stages.artifacts.digests import digest_of
 from stages.artifacts.files import atomic_write_text
-from stages.data.dicom_headers import is_dicom
-from stages.data.dicom_seg import write_dicom_seg
+from stages.data.dicom_files import is_dicom
 from stages.data.grid import to_grid
 from stages.data.new_scans import find_scans
 from stages.data.own_space import as_label_image
@@ -104,6 +103,8 @@ def _write(
     files = [f"{case}.nii.gz", f"qc/{case}.png"]
     write_image(result.label, out / files[0], like=scan)
     if scan.is_dir() or is_dicom(scan):
+        from stages.data.dicom_seg import write_dicom_seg
+
         try:
             write_dicom_seg(result.classes, structures, scan, case, out / f"{case}.dcm", method=method)
             files.append(f"{case}.dcm")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.artifacts.digests import digest_of
-from stages.data.dicom_headers import files_below
+from stages.data.dicom_files import files_below
 from stages.data.kept import keep, kept_folder, read_kept
 
 RACY_NS = 2_000_000_000  # the coarsest file times: FAT's, 2 s

@@ -8,6 +8,7 @@ values that are scaled slice by slice, and the order of frames.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.uid import ExplicitVRBigEndian
 
-from stages.data.dicom_headers import SEGMENTATIONS, Header, Slice, files_below, is_dicom, quiet, read_header, series_in
+from stages.data.dicom_files import files_below, is_dicom, series_in
+from stages.data.dicom_headers import SEGMENTATIONS, Header, Slice, quiet, read_header
 from stages.data.faults import Fault, IntakeError
 from stages.data.geometry import MOST_SHEAR
 from stages.data.neutral import linked, temporary_folder
@@ -95,8 +97,10 @@ def _headers_of(path: Path, case: str, kind: str) -> list[Header]:
         IntakeError: there is not exactly one series, or a file is damaged.
     """
     files = series_in(path) if path.is_dir() else [path]
-    if not files and any(is_dicom(file) is None for file in files_below(path)):
-        raise PermissionError
+    if not files:
+        is_open = os.access(path, os.R_OK | os.X_OK)
+        if not is_open or any(is_dicom(file) is None for file in files_below(path)):
+            raise PermissionError
     headers, damaged = [], 0
     for file in files:
         try:

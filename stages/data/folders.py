@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.data.dicom_headers import series_in
+from stages.data.dicom_files import series_in
 from stages.data.faults import IntakeError
 from stages.data.intake import header_geometry
 from stages.data.neutral import SUFFIXES

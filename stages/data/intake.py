@@ -16,8 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.config import Config
-from stages.data.dicom import read_dicom
-from stages.data.dicom_headers import is_dicom
+from stages.data.dicom_files import is_dicom
 from stages.data.faults import Fault, IntakeError, not_finite
 from stages.data.geometry import MOST_SHEAR, Geometry, geometry_faults, geometry_of
 from stages.data.labels import as_integers, classes_of
@@ -132,8 +131,12 @@ def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
             not hold exactly one volume of one channel, or it is a NIfTI file with NaN or infinite voxels.
     """
     try:
-        is_series = path.is_dir() or (not ending_of(path) and is_dicom(path))
-        image = read_dicom(path, case, kind) if is_series else _read_file(path, case, kind)
+        if path.is_dir() or (not ending_of(path) and is_dicom(path)):
+            from stages.data.dicom import read_dicom  # most scans need not wait for pydicom
+
+            image = read_dicom(path, case, kind)
+        else:
+            image = _read_file(path, case, kind)
     except MemoryError:
         raise IntakeError(_too_big(case, kind)) from None
     except PermissionError:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.data.dicom_headers import series_in
+from stages.data.dicom_files import series_in
 from stages.data.intake import SUFFIXES, case_id
 from stages.data.neutral import ending_of
 from stages.errors import LrlsError
