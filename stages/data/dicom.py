@@ -150,6 +150,10 @@ def _contradiction(headers: Sequence[Header], slices: Sequence[Slice]) -> tuple[
         if missing := sum(value is None for value in values):
             found = f"has no geometry: {name} is missing or impossible in {missing} of {_slices(len(slices))}"
             return found, EXPORT
+    scaling = np.array([(piece.slope, piece.intercept) for piece in slices])
+    if wrong := int((~np.isfinite(scaling).all(axis=1) | (scaling[:, 0] == 0)).sum()):
+        found = f"has an impossible RescaleSlope or RescaleIntercept in {wrong} of {_slices(len(slices))}"
+        return found, EXPORT
     axes = np.array([piece.orientation for piece in slices])
     if np.abs((axes[:, :3] * axes[:, 3:]).sum(axis=1)).max() > MOST_SHEAR:
         return "has axes that are not at right angles", "resample it to a grid without shear"

@@ -47,7 +47,7 @@ class Slice:
         position: of the centre of the first voxel: (x, y, z), LPS, mm.
         orientation: unit vectors along a row and along a column.
         spacing: mm between rows and between columns.
-        slope, intercept: value = slope * stored number + intercept.
+        slope, intercept: value = slope * stored number + intercept; NaN: the header says no finite number.
     """
 
     file: Path
@@ -184,8 +184,7 @@ def _slice(path: Path, index: int, place: Dataset, orientations: Dataset, measur
     orientation = _numbers(orientations, "ImageOrientationPatient", 6)
     if orientation and any(abs(math.hypot(*axis) - 1) > 0.01 for axis in (orientation[:3], orientation[3:])):
         orientation = None
-    (slope,) = _numbers(values, "RescaleSlope", 1) or (1.0,)
-    (intercept,) = _numbers(values, "RescaleIntercept", 1) or (0.0,)
+    slope, intercept = _number_or(1.0, values, "RescaleSlope"), _number_or(0.0, values, "RescaleIntercept")
     return Slice(
         path, index, _numbers(place, "ImagePositionPatient", 3), orientation,
         spacing if spacing and min(spacing) > 0 else None, slope, intercept,
@@ -200,6 +199,14 @@ def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | Non
     except (TypeError, ValueError):
         return None
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+
+
+def _number_or(default: float, dataset: Dataset, name: str) -> float:
+    """An attribute's number; the default if it is missing or empty, NaN if it is no finite number."""
+    if dataset.get(name) in (None, ""):
+        return default
+    (number,) = _numbers(dataset, name, 1) or (math.nan,)
+    return number
 
 
 def _check_pixels(file: IO[bytes], dataset: Dataset, num_bytes: int) -> tuple[bool, int | None]:
