@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import SimpleITK as sitk
 from pydicom.uid import ExplicitVRBigEndian
 
 from stages.data.dicom_files import files_below, is_dicom, series_in
-from stages.data.dicom_headers import SEGMENTATIONS, Header, Slice, quiet, read_header
+from stages.data.dicom_headers import SEGMENTATIONS, Header, Slice, read_header
 from stages.data.faults import Fault, IntakeError
 from stages.data.geometry import MOST_SHEAR
 from stages.data.neutral import linked, temporary_folder
@@ -62,7 +61,7 @@ def read_dicom(path: Path, case: str, kind: str = "image") -> sitk.Image:
         IntakeError: it is not one volume of grey values on a right-angled grid, or is damaged.
     """
     series = open_series(path, case, kind)
-    if all(header.is_classic and header.has_preamble for header in series.headers.values()):
+    if all(header.is_classic and header.is_for_itk for header in series.headers.values()):
         return _slices_by_itk(series, case, kind)
     return _with_geometry(_by_frames(series, case, kind), series)
 
@@ -151,6 +150,10 @@ def _contradiction(headers: Sequence[Header], slices: Sequence[Slice]) -> tuple[
         if missing := sum(value is None for value in values):
             found = f"has no geometry: {name} is missing or impossible in {missing} of {_slices(len(slices))}"
             return found, EXPORT
+    scaling = np.array([(piece.slope, piece.intercept) for piece in slices])
+    if wrong := int((~np.isfinite(scaling).all(axis=1) | (scaling[:, 0] == 0)).sum()):
+        found = f"has an impossible RescaleSlope or RescaleIntercept in {wrong} of {_slices(len(slices))}"
+        return found, EXPORT
     axes = np.array([piece.orientation for piece in slices])
     if np.abs((axes[:, :3] * axes[:, 3:]).sum(axis=1)).max() > MOST_SHEAR:
         return "has axes that are not at right angles", "resample it to a grid without shear"
@@ -251,7 +254,7 @@ def _by_frames(series: Series, case: str, kind: str) -> np.ndarray:
     scaling = {(piece.slope, piece.intercept) for piece in series.slices}
     frames = {}
     for path, header in series.headers.items():
-        if header.is_compressed:
+        if header.voxels_at is None:
             frames[path] = _frames_by_itk(header, scaling, case, kind)
         else:
             frames[path] = _stored(header, case, kind)
@@ -294,11 +297,9 @@ def _stored(header: Header, case: str, kind: str) -> np.ndarray:
     ):
         found = f"{kind} has numbers of {bits} in {allocated} bits, which are not read"
         raise IntakeError(Fault(case, found, EXPORT))
-    with quiet():
-        dataset = pydicom.dcmread(header.path, force=True, specific_tags=["PixelData"])
-        dtype = np.dtype(f"<{'i' if header.is_signed else 'u'}{allocated // 8}")
-        shape = (header.frames, header.rows, header.columns)
-        stored = np.frombuffer(dataset.PixelData, dtype, count=math.prod(shape)).reshape(shape)
+    dtype = np.dtype(f"<{'i' if header.is_signed else 'u'}{allocated // 8}")
+    shape = (header.frames, header.rows, header.columns)
+    stored = np.fromfile(header.path, dtype, math.prod(shape), offset=header.voxels_at or 0).reshape(shape)
     if bits == allocated:
         return stored
     return (stored << (allocated - 1 - high)) >> (allocated - bits)  # other bits hold no part of the number
@@ -307,10 +308,10 @@ def _stored(header: Header, case: str, kind: str) -> np.ndarray:
 def _undecodable(header: Header, error: RuntimeError, case: str, kind: str) -> Exception:
     if "allocat" in str(error):
         return MemoryError()
-    if header.is_compressed:
-        found = (
-            f"{kind} is damaged, or compressed in a way that is not read ({header.transfer_syntax.name or 'unknown'})"
-        )
+    if header.voxels_at is None:
+        name = header.transfer_syntax.name  # of an unknown one: its own text
+        how = name if name[:1].isalpha() else "an unknown transfer syntax"
+        found = f"{kind} is damaged, or compressed in a way that is not read ({how})"
         return IntakeError(Fault(case, found, "decompress it (gdcmconv --raw, dcmdjpeg), or export it again"))
     return IntakeError(Fault(case, f"{kind} is unreadable or truncated", "copy or export the series again"))
 

@@ -21,6 +21,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from stages.data.dicom_files import MAGIC
 from stages.data.sizes import MOST_EXPANSION
@@ -46,7 +47,7 @@ class Slice:
         position: of the centre of the first voxel: (x, y, z), LPS, mm.
         orientation: unit vectors along a row and along a column.
         spacing: mm between rows and between columns.
-        slope, intercept: value = slope * stored number + intercept.
+        slope, intercept: value = slope * stored number + intercept; NaN: the header says no finite number.
     """
 
     file: Path
@@ -64,11 +65,11 @@ class Header:
 
     Args:
         series: its SeriesInstanceUID.
-        has_preamble: ITK reads no file without one.
+        is_for_itk: it has a preamble, without which ITK reads no file, and nothing behind its voxels claims memory.
         is_classic: one slice, described by the file's own attributes.
         frames: how many the file has.
         transfer_syntax: how the pixel data are encoded.
-        is_compressed: they are compressed, or the whole file is.
+        voxels_at: byte at which they begin; None: they are compressed, or the whole file is.
         has_table: stored numbers become values by a table.
         slices: one without geometry stands for all, where a multi-frame file does not describe each.
     """
@@ -76,11 +77,11 @@ class Header:
     path: Path
     series: str
     sop_class: str
-    has_preamble: bool
+    is_for_itk: bool
     is_classic: bool
     frames: int
     transfer_syntax: UID
-    is_compressed: bool
+    voxels_at: int | None
     rows: int
     columns: int
     channels: int
@@ -145,13 +146,13 @@ def _read_header(path: Path) -> Header | None:
         is_deflated = syntax == DeflatedExplicitVRLittleEndian
         if min(rows, columns, frames, allocated) < 1 or num_bytes > MOST_EXPANSION * path.stat().st_size:
             raise EOFError
-        is_compressed = is_deflated or _check_pixels(file, dataset, num_bytes)
+        is_whole, voxels_at = (True, None) if is_deflated else _check_pixels(file, dataset, num_bytes)
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     stored = int(dataset.get("BitsStored", allocated))
     return Header(
         path=path, series=str(dataset.get("SeriesInstanceUID", "")), sop_class=str(dataset.get("SOPClassUID", "")),
-        has_preamble=has_preamble, is_classic=frames == 1 and not per_frame, frames=frames,
-        transfer_syntax=syntax, is_compressed=is_compressed, rows=rows, columns=columns,
+        is_for_itk=has_preamble and is_whole, is_classic=frames == 1 and not per_frame, frames=frames,
+        transfer_syntax=syntax, voxels_at=voxels_at, rows=rows, columns=columns,
         channels=int(dataset.get("SamplesPerPixel", 1)), photometric=str(dataset.get("PhotometricInterpretation", "")),
         bits=(allocated, stored, int(dataset.get("HighBit", stored - 1))),
         is_signed=bool(dataset.get("PixelRepresentation", 0)), has_table="ModalityLUTSequence" in dataset,
@@ -183,8 +184,7 @@ def _slice(path: Path, index: int, place: Dataset, orientations: Dataset, measur
     orientation = _numbers(orientations, "ImageOrientationPatient", 6)
     if orientation and any(abs(math.hypot(*axis) - 1) > 0.01 for axis in (orientation[:3], orientation[3:])):
         orientation = None
-    (slope,) = _numbers(values, "RescaleSlope", 1) or (1.0,)
-    (intercept,) = _numbers(values, "RescaleIntercept", 1) or (0.0,)
+    slope, intercept = _number_or(1.0, values, "RescaleSlope"), _number_or(0.0, values, "RescaleIntercept")
     return Slice(
         path, index, _numbers(place, "ImagePositionPatient", 3), orientation,
         spacing if spacing and min(spacing) > 0 else None, slope, intercept,
@@ -201,13 +201,24 @@ def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | Non
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 
-def _check_pixels(file: IO[bytes], dataset: Dataset, num_bytes: int) -> bool:
-    """Check that the pixel data, where the reader stopped, are there in full; whether they are compressed.
+def _number_or(default: float, dataset: Dataset, name: str) -> float:
+    """An attribute's number; the default if it is missing or empty, NaN if it is no finite number."""
+    if dataset.get(name) in (None, ""):
+        return default
+    (number,) = _numbers(dataset, name, 1) or (math.nan,)
+    return number
+
+
+def _check_pixels(file: IO[bytes], dataset: Dataset, num_bytes: int) -> tuple[bool, int | None]:
+    """Check that the pixel data, where the reader stopped, are there in full.
+
+    Returns:
+        Whether what follows them is there in full, and where they begin; None: they are compressed.
 
     Raises:
-        EOFError: they are not.
+        EOFError: they are not, or are compressed and followed by something else.
     """
-    is_implicit, is_little = dataset.original_encoding
+    is_implicit, is_little = map(bool, dataset.original_encoding)
     order = "<" if is_little else ">"
     group, element = struct.unpack(f"{order}HH", file.read(4))
     if group << 16 | element != PIXEL_DATA:
@@ -217,9 +228,9 @@ def _check_pixels(file: IO[bytes], dataset: Dataset, num_bytes: int) -> bool:
     start = file.tell()
     end = file.seek(0, os.SEEK_END)
     if length != UNDEFINED:
-        if length < num_bytes or start + num_bytes > end:
+        if length < num_bytes or start + length > end:
             raise EOFError
-        return False
+        return _is_whole(file, start + length, end, is_implicit, order), start
     while True:  # items: (FFFE,E000), a length and as many bytes, until (FFFE,E0DD)
         file.seek(start)
         group, element, length = struct.unpack("<HHI", file.read(8))
@@ -227,7 +238,27 @@ def _check_pixels(file: IO[bytes], dataset: Dataset, num_bytes: int) -> bool:
         if group != 0xFFFE or start > end:
             raise EOFError
         if element == 0xE0DD:
+            if not _is_whole(file, start, end, is_implicit, order):
+                raise EOFError
+            return True, None
+
+
+def _is_whole(file: IO[bytes], start: int, end: int, is_implicit: bool, order: str) -> bool:
+    """Whether the attributes behind the pixel data end where the file ends. ITK takes memory for what they claim."""
+    while start < end:
+        file.seek(start)
+        head = file.read(12)
+        if len(head) < 8 or head[:4] == bytes(4):  # padding, of which ITK takes no more than this
+            return len(head) < 8 and not head.strip(b"\0")
+        is_long = not is_implicit and head[4:6].decode("latin-1") in EXPLICIT_VR_LENGTH_32
+        place, kind = (8, "I") if is_long else (4, "I") if is_implicit else (6, "H")
+        if is_long and len(head) < 12:
+            return False
+        (length,) = struct.unpack_from(f"{order}{kind}", head, place)
+        if length == UNDEFINED:
             return True
+        start += (12 if is_long else 8) + length
+    return start == end
 
 
 def _refuse_bomb(file: IO[bytes], start: int) -> None:

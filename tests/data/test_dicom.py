@@ -305,6 +305,26 @@ def test_a_header_cannot_claim_more_than_the_file_holds(tmp_path, claim):
     assert refused(path) == "case x: image is unreadable or truncated; copy or export the series again."
 
 
+def test_pixel_data_cannot_claim_to_be_longer_than_the_file(tmp_path):
+    folder = write_slices(tmp_path / "x")
+    data = bytearray((folder / "2_0.dcm").read_bytes())
+    place = data.index(b"\xe0\x7f\x10\x00OW") + 8
+    data[place : place + 4] = (2**30).to_bytes(4, "little")  # ITK would take a GB
+    (folder / "2_0.dcm").write_bytes(data)
+
+    assert "1 of them unreadable or truncated" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 100, b"\0" * 3, b"\xfc\xff\xfc\xffOB\0\0\xff\xff\xff\x7f" + bytes(30), b"garbage!" * 4]
+)
+def test_what_follows_the_voxels_does_no_harm(tmp_path, tail):
+    folder = write_slices(tmp_path / "x")
+    (folder / "2_0.dcm").write_bytes((folder / "2_0.dcm").read_bytes() + tail)
+
+    np.testing.assert_array_equal(voxels(folder), phantom())
+
+
 def test_a_deflated_file_is_not_inflated_beyond_bounds(tmp_path, monkeypatch):
     monkeypatch.setattr("stages.data.dicom_headers.MOST_DEFLATED", 2**16)
 
@@ -426,6 +446,11 @@ def test_two_multi_frame_files_of_one_place_are_two_volumes(tmp_path):
         (setting(Rows=lambda k: 9 - 2 * (k < 5), Columns=lambda k: 7 + 2 * (k < 5)), "2 sizes, 1 expected"),
         (setting(PixelSpacing=lambda k: [1, 1 + (k == 3)]), "2 pixel spacings, 1 expected"),
         (setting(ImageOrientationPatient=[1, 0, 0, 0.1, 0.995, 0]), "axes that are not at right angles"),
+        (
+            setting(RescaleSlope=lambda k: "nan" if k == 2 else 1),
+            "impossible RescaleSlope or RescaleIntercept in 1 of 6",
+        ),
+        (setting(RescaleSlope=0), "impossible RescaleSlope or RescaleIntercept in 6 of 6 slices"),
         (setting(PhotometricInterpretation="MONOCHROME1"), "stored for display in negative (MONOCHROME1)"),
         (setting(PhotometricInterpretation="PALETTE COLOR"), "3 channels (colours)"),
         (setting(ModalityLUTSequence=[Dataset()]), "values by a table (ModalityLUTSequence)"),
@@ -433,7 +458,10 @@ def test_two_multi_frame_files_of_one_place_are_two_volumes(tmp_path):
     ],
 )
 def test_slices_that_are_no_volume_of_grey_values_are_refused(tmp_path, change, line):
-    assert line in refused(write_slices(tmp_path / "x", change=change))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = write_slices(tmp_path / "x", change=change)
+    assert line in refused(folder)
 
 
 def test_colour_is_refused(tmp_path):
