@@ -137,7 +137,14 @@ def _settings_of(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Any]:
     """A run's settings: the method's by their names, train_reg.steps and the like, and its round."""
     settings: dict[str, Any] = {"round": scores.identity.round}
     for manifest in [scores, *filter(None, _way_to(scores, made).values())]:
-        settings |= _named(manifest.identity.config)
+        try:
+            settings |= _named(manifest.identity.config)
+        except (TypeError, ValueError, AttributeError):
+            kind = manifest.identity.kind
+            raise LrlsError(
+                f"the {kind} with digest {manifest.digest[:8]} says nothing readable of its settings; "
+                "`lrls history` tells where it lies: delete it."
+            ) from None
     return settings
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from attacks import flips, hostile_models
+from attacks import flips, hostile_models, hostile_workspaces
 from conftest import Project, draw_no_pictures, work_here
 
 from stages.artifacts.manifest import MANIFEST
@@ -45,6 +45,12 @@ def test_hostile_models_are_refused_in_one_line_or_answer(finished, tmp_path):
     counts = hostile_models.attack(tmp_path / "model.zip", tries=40, seed=1, scratch=tmp_path)
     assert hostile_models.failed(counts) == 0, hostile_models.table(counts)
     assert counts["unchanged"]["opened, answered"] == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_workspaces_of_strangers_are_refused_in_one_line_or_answered_from(finished, tmp_path):
+    counts = hostile_workspaces.attack(finished.folder, tries=20, seed=1, scratch=tmp_path)
+    assert hostile_workspaces.failed(counts) == 0, hostile_workspaces.table(counts)
 
 
 @pytest.mark.parametrize("method", ["best", "brbs"])

@@ -209,6 +209,7 @@ def _manifest_of(values: dict[str, Any]) -> Manifest:
     texts = (identity.made_by, manifest.device, manifest.created, *manifest.packages.values(), *manifest.packages)
     digests = (manifest.digest, *manifest.files.values(), *manifest.raw.values())
     peak = manifest.peak_memory_mb
+    assert identity.digest  # raises ValueError for numbers that are none
     sound = (
         all(isinstance(text, str) and text.isprintable() for text in (*texts, *identity.inputs.values()))
         and all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)

@@ -183,9 +183,9 @@ def _earlier_plans(
     newest: dict[tuple[int, str], Listed] = {}
     for plan in listed_versions(Plan, target):
         about = plan.manifest.identity
-        key = (about.round, about.config["stage"])
-        alike = about.inputs["cohort"] == cohort.manifest.digest and about.seed == seed
-        if key in before and alike and about.config["budget_s"] == seconds:
+        key = (about.round, str(about.config.get("stage")))
+        alike = about.inputs.get("cohort") == cohort.manifest.digest and about.seed == seed
+        if key in before and alike and about.config.get("budget_s") == seconds:
             newest[key] = plan
     return list(newest.values())
 

@@ -101,7 +101,8 @@ def answer(project: Any, command: tuple[str, ...], out: Path) -> dict[str, Any]:
     before = {path for path in project.workspace.rglob("v*/artifact.json")}
     done = project.lrls(*words)
     if done.code:
-        raise LrlsError(done.err.strip().removeprefix("lrls: ") or f"exit {done.code}")
+        last = done.err.strip().splitlines()[-1:]  # behind lines of progress
+        raise LrlsError(last[0].removeprefix("lrls: ") if last else f"exit {done.code}")
     made = {}
     for path in set(project.workspace.rglob("v*/artifact.json")) - before:
         name = path.parent.parent.relative_to(project.workspace).as_posix()
