@@ -24,7 +24,7 @@ from stages.artifacts.plan import Plan
 from stages.artifacts.store import Listed, listed_versions, make
 from stages.config import Config
 from stages.device import Device, choose_device
-from stages.errors import LrlsError
+from stages.errors import LrlsError, shortened
 from stages.methods import find_method, plan_of, recipe_of, settings_read, training_of
 from stages.methods.recipe import STAGE_OF, Generate, Recipe, Train
 from stages.training.loop import step_seconds
@@ -32,6 +32,7 @@ from stages.training.runs import SECTION, Inputs, TrainSection, run_of
 
 MARGIN = 0.04  # of the whole budget: for checkpoints, pictures and a machine that slows down
 LEAST_STEPS = 20
+MOST_S = 366 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,18 @@ class Budget:
         Raises:
             LrlsError: it is none of these.
         """
-        if (steps := re.fullmatch(r"(\d+) ?steps", text.strip())) and int(steps[1]):
+        text = text.strip()
+        if (steps := re.fullmatch(r"([0-9]{1,10}) ?steps", text)) and int(steps[1]):
             return cls(steps=int(steps[1]))
-        number = r"(?:(\d+(?:\.\d+)?) ?{} ?)?"
-        given = re.fullmatch(number.format("h") + number.format("m(?:in)?") + number.format("s"), text.strip())
+        number = r"(?:([0-9]+(?:\.[0-9]+)?) ?{} ?)?"
+        given = re.fullmatch(number.format("h") + number.format("m(?:in)?") + number.format("s"), text)
         seconds = (
             sum(float(n or 0) * unit for n, unit in zip(given.groups(), (3600, 60, 1), strict=True)) if given else 0
         )
-        if not seconds:
-            raise LrlsError(f"--budget {text}: expected a time like 90s, 10m or 2h, or steps like 2000steps.")
+        if not 0 < seconds <= MOST_S:
+            raise LrlsError(
+                f"--budget {shortened(text)}: expected a time like 90s, 10m or 2h, or steps like 2000steps."
+            )
         return cls(seconds=seconds)
 
 

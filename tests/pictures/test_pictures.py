@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -204,3 +206,12 @@ def test_an_overlay_shows_three_planes_with_contours(tmp_path):
     assert sound.shape[1] > 2 * sound.shape[0]
     changed = (sound != empty).any(-1).any(0)  # contours in each third of the page
     assert all(third.any() for third in np.array_split(changed, 3))
+
+
+def test_names_in_any_script_are_drawn_without_a_warning(tmp_path):
+    from stages.pictures.kit import write_note
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_note("\u809d\u81d3 \u0643\u0628\u062f \u0915 \U0001f9e0", tmp_path / "note.png")
+    assert (tmp_path / "note.png").stat().st_size > 1000
