@@ -11,8 +11,9 @@ from stages.data.contents import Content
 from stages.data.facts import Facts, Known, Looked, ScanFacts, examine, faults_of, label_faults, notices_of
 from stages.data.faults import HELD_OUT, Fault, IntakeError, leaks
 from stages.data.geometry import Geometry, geometry_faults
+from stages.data.grid import MARGIN_VOXELS
 from stages.data.lost import lost_in_check
-from stages.data.outliers import extent_mm, size_faults, unit_notice
+from stages.data.outliers import beyond_reach, extent_mm, size_faults, unit_notice
 from stages.processes import Processes
 
 MOST_NAMES = 10  # structures in a line
@@ -190,11 +191,24 @@ def _geometries(facts: Mapping[str, ScanFacts]) -> dict[str, Geometry]:
 def _sizes(
     config: Config, geometries: Mapping[str, Geometry], parts: Sequence[str], beside: Sequence[str]
 ) -> list[Fault]:
-    """Scans of another size than the others; scans of training are not compared with those held out."""
+    """Scans of another size than the others, or beside the first atlas where headers alone say how scans lie.
+
+    Scans of training are not compared with those held out.
+    """
     told = {case for part in parts for case in config.part(part)}
     compared = {case for part in beside if part not in HELD_OUT for case in config.part(part)} | told
     extents = {case: extent_mm(geometry) for case, geometry in geometries.items() if case in compared}
-    return size_faults(extents, told, next(iter(config.part("atlases")), ""))
+    first = next(iter(config.part("atlases")), "")
+    faults = size_faults(extents, told, first)
+    if config.preprocess.align == "none" and first in geometries:
+        margin_mm = config.preprocess.margin_mm or MARGIN_VOXELS * min(geometries[first].spacing)
+        sized = {fault.case for fault in faults}
+        faults += [
+            fault
+            for fault in beyond_reach(geometries, told, first, 2 * margin_mm)
+            if config.preprocess.shape is None and fault.case not in sized
+        ]
+    return faults
 
 
 def cheap_faults(

@@ -70,6 +70,12 @@ def not_finite(case: str, kind: str, num_nan: int, num_infinite: int) -> Fault:
     return Fault(case, f"{kind} has {voxels}", "replace these voxels by 0 or export it again", "not-finite")
 
 
+def off_grid(case: str) -> Fault:
+    found = "its image does not reach the grid, which lies round the first atlas"
+    remedy = "set preprocess.align to rigid or affine, or correct the header's origin"
+    return Fault(case, found, remedy, "off-grid")
+
+
 def no_numbers(case: str, kind: str) -> Fault:
     found = f"{kind} has voxels that are no plain numbers, such as complex ones"
     return Fault(case, found, "save it as integers or floats", "voxel-type")

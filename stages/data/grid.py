@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from stages.artifacts.cohort import Grid
 from stages.config import LEAST_EDGE, PreprocessSettings
 from stages.data.alignment import affine_transform
-from stages.data.faults import Fault, IntakeError
+from stages.data.faults import IntakeError, off_grid
 from stages.errors import LrlsError
 from stages.memory import available_bytes
 
@@ -138,9 +138,7 @@ def image_on_grid(normalised: sitk.Image, record: dict[str, Any], grid: Grid, ca
     """
     voxels = to_grid(normalised, record, grid)
     if voxels.min() == voxels.max():
-        problem = "its image does not reach the grid, which lies round the first atlas"
-        remedy = "set preprocess.align to rigid or affine, or correct the header's origin"
-        raise IntakeError(Fault(case, problem, remedy, "off-grid"))
+        raise IntakeError(off_grid(case))
     return voxels.astype(np.float16)
 
 

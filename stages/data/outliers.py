@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
 
-from stages.data.faults import Fault, Severity
+from stages.data.faults import Fault, Severity, off_grid
 from stages.data.geometry import Geometry
 
 OTHER_SIZE, OTHER_UNIT = 5.0, 25.0  # times the size of other scans: worth telling, certainly not in their unit
@@ -54,6 +55,46 @@ def size_faults(extents_mm: Mapping[str, float], told: Collection[str], referenc
                 faults.append(Fault(case, found, remedy, "other-size", severity))
                 break
     return faults
+
+
+def unlike_reference(image: Geometry, reference: Geometry, case: str) -> Fault | None:
+    """The fault of a new scan that cannot be in the unit of the scans that a model has learned from."""
+    mm, of_reference = extent_mm(image), extent_mm(reference)
+    if max(mm / of_reference, of_reference / mm) < OTHER_UNIT:
+        return None
+    found = f"image is {length(mm)} wide, the first atlas {length(of_reference)}"
+    return Fault(case, found, "its spacing is in another unit: correct the header", "other-size")
+
+
+def beyond_reach(
+    geometries: Mapping[str, Geometry], told: Collection[str], reference: str, reach_mm: float
+) -> list[Fault]:
+    """Scans whose box lies wholly beside the first atlas's, so that nothing of them is on the grid if none is aligned.
+
+    Args:
+        told: the cases that are reported.
+        reach_mm: how far the grid may go beyond the atlas's box.
+    """
+    if reference not in geometries:
+        return []
+    axes = np.reshape(geometries[reference].direction, (3, 3))
+    low, high = _box(geometries[reference], axes)
+    return [
+        off_grid(case)
+        for case, geometry in geometries.items()
+        if case in told and _is_beside(*_box(geometry, axes), low - reach_mm, high + reach_mm)
+    ]
+
+
+def _box(geometry: Geometry, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest coordinates of an image's corners along axes, in mm."""
+    corners = np.array(list(product(*((0, n - 1) for n in geometry.size)))) * geometry.spacing
+    along = (corners @ np.reshape(geometry.direction, (3, 3)).T + geometry.origin) @ axes
+    return along.min(0), along.max(0)
+
+
+def _is_beside(low: np.ndarray, high: np.ndarray, other_low: np.ndarray, other_high: np.ndarray) -> bool:
+    return bool((low > other_high).any() or (high < other_low).any())
 
 
 def unit_notice(extents_mm: Mapping[str, float]) -> list[Fault]:

@@ -32,10 +32,12 @@ from stages.data.alignments import aligned
 from stages.data.facts import Looked, ScanFacts, examine, faults_of
 from stages.data.faults import Fault, IntakeError
 from stages.data.flat_borders import border_faces
+from stages.data.geometry import geometry_of
 from stages.data.grid import image_on_grid, label_box, label_to_grid, packed, unpacked
 from stages.data.intensities import coarsened, normalise
 from stages.data.labels import classes_of
 from stages.data.lost import Labelled
+from stages.data.outliers import unlike_reference
 from stages.errors import LrlsError
 
 
@@ -207,7 +209,10 @@ def prepare_new(
             image = intake.read_new_scan(scan, case).image
         else:
             image = intake.checked_image(unpacked(scan), case)
-        normalised, record = prepare(image, unpacked(reference), settings)
+        to = unpacked(reference)
+        if fault := unlike_reference(geometry_of(image), geometry_of(to), case):
+            return place, str(fault)
+        normalised, record = prepare(image, to, settings)
         return place, (image_on_grid(normalised, record, grid, case), record)
     except LrlsError as error:
         return place, str(error)
