@@ -76,13 +76,16 @@ def open_series(path: Path, case: str, kind: str = "image") -> Series:
     headers = _headers_of(path, case, kind)
     slices = [piece for header in headers for piece in header.slices]
     if len(slices) == 1 and not path.is_dir() and headers[0].is_classic:
-        raise IntakeError(Fault(case, f"{kind} is one slice of a DICOM series", "name the folder of the series"))
-    found = _unsuitable(headers) or _contradiction(headers, slices)
-    if not found:
+        found = f"{kind} is one slice of a DICOM series"
+        raise IntakeError(Fault(case, found, "name the folder of the series", "dicom-series"))
+    if unsuitable := _unsuitable(headers):
+        raise IntakeError(Fault(case, f"{kind} {unsuitable[0]}", unsuitable[1], "dicom-voxels"))
+    contradiction = _contradiction(headers, slices)
+    if not contradiction:
         slices, spacing_mm = _ordered(slices)
-        found = _no_stack(slices, spacing_mm)
-    if found:
-        raise IntakeError(Fault(case, f"{kind} {found[0]}", found[1]))
+        contradiction = _no_stack(slices, spacing_mm)
+    if contradiction:
+        raise IntakeError(Fault(case, f"{kind} {contradiction[0]}", contradiction[1], "dicom-slices"))
     first = headers[0]
     item_bytes = math.ceil(max(header.bits[0] for header in headers) / 8)
     refuse_full_memory((len(slices), first.rows, first.columns), item_bytes, case, kind)
@@ -110,14 +113,15 @@ def _headers_of(path: Path, case: str, kind: str) -> list[Header]:
             damaged += 1
     if damaged:
         which = f"holds {len(files)} DICOM files, {damaged} of them" if len(files) > 1 else "is"
-        raise IntakeError(Fault(case, f"{kind} {which} unreadable or truncated", "copy or export the series again"))
+        found = f"{kind} {which} unreadable or truncated"
+        raise IntakeError(Fault(case, found, "copy or export the series again", "unreadable"))
     images = [header for header in headers if header]
     num_series = len({header.series for header in images})
     if num_series != 1:
         if path.is_dir():
             found = f"{kind} folder holds {num_series or 'no'} DICOM series, 1 expected"
-            raise IntakeError(Fault(case, found, "keep the files of one series in it"))
-        raise IntakeError(Fault(case, f"{kind} is a DICOM file without voxels", EXPORT))
+            raise IntakeError(Fault(case, found, "keep the files of one series in it", "dicom-series"))
+        raise IntakeError(Fault(case, f"{kind} is a DICOM file without voxels", EXPORT, "dicom-series"))
     return images
 
 
@@ -274,7 +278,7 @@ def _frames_by_itk(header: Header, scaling: set[tuple[float, float]], case: str,
     """
     if scaling != {(1.0, 0.0)} and (len(scaling) > 1 or header.sop_class not in SCALED_BY_ITK):
         found = f"{kind} is compressed, and its frames are scaled by slopes of their own"
-        raise IntakeError(Fault(case, found, "decompress it (gdcmconv --raw, dcmdjpeg)"))
+        raise IntakeError(Fault(case, found, "decompress it (gdcmconv --raw, dcmdjpeg)", "dicom-voxels"))
     with temporary_folder() as folder:
         try:
             image = sitk.ReadImage(str(linked(header.path, folder / "frames.dcm")))
@@ -296,7 +300,7 @@ def _stored(header: Header, case: str, kind: str) -> np.ndarray:
         or header.transfer_syntax == ExplicitVRBigEndian
     ):
         found = f"{kind} has numbers of {bits} in {allocated} bits, which are not read"
-        raise IntakeError(Fault(case, found, EXPORT))
+        raise IntakeError(Fault(case, found, EXPORT, "dicom-voxels"))
     dtype = np.dtype(f"<{'i' if header.is_signed else 'u'}{allocated // 8}")
     shape = (header.frames, header.rows, header.columns)
     stored = np.fromfile(header.path, dtype, math.prod(shape), offset=header.voxels_at or 0).reshape(shape)
@@ -312,8 +316,10 @@ def _undecodable(header: Header, error: RuntimeError, case: str, kind: str) -> E
         name = header.transfer_syntax.name  # of an unknown one: its own text
         how = name if name[:1].isalpha() else "an unknown transfer syntax"
         found = f"{kind} is damaged, or compressed in a way that is not read ({how})"
-        return IntakeError(Fault(case, found, "decompress it (gdcmconv --raw, dcmdjpeg), or export it again"))
-    return IntakeError(Fault(case, f"{kind} is unreadable or truncated", "copy or export the series again"))
+        remedy = "decompress it (gdcmconv --raw, dcmdjpeg), or export it again"
+        return IntakeError(Fault(case, found, remedy, "dicom-voxels"))
+    found = f"{kind} is unreadable or truncated"
+    return IntakeError(Fault(case, found, "copy or export the series again", "unreadable"))
 
 
 def _with_geometry(voxels: np.ndarray, series: Series) -> sitk.Image:

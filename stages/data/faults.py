@@ -33,7 +33,7 @@ class Fault:
     case: str
     found: str
     remedy: str
-    code: str = "other"
+    code: str
     severity: Severity = "fault"
 
     @property

@@ -156,7 +156,7 @@ def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
         raise IntakeError(Fault(case, f"{kind} has {channels} channels", remedy, "channels"))
     if "complex" in image.GetPixelIDTypeAsString():
         problem = f"{kind} has complex values, plain numbers expected"
-        raise IntakeError(Fault(case, problem, "save its magnitude", "pixel-type"))
+        raise IntakeError(Fault(case, problem, "save its magnitude", "voxel-type"))
     size = image.GetSize()
     while len(size) > 3 and size[-1] == 1:
         image = sitk.Extract(image, [*size[:-1], 0], [0] * len(size))

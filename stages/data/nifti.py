@@ -100,7 +100,7 @@ def parse_nifti(data: bytes, case: str, kind: str) -> NiftiHeader:
     """Check the first `HEADER_BYTES` of a file; raises as `check_nifti`."""
 
     def refuse(found: str, remedy: str, code: str = "header") -> IntakeError:
-        return IntakeError(Fault(case, f"{kind} {found}", remedy, code))
+        return IntakeError(Fault(case, f"{kind} {found}", remedy, code=code))
 
     if len(data) < NIFTI_BYTES:
         raise EOFError
@@ -121,9 +121,9 @@ def parse_nifti(data: bytes, case: str, kind: str) -> NiftiHeader:
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
         raise refuse("has an impossible size in its header", "export it again")
     if datatype in NOT_READ:
-        raise refuse(f"has {NOT_READ[datatype]}, plain numbers expected", "save it as int16 or float32", "pixel-type")
+        raise refuse(f"has {NOT_READ[datatype]}, plain numbers expected", "save it as int16 or float32", "voxel-type")
     if datatype not in INTEGERS and datatype not in FLOATS:
-        raise refuse(f"has voxels of an unknown type ({datatype})", "save it as int16 or float32", "pixel-type")
+        raise refuse(f"has voxels of an unknown type ({datatype})", "save it as int16 or float32", "voxel-type")
     dtype = np.dtype(f"{order}{(INTEGERS | FLOATS)[datatype]}")
     if bits != 8 * dtype.itemsize:
         raise refuse(f"says {bits} bits per voxel, its type has {8 * dtype.itemsize}", "export it again")

@@ -80,7 +80,7 @@ def _check_meta(path: Path, start: bytes, case: str, kind: str) -> Path | None:
     place.check_numbers("TransformMatrix", _floats(direction))
     place.check_numbers("Offset", _floats(origin))
     if fields.get("ElementType") not in META_TYPES:
-        raise place.refuse("has voxels of an unknown type", "save it as int16 or float32", "pixel-type")
+        raise place.refuse("has voxels of an unknown type", "save it as int16 or float32", "voxel-type")
     if int(fields.get("ElementNumberOfChannels", "1")) < 1:
         raise ValueError("no channel")
     is_compressed = fields.get("CompressedData", "False").lower() == "true"
@@ -116,7 +116,7 @@ def _check_nrrd(path: Path, start: bytes, case: str, kind: str) -> Path | None:
     shape = _integers(fields, "sizes")
     dtype = NRRD_DTYPE.get(" ".join(fields.get("type", "").lower().split()))
     if dtype is None:
-        raise place.refuse("has voxels of a type that is not read", "save it as int16 or float32", "pixel-type")
+        raise place.refuse("has voxels of a type that is not read", "save it as int16 or float32", "voxel-type")
     is_itk_4d = fields.get("space dimension") == "4"  # how ITK writes LPS with a fourth axis
     if fields.get("space", "").lower() not in NRRD_SPACES and not is_itk_4d:
         raise place.lacks("directions (space: left-posterior-superior, or another of three axes)")
