@@ -198,7 +198,7 @@ def test_init_says_what_to_do_next(tmp_path):
     code, output = run(init, tmp_path / "scans", "--output", tmp_path / "my.yaml")
 
     assert code == 0
-    assert "1 atlases, 1 unlabeled, 0 test; 2 structures; MR" in output
+    assert "1 atlas, 1 unlabeled, 0 test; 2 structures; MR" in output
     assert f"`lrls check {tmp_path / 'my.yaml'}`" in output
 
 
