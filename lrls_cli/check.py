@@ -22,9 +22,11 @@ def check(
 
     from rich.console import Console
 
+    from lrls_cli.echo import tell
     from lrls_cli.tables import print_faults
     from stages.config import PARTS, load_config
     from stages.data.checks import cohort_faults, report
+    from stages.errors import plural
     from stages.methods import find_method, settings_of
 
     settled = load_config(config, settings)
@@ -41,17 +43,8 @@ def check(
     else:
         print_faults(found)
         if not found and not settled.part("test") and not settled.part("dev"):
-            typer.echo("Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.")
-        typer.echo(
-            f"{_counted(len(cases), 'scan')}, {_counted(stopping, 'fault')}{_and_notices(len(found) - stopping)}."
-        )
+            tell("Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.")
+        notices = f", {plural(len(found) - stopping, 'notice')}" if len(found) > stopping else ""
+        tell(f"{plural(len(cases), 'scan')}, {plural(stopping, 'fault') if stopping else 'no faults'}{notices}.")
     if stopping:
         raise typer.Exit(1)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
-
-
-def _and_notices(number: int) -> str:
-    return f", {_counted(number, 'notice')}" if number else ""

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.echo import tell
 from lrls_cli.options import Round, Settings
 
 
@@ -50,8 +51,8 @@ def predict(
         made = trained(config, method, round=round)
         opened = calibrated_model(made, config, method)
     if opened.calibration is None:
-        typer.echo("no estimates of DSC: `lrls calibrate` makes them possible; flags are fewer without")
-    failures = stage(opened, scans, out, probabilities=probabilities, force=force, tell=typer.echo)
-    typer.echo(out)
+        tell("no estimates of DSC: `lrls calibrate` makes them possible; flags are fewer without")
+    failures = stage(opened, scans, out, probabilities=probabilities, force=force, tell=tell)
+    tell(out)
     if failures:
         raise typer.Exit(1)

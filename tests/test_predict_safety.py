@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from conftest import Done, Project, work_here
 from pytest import MonkeyPatch
 
+from stages.answering.answers import Answering
 from stages.data import writers
 from stages.data.nifti import GEOMETRY
 
@@ -165,6 +166,25 @@ def test_one_failed_write_stops_no_other_scan(shared, scans, tmp_path, monkeypat
     assert f"{path} cannot be written (there is no room on the disk); free some, or name another folder." in done.out
     assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
     assert pd.read_csv(tmp_path / "out" / "volumes.csv")["case"].tolist() == ["a", "c"]
+
+
+def test_an_answer_that_does_not_fit_into_memory_costs_one_scan(shared, scans, tmp_path, monkeypatch):
+    new = tmp_path / "new"
+    new.mkdir()
+    for name, case in (("a", "test_1"), ("b", "test_2"), ("c", "dev_1")):
+        shutil.copy(scans / "images" / f"{case}.nii.gz", new / f"{name}.nii.gz")
+    combined = Answering._combined
+
+    def full(self, case, *arguments):
+        if case == "b":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+        return combined(self, case, *arguments)
+
+    monkeypatch.setattr(Answering, "_combined", full)
+    done = predict(shared, new, "--out", tmp_path / "out")
+    assert done.code == 1
+    assert "case b: its answer does not fit into memory; crop the scan, or close other programs." in done.out
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
 
 
 NAMES = ["a.img", "b.hdr.x", "c.nia", "d.nii", "e,f", "g[1]", "h{2}", "i j", "=cmd|x", "-k", "ü名", "l%d", "x" * 240]

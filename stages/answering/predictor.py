@@ -20,6 +20,7 @@ from stages.data.own_space import as_label_image, in_own_space
 from stages.data.prepare import prepare_new
 from stages.data.writers import volumes_ml
 from stages.errors import LrlsError
+from stages.memory import is_out_of_memory
 from stages.processes import in_processes
 
 
@@ -143,20 +144,26 @@ class Predictor:
                 yield answer
                 done += 1
             return
-        except (LrlsError, MemoryError):
-            pass  # one of the remaining scans cannot be answered; answering them one by one finds out which
+        except (LrlsError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            # One of the remaining scans cannot be answered; answering them one by one finds out which.
         for scan in scans[done:]:
             try:
                 yield next(self.answering.answers([scan]))
             except LrlsError as error:
                 yield Failure(scan.case, str(error))
-            except MemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 yield _too_big(scan.case)
 
     def _finished(self, scan: GridScan, answer: Answer) -> Prediction | Failure:
         try:
             return self._in_own_space(scan, answer)
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             return _too_big(scan.case)
 
     def _in_own_space(self, scan: GridScan, answer: Answer) -> Prediction:
