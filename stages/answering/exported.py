@@ -45,7 +45,7 @@ from stages.artifacts.digests import digest_of
 from stages.artifacts.files import plain, shown
 from stages.artifacts.placing import check_place, placed
 from stages.artifacts.weights_file import fill, packed_weights
-from stages.config import Config, first_fault
+from stages.config import Config, Section, first_fault
 from stages.data.grid import unpacked
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of
@@ -169,7 +169,7 @@ def _read(path: Path, read: Read, *, told: str = "do not use this file") -> Mode
     except LrlsError as error:
         raise LrlsError(plain(f"{shown(path)}: {str(error).removeprefix(f'{shown(path)}: ')}", most=600)) from None
     except ValidationError as error:
-        raise refused(f"{MODEL}: {first_fault(error, Config).rpartition(';')[0]}") from None
+        raise refused(f"{MODEL}: {_fault_of(error, Config)}") from None
     except (ValueError, RuntimeError, TypeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise refused(f"{MODEL} describes no model that can be built ({error})") from None
     size = sum(tensor.numel() * tensor.element_size() for n in networks.values() for tensor in n.state_dict().values())
@@ -215,7 +215,7 @@ def _described(path: Path, read: Read, told: str) -> Description:
         if set(about.files) != {WEIGHTS, IMAGES}:
             raise changed
     except ValidationError as error:
-        fault = first_fault(error, Description).rpartition(";")[0]
+        fault = _fault_of(error, Description)
         raise LrlsError(plain(f"{shown(path)}: {MODEL}: {fault}; {told}.", most=600)) from None
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) or "values" not in locals():
@@ -224,6 +224,14 @@ def _described(path: Path, read: Read, told: str) -> Description:
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise changed from None
     return about
+
+
+def _fault_of(error: ValidationError, model: type[Section]) -> str:
+    """The first fault, without what to do; also where a setting is unknown in a place that has no settings."""
+    try:
+        return first_fault(error, model).rpartition(";")[0]
+    except (AttributeError, KeyError, TypeError):
+        return error.errors()[0]["msg"]
 
 
 def _config_of(about: Description, method: Method) -> Config:

@@ -25,6 +25,7 @@ from stages.errors import LrlsError
 MANIFEST = "artifact.json"
 SEAL = "seal"  # key in `artifact.json`: digest of everything else in it
 MOST_BYTES = 64 * 2**20  # of a JSON file
+MOST_NUMBER = 10**6  # of a format or round
 PACKAGES = ("lrls", "torch", "monai", "numpy", "scipy", "antspyx", "SimpleITK", "h5py", "safetensors")
 
 
@@ -169,7 +170,7 @@ def peek_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manife
     try:
         values = parsed(folder / MANIFEST)
         stored_kind, version = values["identity"]["kind"], values["identity"]["format_version"]
-        if not _is_int(version) or not isinstance(stored_kind, str):
+        if not _is_int(version) or abs(version) > MOST_NUMBER or not isinstance(stored_kind, str):
             raise TypeError
         expected = _kinds()[stored_kind].FORMAT if stored_kind in _kinds() else 0
         newer, older = version > expected or not expected, version < expected
@@ -218,7 +219,7 @@ def _manifest_of(values: dict[str, Any]) -> Manifest:
         and isinstance(identity.config, dict)
         and _is_int(identity.seed)
         and _is_int(identity.round)
-        and identity.round >= 0
+        and 0 <= identity.round <= MOST_NUMBER
         and _is_amount(manifest.wall_time_s)
         and (peak is None or _is_amount(peak))
     )

@@ -192,6 +192,8 @@ def test_a_changed_description_is_refused(contents, tmp_path):
                    "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1]}}, "too small for a U-Net"),
         ({"num_atlases": -1}, "num_atlases"),
         ({"calibration": {}}, "is missing"),
+        ({"files": {"hook": {"x" * 90: 1}}}, "model.json: "),
+        ({"borders": [{"classes": [1, 2], "normal": [0, 0, 1], "hook": 1}]}, "model.json: "),
         ({"borders": [{"classes": [1, 9], "normal": [0, 0, 1]}]}, "border"),
         ({"format_version": 2}, "newer than this lrls reads"),
     ],
