@@ -84,13 +84,13 @@ def run(
 
     if budget and not (method.train_reg or method.train_seg):
         tell(f"{method.name} trains nothing: --budget has no effect")
-    if until == "eval" and config.part(config.eval.part):
-        _check_labels(config)
     # Faults of device and round are reported before hours of alignment.
     if method.train_reg or method.train_seg:
         choose_device(config)
     plan = plan_of(method, config)
     last = plan.last_round if round is None else checked_round(method, plan, round)
+    if until == "eval" and config.part(config.eval.part):
+        _check_labels(config)
     cohort = preprocess(config, method.cohort, needs_unlabeled=plan.looks_at_unlabeled)
     told(cohort)
     made, make = Made(cohort), makers(tell)
@@ -173,7 +173,7 @@ def pseudo_labels_behind(segmentation: Segmentation | None) -> list[Generated]:
 
 
 def _check_labels(config: Config) -> None:
-    """Report missing label maps, and those that do not lie on their image, before hours of training, not after."""
+    """Report label maps that cannot be scored with before hours of training, not after."""
     if not config.data.folder.is_dir():
         return  # `preprocess` says so
     refuse(scored_faults(config, config.part(config.eval.part)))

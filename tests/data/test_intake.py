@@ -1,6 +1,7 @@
 """Every fault of a user's scan is found, named in one line and answered with a remedy."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from stages.data import digests
 from stages.data.checks import cohort_faults, scan_faults
 from stages.data.faults import disk_fault
 from stages.data.intake import find_file, read_new_scan, read_scan
-from stages.data.labels import class_indices, label_values
+from stages.data.labels import as_integers, class_indices, label_values
 from stages.errors import LrlsError
 
 SPACING_MM = (1.0, 1.5, 2.0)
@@ -112,6 +113,67 @@ def test_integral_float_labels_become_integers(config, tmp_path):
 
     label = read_scan(config, "atlas", label=True).label
     assert np.issubdtype(sitk.GetArrayFromImage(label).dtype, np.integer)
+
+
+@pytest.mark.parametrize("value", [16.9999998, 17.0004])
+def test_values_that_a_slope_moved_off_an_integer_are_that_integer(config, tmp_path, value):
+    write(tmp_path, "labels", "atlas", label_of(image_of(0), value=value, dtype=np.float64))
+
+    label = read_scan(config, "atlas", label=True).label
+    assert set(np.unique(sitk.GetArrayFromImage(label))) == {0, 17}
+    assert cohort_faults(config, ALL_PARTS) == []
+
+
+def test_values_that_are_no_integers_are_told_with_their_digits(config, tmp_path):
+    write(tmp_path, "labels", "atlas", label_of(image_of(0), value=16.99875, dtype=np.float64))
+
+    assert only_fault(cohort_faults(config, ALL_PARTS)) == (
+        "case atlas: label map has values that are not integers (16.99875); "
+        "resample label maps with nearest neighbour and save them as integers."
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+@pytest.mark.parametrize("others", ["error", "background"])
+def test_an_image_in_the_place_of_a_label_map_is_one_line(tmp_path, dtype, others):
+    config = make_cohort(tmp_path, others=others)
+    voxels = np.random.default_rng(5).uniform(0, 900, (6, 7, 8)).astype(dtype)
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing(SPACING_MM)
+    write(tmp_path, "labels", "held", image)
+
+    assert only_fault(cohort_faults(config, ALL_PARTS)) == (
+        f"case held: label map has {len(np.unique(voxels))} different values: it looks like an image; "
+        "put the scan's label map in its place."
+    )
+
+
+def test_a_label_map_of_many_structures_is_no_image(config, tmp_path):
+    voxels = np.arange(200).repeat(64).reshape(200, 8, 8).astype(np.int16)
+    label = as_integers(sitk.GetImageFromArray(voxels), "x")
+    assert np.array_equal(sitk.GetArrayFromImage(label), voxels)
+
+
+def test_a_complex_image_hides_no_other_fault(config, tmp_path):
+    real = image_of(1)
+    write(tmp_path, "images", "free", sitk.RealAndImaginaryToComplex(real, real))
+    write(tmp_path, "labels", "atlas", label_of(image_of(0), value=9))
+    (tmp_path / "images" / "held.nii.gz").write_bytes(b"no image")
+
+    assert [fault.case for fault in cohort_faults(config, ALL_PARTS)] == ["atlas", "free", "held"]
+
+
+def test_files_that_the_configuration_lists_are_read(tmp_path):
+    config = make_cohort(tmp_path)
+    write(tmp_path, "elsewhere", "img1", image_of(1))
+    write(tmp_path, "elsewhere", "map1", label_of(image_of(1)))
+    files = {"new": [Path("elsewhere/img1.nii.gz"), Path("elsewhere/map1.nii.gz")], "bare": [Path("gone.nii")]}
+    data = config.data.model_copy(update={"files": files, "atlases": ["atlas", "new"], "unlabeled": ["free", "bare"]})
+
+    assert only_fault(cohort_faults(config.model_copy(update={"data": data}), ALL_PARTS)) == (
+        "case bare: no image file; correct data.files.bare: [image, label map], "
+        "or take the case out of the configuration."
+    )
 
 
 @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.nrrd", "x.mha", "x.mhd", "x_0000.nii.gz", "x_0000.mha"])
