@@ -172,19 +172,16 @@ def print_history(found: Found, workspace: Path) -> None:
             _plain(f"{made_by} (older format: not read)" if identity.outdated else made_by),
             "\n".join(map(_plain, made_from)), str(identity.seed), f"{manifest.wall_time_s:.0f} s", manifest.digest[:8],
         )  # fmt: skip
-    if not entries:
-        tell(f"nothing in {workspace.name} yet; start with `lrls preprocess`.")
-        return
     console = Console()
     if not console.is_terminal:
         console.width = 160
     if entries or not (found.unfinished or found.unreadable):
-        console.print(table if entries else f"nothing in {workspace.name} yet; start with `lrls preprocess`.")
+        console.print(table if entries else _plain(f"nothing in {workspace.name} yet; start with `lrls preprocess`."))
     for left in found.unfinished:
         age = f"{left.age_s / 3600:.1f} hours" if left.age_s < 48 * 3600 else f"{left.age_s / 86400:.0f} days"
-        print(
+        tell(
             f"unfinished: {left.folder.relative_to(workspace)}, {left.num_bytes / 1e6:.1f} MB, {age} old; "
             "the command that was stopped resumes from it, or delete it."
         )
     for line in found.unreadable:
-        print(line)
+        tell(line)

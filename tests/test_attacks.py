@@ -22,7 +22,8 @@ def finished(tmp_path_factory, new_project) -> Project:
     with pytest.MonkeyPatch.context() as patch:
         work_here(patch)
         draw_no_pictures(patch)
-        patch.setattr("stages.predict.in_processes", lambda work, calls, **_: (work(*call) for call in calls))
+        here = "stages.answering.predictor.in_processes"
+        patch.setattr(here, lambda work, calls, **_: (work(*call) for call in calls))
         yield flips.finished_project(tmp_path_factory.mktemp("attacked"), new_project)
 
 

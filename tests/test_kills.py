@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from conftest import Project, draw_no_pictures
 
+from stages.artifacts.files import temporary_of
 from stages.artifacts.manifest import MANIFEST
 from stages.artifacts.store import history, verify, versions
 
@@ -188,7 +189,7 @@ def job(number: int, scratch: Path, stage: str) -> None:
     outcome = finish(undisturbed, target, command)
 
     events = json.loads(seen.read_text())
-    first = next(place for place, event in enumerate(events) if f".{MANIFEST}.tmp" in event)
+    first = next(place for place, event in enumerate(events) if temporary_of(Path(MANIFEST)).name in event)
     last = max(place for place, event in enumerate(events) if ".draft-" in event) + 1  # just renamed
     final = [first + round(k * (last - first) / (IN_FINAL_WRITE - 1)) for k in range(IN_FINAL_WRITE)]
     moments: list[float | int] = [(k + 0.5) / TENTHS * took_s for k in range(TENTHS)] + final

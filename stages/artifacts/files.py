@@ -14,9 +14,14 @@ from pathlib import Path
 SETTLED_S = 2.0
 
 
+def temporary_of(path: Path) -> Path:
+    """Where a file lies until it is complete; its name is short, however long the file's own is."""
+    return path.with_name(f".{zlib.crc32(path.name.encode(errors='surrogateescape')):08x}.tmp")
+
+
 def atomic_write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file in full or not at all, even if the process is killed."""
-    temporary = path.with_name(f".{zlib.crc32(path.name.encode(errors='surrogateescape')):08x}.tmp")  # short
+    temporary = temporary_of(path)
     try:
         with temporary.open("wb") as file:
             for part in parts:

@@ -120,6 +120,8 @@ def _scans(folder: Path, inside: Path, left_out: list[str]) -> list[Path]:
         try:
             entries = sorted((folder / place).iterdir(), key=lambda path: path.name)
         except OSError:
+            if not depth:  # the folder of all images or label maps
+                raise
             left_out.append(f"{place.as_posix()}: a folder that cannot be read; change its permissions")
             return
         for entry in entries:

@@ -41,6 +41,7 @@ def import_everything() -> None:
     import torch
     from conftest import draw_no_pictures, work_here
 
+    import stages.answering.predictor
     import stages.predict
     import stages.workflow
 
@@ -49,7 +50,7 @@ def import_everything() -> None:
     patch = pytest.MonkeyPatch()
     draw_no_pictures(patch)
     work_here(patch)
-    patch.setattr("stages.predict.in_processes", lambda work, calls, **_: (work(*call) for call in calls))
+    patch.setattr("stages.answering.predictor.in_processes", lambda work, calls, **_: (work(*call) for call in calls))
 
 
 def tried(work: Callable[[], Any], *, seconds: float, more_mb: float) -> Ended:

@@ -181,7 +181,7 @@ def test_unknown_setting_is_answered_with_the_nearest_one():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "theirs"}, r"preset is theirs; choose one of default, light, official, paper; correct it"),
+        ({"preset": "theirs"}, r"preset is theirs; choose one of default, light, official, paper"),
         ({"inverse_weight": -1}, r"setting inverse_weight: .*greater than or equal to 0.*correct it"),
         ({"registration_network": "big"}, r"registration_network: input should be 'brbs' or 'light'"),
     ],
