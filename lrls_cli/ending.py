@@ -69,12 +69,15 @@ def end_with_children(code: int) -> None:
         return
     from multiprocessing import active_children, util
 
+    from stages.processes import remove_temporary_files
+
     children = active_children()
     for child in children:
         child.terminate()
     if children:
         for child in children:
             child.join(1.0)
+        remove_temporary_files()
         util._run_finalizers(0)  # type: ignore[attr-defined]  # semaphores, of which Python warns otherwise
         sys.stdout.flush()
         sys.stderr.flush()

@@ -29,6 +29,7 @@ Broken = Callable[..., Any]
 """What stands in for the result of a case whose process was killed; gets the case's arguments."""
 
 FOLDER = re.compile(r"lrls-pool-\w+")
+_folders: set[Path] = set()  # of the pools of this process that have not ended
 OLD_S = 24 * 3600.0  # a pool writes into its folder more often
 PLAIN = re.compile(r"[\w./~+-]+", re.ASCII)  # ANTs reads brackets, commas and spaces in paths as its own syntax
 
@@ -118,6 +119,7 @@ class Processes:
     def _submit(self, function: Callable[..., Any], case: tuple) -> Future:
         if self._pool is None:
             self._folder = _folder_for_temporary_files()
+            _folders.add(self._folder)
             self._pool = ProcessPoolExecutor(
                 self.workers, mp_context=get_context("spawn"), initializer=begin_process,
                 initargs=(str(self._folder),),
@@ -136,6 +138,7 @@ class Processes:
             pool.shutdown(wait=True, cancel_futures=True)
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+            _folders.discard(folder)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -165,6 +168,12 @@ def in_processes(
     workers = min(workers or available_cores(), max(1, len(arguments)))
     with Processes(workers) as processes:
         yield from processes.each(function, arguments, broken=broken)
+
+
+def remove_temporary_files() -> None:
+    """Delete what pools that were not closed have written; for a process that ends at once."""
+    for folder in list(_folders):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder_for_temporary_files() -> Path:

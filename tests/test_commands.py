@@ -266,3 +266,22 @@ def test_a_command_that_is_told_to_stop_ends_with_its_workers_in_one_line(number
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_command_that_is_told_to_stop_leaves_no_temporary_files(folder, tmp_path):
+    """Alignments lie there, and a scheduler tells the workers to stop as well."""
+    own = tmp_path / "own"
+    own.mkdir()
+    arguments = ["preprocess", "lrls.yaml", "--set", f"workspace={tmp_path / 'runs'}"]
+    command = [sys.executable, "-m", "lrls_cli.main", *arguments]
+    environment = {**os.environ, "TMPDIR": str(own), "PYTHONPATH": str(Path(__file__).parents[1])}
+    program = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, start_new_session=True)
+    until = time.monotonic() + 120
+    while not list(own.glob("lrls-pool-*/*/start.mat")):
+        assert time.monotonic() < until and program.poll() is None
+        time.sleep(0.05)
+    os.killpg(program.pid, signal.SIGTERM)
+    _, said = program.communicate(timeout=60)
+    assert program.returncode == 128 + signal.SIGTERM
+    assert said.decode().splitlines()[-1] == "lrls: stopped; the same command resumes."
+    assert not list(own.iterdir())
