@@ -248,8 +248,9 @@ def test_names_cannot_steer_the_terminal(folder):
 def test_a_command_that_is_told_to_stop_ends_with_its_workers_in_one_line(number, folder, tmp_path):
     command = [sys.executable, "-m", "lrls_cli.main", "preprocess", "lrls.yaml", "--set", f"workspace={tmp_path}"]
     process = subprocess.Popen(
-        [*command, "--set", "preprocess.workers=2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
+        [*command, "--set", "preprocess.workers=2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # these tests may run under nohup
+    )  # fmt: skip
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
         process.kill()
