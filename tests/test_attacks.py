@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from attacks import flips, hostile_models, hostile_workspaces
+from attacks.trying import failed, table
 from conftest import Project, draw_no_pictures, work_here
 
 from stages.artifacts.manifest import MANIFEST
@@ -36,7 +37,7 @@ def copied(finished, tmp_path) -> Project:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_damage_in_a_workspace_is_refused_or_made_again_or_has_no_effect(finished, tmp_path):
     counts = flips.attack(finished.folder, tries=len(flips.ANSWERS) + len(flips.STOPS), seed=1, scratch=tmp_path)
-    assert flips.failed(counts) == 0, flips.table(counts)
+    assert failed(counts) == 0, table(counts)
     assert sum(counter["refused"] for counter in counts.values()) > 3
 
 
@@ -44,14 +45,14 @@ def test_damage_in_a_workspace_is_refused_or_made_again_or_has_no_effect(finishe
 def test_hostile_models_are_refused_in_one_line_or_answer(finished, tmp_path):
     finished.made("export", "--method", "best", "--out", str(tmp_path / "model.zip"))
     counts = hostile_models.attack(tmp_path / "model.zip", tries=40, seed=1, scratch=tmp_path)
-    assert hostile_models.failed(counts) == 0, hostile_models.table(counts)
+    assert failed(counts) == 0, table(counts)
     assert counts["unchanged"]["opened, answered"] == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_workspaces_of_strangers_are_refused_in_one_line_or_answered_from(finished, tmp_path):
     counts = hostile_workspaces.attack(finished.folder, tries=20, seed=1, scratch=tmp_path)
-    assert hostile_workspaces.failed(counts) == 0, hostile_workspaces.table(counts)
+    assert failed(counts) == 0, table(counts)
 
 
 @pytest.mark.parametrize("method", ["best", "brbs"])

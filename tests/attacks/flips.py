@@ -8,14 +8,11 @@ in one line, make it again, or answer as from the undamaged workspace; anything 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
 import re
 import shutil
-import sys
-import tempfile
 from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from attacks.trying import Ended, import_everything, table, tried
+from attacks.trying import Ended, run_attack, tried
 
 SECONDS, MORE_MB = 60.0, 1000.0
 ANSWERS: dict[str, tuple[str, ...]] = {  # commands that answer from what is finished
@@ -228,27 +225,5 @@ def stopped(project: Path, to: Path, name: str) -> Path:
     return to
 
 
-def failed(counts: dict[str, Counter[str]]) -> int:
-    """Tries that ended as none may."""
-    return sum(n for counter in counts.values() for outcome, n in counter.items() if outcome.isupper())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--tries", type=int, default=260)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="number of a try, to see it in full")
-    arguments = parser.parse_args()
-    import_everything()
-    with tempfile.TemporaryDirectory(dir=arguments.config.parent.parent) as scratch:
-        counts = attack(
-            arguments.config.parent.resolve(), tries=arguments.tries, seed=arguments.seed, scratch=Path(scratch),
-            only=arguments.only,
-        )  # fmt: skip
-    print(table(counts))
-    sys.exit(min(1, failed(counts)))
-
-
 if __name__ == "__main__":
-    main()
+    run_attack(attack, __doc__, "config", tries=260, on_project=True)

@@ -2,23 +2,21 @@
 
     cd tests && PYTHONPATH=.. python -m attacks.hostile_models model.zip [--tries 1000] [--seed 0] [--only 17]
 
-Every try must be refused in one line or answer; a traceback, a hang, or memory beyond the bound makes it exit with 1.
+The model is of a method with a network. Every try must be refused in one line or answer; a traceback, a hang, or
+memory beyond the bound makes it exit with 1.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
-import sys
-import tempfile
 import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from attacks.mutations import CONTENTS, PACKAGES, as_folder, as_zip
-from attacks.trying import Ended, import_everything, table, tried
+from attacks.trying import Ended, run_attack, tried
 
 SECONDS, MORE_MB = 60.0, 400.0
 
@@ -97,27 +95,5 @@ def attack(model: Path, *, tries: int, seed: int, scratch: Path, only: int | Non
     return counts
 
 
-def failed(counts: dict[str, Counter[str]]) -> int:
-    """Tries that ended as none may."""
-    return sum(n for counter in counts.values() for outcome, n in counter.items() if outcome[:4].isupper())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--tries", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="number of a try, to see it in full")
-    arguments = parser.parse_args()
-    import_everything()
-    with tempfile.TemporaryDirectory() as scratch:
-        counts = attack(
-            arguments.model, tries=arguments.tries, seed=arguments.seed, scratch=Path(scratch),
-            only=arguments.only,
-        )  # fmt: skip
-    print(table(counts))
-    sys.exit(min(1, failed(counts)))
-
-
 if __name__ == "__main__":
-    main()
+    run_attack(attack, __doc__, "model", tries=1000, on_project=False)

@@ -8,20 +8,17 @@ the bound, or control characters in what is said make this exit with 1.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
 import shutil
-import sys
-import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from attacks.flips import ANSWERS, USED_BY, answer, copied, files_below
 from attacks.mutations import NASTY, as_json, places_in
-from attacks.trying import import_everything, table, tried
+from attacks.trying import run_attack, tried
 
 SECONDS, MORE_MB = 60.0, 1000.0
 MANIFEST = "artifact.json"
@@ -148,27 +145,5 @@ def attack(project: Path, *, tries: int, seed: int, scratch: Path, only: int | N
     return counts
 
 
-def failed(counts: dict[str, Counter[str]]) -> int:
-    """Tries that ended as none may."""
-    return sum(n for counter in counts.values() for outcome, n in counter.items() if outcome.isupper())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--tries", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="number of a try, to see it in full")
-    arguments = parser.parse_args()
-    import_everything()
-    with tempfile.TemporaryDirectory(dir=arguments.config.parent.parent) as scratch:
-        counts = attack(
-            arguments.config.parent.resolve(), tries=arguments.tries, seed=arguments.seed, scratch=Path(scratch),
-            only=arguments.only,
-        )  # fmt: skip
-    print(table(counts))
-    sys.exit(min(1, failed(counts)))
-
-
 if __name__ == "__main__":
-    main()
+    run_attack(attack, __doc__, "config", tries=400, on_project=True)

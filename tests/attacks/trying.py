@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -141,3 +143,34 @@ def table(counts: dict[str, Counter[str]]) -> str:
         cells = "  ".join(str(counter[column]).rjust(len(column)) for column in columns)
         lines.append(f"{kind.ljust(width)}  {cells}")
     return "\n".join(lines)
+
+
+def failed(counts: dict[str, Counter[str]]) -> int:
+    """Tries that ended as none may: their outcomes are told in capital letters."""
+    return sum(n for counter in counts.values() for outcome, n in counter.items() if outcome[:4].isupper())
+
+
+def run_attack(
+    attack: Callable[..., dict[str, Counter[str]]], about: str, target: str, *, tries: int, on_project: bool
+) -> None:
+    """The command line of an attack; exits with 1 if a try ended as none may.
+
+    Args:
+        target: "config" or "model", the file to name.
+        on_project: the attack works on copies of the file's folder, which then lie beside it.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument(target, type=Path)
+    parser.add_argument("--tries", type=int, default=tries)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="number of a try, to see it in full")
+    arguments = parser.parse_args()
+    path = getattr(arguments, target).resolve()
+    import_everything()
+    with tempfile.TemporaryDirectory(dir=path.parent.parent if on_project else None) as scratch:
+        counts = attack(
+            path.parent if on_project else path, tries=arguments.tries, seed=arguments.seed, scratch=Path(scratch),
+            only=arguments.only,
+        )  # fmt: skip
+    print(table(counts))
+    sys.exit(min(1, failed(counts)))
