@@ -36,8 +36,8 @@ def merged(logits: Tensor, missing: Tensor | None) -> Tensor:
         logits: (N, C, D, H, W).
         missing: (N, C) bool; None: the labels lack nothing.
 
-    Source: Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ segmentation", Medical
-    Image Analysis 2021, Eq. 3.
+    Source: the marginal loss of Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ
+    segmentation", Medical Image Analysis 2021.
     """
     if missing is None:
         return logits
