@@ -103,18 +103,26 @@ class PreprocessSettings(Section):
         "labels", description="The grid covers the atlases' labels, the reference's foreground, or its whole image."
     )
     margin_mm: float | None = Field(
-        None, ge=0, description="Margin round the cropped box (mm); default: 12 of the first atlas's finest voxels."
+        None,
+        ge=0,
+        description="Margin round the cropped box (mm); default: 12 of the first atlas's finest voxels, or 15 % of an "
+        "edge of the box where that is more and the first atlas shows so much, and at least 2 slices.",
     )
     spacing_mm: Length | tuple[Length, Length, Length] | None = Field(
-        None, description="Voxel size (mm), one number or (D, H, W); default: the atlases' finest, isotropic."
+        None,
+        description="Voxel size (mm), one number or (D, H, W); default: the first atlas's finest on all axes but those "
+        "of slices over 3 times as thick, which keep theirs.",
     )
     shape: tuple[Count, Count, Count] | None = Field(
-        None, description="Voxels (D, H, W), centred on the box; default: derived."
+        None,
+        description="Voxels (D, H, W), centred on the box; without spacing_mm the box is resampled to them; default: "
+        "derived, multiples of 8, along thick slices even.",
     )
     max_voxels: int = Field(
         1_500_000,
         ge=LEAST_EDGE**3,
-        description="A derived spacing is coarsened until the grid has no more voxels than this.",
+        description="A derived spacing is coarsened, its finest axes first, until the grid has no more voxels than "
+        "this.",
     )
     intensity: IntensitySettings = IntensitySettings()
     n4: bool = Field(False, description="N4 bias field correction before anything else (MR).")

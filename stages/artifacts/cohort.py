@@ -69,7 +69,7 @@ class Cohort(Artifact):
     """An open cohort; images and labels are read when they are asked for."""
 
     KIND: ClassVar[str] = "cohort"
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
     MADE_WITH: ClassVar[str] = "lrls preprocess"
     grid: Grid
     structures: tuple[str, ...]

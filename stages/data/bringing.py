@@ -6,6 +6,7 @@ After the first fault the pass only checks, so that the message can say how many
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from stages.config import Config
 from stages.data.checks import facts_of_killed, faults_among
 from stages.data.facts import Looked, ScanFacts, faults_of, known_facts
 from stages.data.faults import Fault, refuse
-from stages.data.grid import Box, derive_grid, image_box, packed, union
+from stages.data.grid import FOREGROUND, Box, derive_grid, image_box, packed, union
 from stages.data.lost import lost_structures
 from stages.data.prepare import (
     Outcome,
@@ -212,9 +213,10 @@ class Pass:
         if settings.crop == "labels":
             box: Box = union([atlas["box"] for atlas in about])
         else:
-            box = image_box(reference, foreground=settings.crop == "foreground")
+            box = image_box(reference, above=FOREGROUND if settings.crop == "foreground" else -math.inf)
         spacing, origin, _ = about[0]["geometry"]
-        return derive_grid(settings, box, reference.GetDirection(), spacing, origin)
+        shown = image_box(reference, above=0)  # 0 is the background of brain-extracted scans
+        return derive_grid(settings, box, reference.GetDirection(), spacing, origin, shown)
 
 
 def _is_whole(file: Path, case: str) -> bool:

@@ -11,7 +11,7 @@ from stages.data.contents import Content
 from stages.data.facts import Facts, Known, Looked, ScanFacts, examine, faults_of, label_faults, notices_of
 from stages.data.faults import HELD_OUT, Fault, IntakeError, leaks
 from stages.data.geometry import Geometry, geometry_faults
-from stages.data.grid import MARGIN_VOXELS
+from stages.data.grid import MARGIN_SHARE, MARGIN_VOXELS
 from stages.data.lost import lost_in_check
 from stages.data.outliers import beyond_reach, extent_mm, size_faults, unit_notice
 from stages.processes import Processes
@@ -201,7 +201,9 @@ def _sizes(
     first = next(iter(config.part("atlases")), "")
     faults = size_faults(extents, told, first)
     if config.preprocess.align == "none" and first in geometries:
-        margin_mm = config.preprocess.margin_mm or MARGIN_VOXELS * min(geometries[first].spacing)
+        margin_mm = config.preprocess.margin_mm or max(
+            MARGIN_VOXELS * min(geometries[first].spacing), MARGIN_SHARE * extents[first]
+        )
         sized = {fault.case for fault in faults}
         faults += [
             fault

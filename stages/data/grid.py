@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,15 @@ from stages.data.alignment import affine_transform
 from stages.data.faults import IntakeError, off_grid
 from stages.errors import LrlsError
 from stages.memory import available_bytes
+from stages.parts.lengths import are_thick
 
+FOREGROUND = 0.1  # of intensities in [0, 1]
 SCAN_BYTES = 10  # that a voxel of a scan takes while it is brought to the grid
-MARGIN_VOXELS = 12  # of the first atlas's finest edge, where no margin is set
+THICK = 3.0  # times the finest spacing: beyond it, an axis keeps its own spacing, as in nnU-Net
+THIN_EDGE = 10  # least voxels along an axis of thick slices: every method's networks run on them
+MARGIN_VOXELS = 12  # of the first atlas's finest edge: the least
+MARGIN_SHARE = 0.15  # of an edge of the structures' box, or of its mean edge: what large structures move by
+SLACK_VOXELS, SLACK_SHARE = 2, 0.05  # of an axis, and of that mean edge: beyond what the first atlas shows
 
 Box = tuple[list[float], list[float]]  # lowest and highest (x, y, z) in mm along the reference's axes
 
@@ -26,27 +34,38 @@ def derive_grid(
     direction: tuple[float, ...],
     own_spacing: tuple[float, ...],
     own_origin: tuple[float, ...],
+    shown: Box | None = None,
 ) -> Grid:
     """The grid around a box in the reference's space; derives spacing and shape if the settings leave them open.
+
+    A derived spacing is the first atlas's finest on all axes but those that are more than `THICK` times as coarse; they
+    keep their own. Where that makes too many voxels, the finest axes are coarsened until they reach the others. A
+    shape alone resamples the box with its margins.
 
     Args:
         box: what the grid must contain, without the margin.
         direction: of the reference's axes.
         own_spacing, own_origin: of the first atlas in the reference's orientation (of a big atlas the reference is a
             coarser copy).
+        shown: what the reference shows; see `margins_mm`.
     """
-    margin_mm = MARGIN_VOXELS * min(own_spacing) if settings.margin_mm is None else settings.margin_mm
-    low, high = np.array(box[0]) - margin_mm, np.array(box[1]) + margin_mm
-    if settings.spacing_mm is None:
-        spacing = np.full(3, min(own_spacing))
-    else:
+    below, above = margins_mm(settings, box, own_spacing, shown)
+    low, high = np.array(box[0]) - below, np.array(box[1]) + above
+    inside = np.subtract(box[1], box[0])
+    if settings.spacing_mm is not None:
         spacing = np.broadcast_to(np.atleast_1d(settings.spacing_mm)[::-1], 3).astype(float)
+    elif settings.shape is not None:
+        spacing = np.maximum((high - low) / settings.shape[::-1], 1e-6 * min(own_spacing))
+    else:
+        spacing = own_or_finest(own_spacing)
     if settings.shape is None:
+        finest, derived = spacing.min(), spacing
         while True:
-            size = np.maximum(LEAST_EDGE, np.ceil((high - low) / spacing / 8) * 8)
+            size = np.maximum(_sizes(high - low, spacing), np.floor(inside / spacing + 1e-6) + 1)
             if settings.spacing_mm is not None or size.prod() <= settings.max_voxels:
                 break
-            spacing = spacing * 1.1
+            finest = finest * 1.1
+            spacing = np.maximum(derived, finest)
     else:
         size = np.array(settings.shape[::-1])
     _refuse_what_cannot_fit(size[::-1].astype(float), spacing[::-1], settings)
@@ -60,6 +79,43 @@ def derive_grid(
     origin = np.array(own_origin) + axes @ (np.round(steps) * own_spacing)
     d, h, w = (int(n) for n in size[::-1])
     return Grid((d, h, w), tuple(spacing[::-1].tolist()), tuple(origin.tolist()), direction)
+
+
+def own_or_finest(own_spacing: Sequence[float]) -> np.ndarray:
+    """The finest spacing on all axes but those that are more than `THICK` times as coarse, which keep their own."""
+    own = np.array(own_spacing, dtype=float)
+    return np.where(own > THICK * own.min(), own, own.min())
+
+
+def _sizes(extent_mm: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Voxels that hold an extent: multiples of 8, which networks halve three times; of thick slices, even numbers."""
+    is_thick = np.array(are_thick(spacing.tolist()))
+    multiple, least = np.where(is_thick, 2, 8), np.where(is_thick, THIN_EDGE, LEAST_EDGE)
+    return np.maximum(least, np.ceil(extent_mm / spacing / multiple) * multiple)
+
+
+def margins_mm(
+    settings: PreprocessSettings, box: Box, own_spacing: Sequence[float], shown: Box | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Margins (x, y, z) below and above the box, in mm, where other people's structures lie after alignment.
+
+    Without a set margin, `MARGIN_VOXELS`; or `MARGIN_SHARE`, where that is more and the reference shows so much. The
+    slack beyond it is `SLACK_VOXELS` or `SLACK_SHARE`: another scan may show more than the reference does.
+
+    Args:
+        own_spacing: of the first atlas.
+        shown: the box of what the reference shows; None: no limit.
+    """
+    if settings.margin_mm is not None:
+        return np.full(3, settings.margin_mm), np.full(3, settings.margin_mm)
+    edges = np.subtract(box[1], box[0])
+    mean_edge = float(np.prod(edges) ** (1 / 3))
+    wanted = MARGIN_SHARE * np.maximum(edges, mean_edge)
+    slack = np.maximum(SLACK_VOXELS * np.array(own_spacing), SLACK_SHARE * mean_edge)
+    least = np.maximum(MARGIN_VOXELS * min(own_spacing), slack)
+    rooms = [np.subtract(box[0], shown[0]), np.subtract(shown[1], box[1])] if shown else [np.full(3, np.inf)] * 2
+    below, above = (np.maximum(least, np.minimum(wanted, np.maximum(room, 0) + slack)) for room in rooms)
+    return below, above
 
 
 def _refuse_what_cannot_fit(size: np.ndarray, spacing_mm: np.ndarray, settings: PreprocessSettings) -> None:
@@ -94,11 +150,11 @@ def label_box(label: sitk.Image, classes: np.ndarray, matrix: Any, direction: tu
     return _box(_points(label, classes > 0) @ back[:3, :3].T + back[:3, 3], direction)
 
 
-def image_box(reference: sitk.Image, *, foreground: bool) -> Box:
-    """The box of the reference's foreground, or of the whole reference."""
+def image_box(reference: sitk.Image, *, above: float = -math.inf) -> Box:
+    """The box of the reference's voxels above a value, or of the whole reference if there is none."""
     voxels = sitk.GetArrayViewFromImage(reference)
-    mask = voxels > 0.1 if foreground else np.ones(voxels.shape, bool)
-    return _box(_points(reference, mask), reference.GetDirection())
+    mask = voxels > above
+    return _box(_points(reference, mask if mask.any() else ~mask), reference.GetDirection())
 
 
 def union(boxes: list[Box]) -> Box:

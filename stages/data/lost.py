@@ -95,7 +95,7 @@ def lost_in_check(config: Config) -> list[Fault]:
         boxes = [label_box(atlas.label, atlas.classes > 0, atlas.matrix, first.GetDirection()) for atlas in atlases]
         box: Box = union(boxes)
     else:
-        box = image_box(first, foreground=False)
+        box = image_box(first)
 
     def grid_at(spacing_mm: float | None) -> Grid:
         wanted = settings.model_copy(update={"spacing_mm": spacing_mm}) if spacing_mm else settings

@@ -1,4 +1,4 @@
-"""A length that grows with the scans, for what is told in mm but stands for a share of the anatomy."""
+"""Lengths: one that grows with the scans, and axes along which voxels are thick."""
 
 from __future__ import annotations
 
@@ -24,3 +24,11 @@ def unit_mm(spacing_mm: Sequence[float]) -> float:
     power = math.floor(math.log10(finest))
     steps = [step * 10.0**exponent for exponent in (power, power + 1) for step in STEPS]
     return min(steps, key=lambda step: abs(math.log(finest / step)))
+
+
+THICK_FROM = 2.0  # times the finest spacing
+
+
+def are_thick(spacing_mm: Sequence[float]) -> tuple[bool, ...]:
+    """Which axes have slices so thick that networks neither pool nor convolve along them at first, as in nnU-Net."""
+    return tuple(mm >= THICK_FROM * min(spacing_mm) for mm in spacing_mm)
