@@ -82,6 +82,9 @@ class Description(Section):
     format_version: Literal[1] = 1
     lrls: Text = Field(description="Version of lrls that wrote the model.")
     method: Text
+    axes: Literal["alike", "own"] = Field(
+        "alike", description="own: networks follow the grid's spacing per axis. Models of before do not say it."
+    )
     settings: dict[str, Any] = Field(description="All settings of the method.")
     structures: list[tuple[Text, Annotated[list[Value], Field(min_length=1, max_length=MOST_CLASSES)]]] = Field(
         min_length=1, max_length=MOST_CLASSES - 1, description="Names and label values, in the order of classes."

@@ -90,6 +90,7 @@ def _contents(model: Model) -> dict[str, bytes]:
     description = Description(
         lrls=importlib.metadata.version("lrls"),
         method=model.method,
+        axes=model.axes,
         settings=settings_of(method, config).portable(),
         structures=list(config.structure_values().items()),
         others=config.others,
@@ -187,6 +188,7 @@ def _read(path: Path, read: Read, *, told: str = "do not use this file") -> Mode
         method=method.name,
         config=config,
         num_atlases=about.num_atlases,
+        axes=about.axes,
         grid=Grid(about.grid.shape, about.grid.spacing_mm, about.grid.origin, about.grid.direction),
         reference=unpacked((reference, about.reference_spacing, about.reference_origin, about.reference_direction)),
         atlases=tuple(
@@ -250,7 +252,8 @@ def _config_of(about: Description, method: Method) -> Config:
 
 
 def _task(about: Description) -> Task:
-    return Task(about.grid.shape, about.num_classes, about.num_atlases)
+    spacing_mm = about.grid.spacing_mm if about.axes == "own" else (1.0, 1.0, 1.0)
+    return Task(about.grid.shape, about.num_classes, about.num_atlases, spacing_mm=spacing_mm)
 
 
 def _planned(method: Method, about: Description, settings: MethodSettings) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -36,6 +36,7 @@ class Model:
         atlases: those whose labels it propagates; empty if only the network answers.
         borders: see `stages.answering.flat_borders`.
         calibration: of the estimated DSC; None: DSC is not estimated.
+        axes: "own": its networks follow the grid's spacing per axis; "alike": it was exported before they did.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Model:
     recipe: Recipe
     borders: tuple[FlatBorder, ...]
     calibration: Calibration | None = None
+    axes: Literal["alike", "own"] = "own"
 
     @property
     def structures(self) -> dict[str, int]:

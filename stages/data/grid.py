@@ -15,7 +15,7 @@ from stages.data.alignment import affine_transform
 from stages.data.faults import IntakeError, off_grid
 from stages.errors import LrlsError
 from stages.memory import available_bytes
-from stages.parts.lengths import are_thick
+from stages.parts.lengths import are_thick, as_setting, with_fewer_voxels
 
 FOREGROUND = 0.1  # of intensities in [0, 1]
 SCAN_BYTES = 10  # that a voxel of a scan takes while it is brought to the grid
@@ -127,10 +127,11 @@ def _refuse_what_cannot_fit(size: np.ndarray, spacing_mm: np.ndarray, settings: 
     free, needed = available_bytes(), SCAN_BYTES * float(size.prod())
     if free is None or needed <= free:
         return
-    factor = (needed / free) ** (1 / 3)
     if settings.shape is None:
-        remedy = f"preprocess.spacing_mm to {max(spacing_mm) * factor * 1.01:.3g} or more"
+        coarser = with_fewer_voxels(spacing_mm.tolist(), 1.01**3 * needed / free)
+        remedy = f"preprocess.spacing_mm to {as_setting(coarser)} or more"
     else:
+        factor = (needed / free) ** (1 / 3)
         remedy = f"preprocess.shape to [{', '.join(f'{n // factor:.0f}' for n in size)}] or less"
     raise LrlsError(
         f"a grid of {' x '.join(f'{n:.6g}' for n in size)} voxels takes {needed / 1e9:.3g} GB of memory for one scan, "

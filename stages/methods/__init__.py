@@ -93,11 +93,15 @@ def training_of(method: Method, config: Config, stage: Literal["train_reg", "tra
     return defaults(settings).model_copy(update=settings.preset_training(stage) | given)
 
 
+def task_of(cohort: Cohort, seed: int = 0) -> Task:
+    """The task that a cohort sets."""
+    atlases = len(cohort.parts.get("atlases", ()))
+    return Task(cohort.grid.shape, cohort.num_classes, atlases, seed, cohort.grid.spacing_mm)
+
+
 def recipe_of(method: Method, cohort: Cohort, config: Config) -> Recipe:
     """The recipe for a cohort, with freshly initialised networks."""
-    atlases = len(cohort.parts.get("atlases", ()))
-    task = Task(cohort.grid.shape, cohort.num_classes, atlases, config.seed)
-    return method.recipe(task, settings_of(method, config))
+    return method.recipe(task_of(cohort, config.seed), settings_of(method, config))
 
 
 def plan_of(method: Method, config: Config, cohort: Cohort | None = None) -> Recipe:
@@ -108,8 +112,7 @@ def plan_of(method: Method, config: Config, cohort: Cohort | None = None) -> Rec
     """
     if cohort is None:
         return method.plan(settings_of(method, config), num_atlases=len(config.part("atlases")))
-    atlases = len(cohort.parts.get("atlases", ()))
-    return method.plan(settings_of(method, config), num_atlases=atlases, shape=cohort.grid.shape)
+    return method.planned(task_of(cohort), settings_of(method, config))
 
 
 def settings_read(

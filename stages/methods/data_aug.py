@@ -151,7 +151,7 @@ def appearance_network(name: str, task: Task) -> nn.Module:
     """[atlas, scan brought to it] -> change of intensity; starts from no change."""
     with task.initialises("appearance"):
         if name == "light":
-            light = LightUNet(2, 1, task.shape)
+            light = LightUNet(2, 1, task.shape, spacing_mm=task.spacing_mm)
             small_head(light.head)
             return light
         return VoxelMorphUNet(2, 1, task.shape, **CHANNELS)

@@ -25,8 +25,9 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
     """
     with task.initialises(name):
         if kind == "light":
-            return LightUNet(1, task.num_classes, task.shape)
-        return UNet(1, task.num_classes, task.shape, per_group={"brbs": 4, "full": 1}[kind])
+            return LightUNet(1, task.num_classes, task.shape, spacing_mm=task.spacing_mm)
+        per_group = {"brbs": 4, "full": 1}[kind]
+        return UNet(1, task.num_classes, task.shape, per_group, task.spacing_mm)
 
 
 def registration_network(
@@ -41,8 +42,9 @@ def registration_network(
     """
     with task.initialises(name):
         if kind == "light":
-            light = LightUNet(2, 3, task.shape, smooth=True)
+            light = LightUNet(2, 3, task.shape, smooth=True, spacing_mm=task.spacing_mm)
             small_head(light.head)
             return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
-        body = {"brbs": UNet, "voxelmorph": VoxelMorphUNet}[kind](2, 3, task.shape)
-        return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
+        if kind == "brbs":
+            return RegistrationNetwork(UNet(2, 3, task.shape, spacing_mm=task.spacing_mm), diffeomorphic=diffeomorphic)
+        return RegistrationNetwork(VoxelMorphUNet(2, 3, task.shape), diffeomorphic=diffeomorphic)

@@ -37,12 +37,14 @@ class Task:
         num_classes: background included.
         num_atlases: labelled scans.
         seed: of the networks' initial weights.
+        spacing_mm: of the grid (D, H, W); networks follow its ratios.
     """
 
     shape: tuple[int, int, int]
     num_classes: int
     num_atlases: int
     seed: int = 0
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @contextmanager
     def initialises(self, name: str) -> Iterator[None]:
@@ -264,15 +266,12 @@ class Method:
     cohort: Literal["train", "supervised"] = "train"
     registration_share: float = 0.5
 
-    def plan(
-        self, settings: MethodSettings, *, num_atlases: int, shape: tuple[int, int, int] = (256, 256, 256)
-    ) -> Recipe:
+    def plan(self, settings: MethodSettings, *, num_atlases: int) -> Recipe:
         """The recipe with networks without weights: shows what the method needs and does, and costs no memory.
 
-        Args:
-            shape: grid; large if it is not known, because some settings do not fit a small one.
+        The grid is taken to be large, because some settings do not fit a small one.
         """
-        return self.planned(Task(shape, 2, num_atlases), settings)
+        return self.planned(Task((256, 256, 256), 2, num_atlases), settings)
 
     def planned(self, task: Task, settings: MethodSettings) -> Recipe:
         """The recipe of a task with networks without weights, which cost no memory."""

@@ -32,3 +32,16 @@ THICK_FROM = 2.0  # times the finest spacing
 def are_thick(spacing_mm: Sequence[float]) -> tuple[bool, ...]:
     """Which axes have slices so thick that networks neither pool nor convolve along them at first, as in nnU-Net."""
     return tuple(mm >= THICK_FROM * min(spacing_mm) for mm in spacing_mm)
+
+
+def with_fewer_voxels(spacing_mm: Sequence[float], times: float) -> tuple[float, ...]:
+    """A spacing of one voxel in `times`: thick slices stay as they are."""
+    is_thick = are_thick(spacing_mm)
+    factor = times ** (1 / (len(is_thick) - sum(is_thick)))
+    return tuple(mm if thick else mm * factor for mm, thick in zip(spacing_mm, is_thick, strict=True))
+
+
+def as_setting(spacing_mm: Sequence[float]) -> str:
+    """A spacing as it is written in the configuration: one number where all axes have the same."""
+    numbers = [f"{mm:.3g}" for mm in spacing_mm]
+    return numbers[0] if len(set(numbers)) == 1 else f"[{', '.join(numbers)}]"

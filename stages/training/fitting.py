@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +15,12 @@ from stages.config import Config, TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError
 from stages.memory import is_out_of_memory
-from stages.methods import settings_of
+from stages.methods import settings_of, task_of
 from stages.methods.phases import Phase
-from stages.methods.recipe import Method, Task, Train
+from stages.methods.recipe import Method, Train
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
+from stages.parts.lengths import as_setting, with_fewer_voxels
 
 EDGE = 32  # voxels of the small grid that is measured
 MARGIN = 1.5  # a step takes about this much of what it keeps
@@ -42,8 +43,8 @@ class Size:
         if self.shape_is_set:
             shape = ", ".join(str(max(16, int(n / times ** (1 / 3) / 8) * 8)) for n in self.grid.shape)
             return f"set preprocess.shape to [{shape}]"
-        spacing = max(self.grid.spacing_mm) * times ** (1 / 3)
-        return f"set preprocess.spacing_mm to {math.ceil(spacing * 100) / 100:g}"
+        spacing = with_fewer_voxels(self.grid.spacing_mm, 1.01**3 * times)
+        return f"set preprocess.spacing_mm to {as_setting(spacing)}"
 
     def __str__(self) -> str:
         return f"a grid of {' x '.join(map(str, self.grid.shape))} voxels"
@@ -110,7 +111,7 @@ def _kept_bytes(
 ) -> list[float]:
     """Bytes that each phase keeps for the gradients, per voxel of a sample; 0: it could not be measured."""
     with torch.random.fork_rng(devices=[]):
-        task = Task((EDGE, EDGE, EDGE), cohort.num_classes, len(cohort.parts.get("atlases", ())), config.seed)
+        task = replace(task_of(cohort, config.seed), shape=(EDGE, EDGE, EDGE))
         recipe, data = method.recipe(task, settings_of(method, config)), _small(cohort)
         same = recipe.step(step.makes, round)
         assert isinstance(same, Train)

@@ -15,6 +15,7 @@ from stages.data.grid import derive_grid, label_box
 from stages.data.intake import read_scan
 from stages.data.intensities import normalise
 from stages.data.labels import classes_of
+from stages.errors import LrlsError
 from stages.methods import data_aug
 from stages.methods.networks import registration_network
 from stages.methods.recipe import Task
@@ -110,9 +111,9 @@ def test_depth_halves_while_three_voxels_remain_on_the_padded_grid():
 
 def test_grid_that_is_too_small_is_refused_with_the_least_size():
     assert derived_depth((5, 5, 5), most=4) == 1
-    with pytest.raises(ValueError, match=r"grid \(4, 9, 9\) is too small .* more than 4 voxels"):
+    with pytest.raises(LrlsError, match=r"grid of 4 x 9 x 9 voxels is too small .* preprocess\.shape to more than 4"):
         derived_depth((4, 9, 9), most=4)
-    with pytest.raises(ValueError, match="more than 8 voxels"):
+    with pytest.raises(LrlsError, match="more than 8 voxels"):
         derived_depth((8, 9, 9), most=4, stem=2)
 
 

@@ -11,13 +11,14 @@ from torch.autograd.function import once_differentiable
 
 
 class Block(nn.Module):
-    """Twice: convolution 3^3, normalisation, LeakyReLU 0.2."""
+    """Twice: convolution, 3^3 or as `kernel` says (1 or 3 an axis), normalisation, LeakyReLU 0.2."""
 
-    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
         super().__init__()
-        self.layers = nn.ModuleList()
+        self.kernel, self.layers = kernel, nn.ModuleList()
+        d, h, w = (edge // 2 for edge in kernel)
         for width in (inputs, outputs):
-            self.layers.append(nn.Conv3d(width, outputs, 3, padding=1, bias=True))
+            self.layers.append(nn.Conv3d(width, outputs, kernel, padding=(d, h, w), bias=True))
             self.layers.append(nn.GroupNorm(groups, outputs))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class ResidualUNet(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """The decoder's features at each level, from the coarsest to the one that the head reads, on padded grids."""
         x = pad_to_multiple(x, 2 ** len(self.up)).contiguous(memory_format=torch.channels_last_3d)
-        return down_and_up(x, self.down, self.up)
+        return down_and_up(x, self.down, self.up, [(2, 2, 2)] * len(self.up))
 
     def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
         """The head on the last of the features, on the image's grid."""
@@ -87,7 +87,7 @@ class OwnHead(nn.Module):
     def __init__(self, body: UNet | LightUNet) -> None:
         super().__init__()
         width = body.head.in_channels
-        self.body, self.block = body, Block(width, width, width)
+        self.body, self.block = body, Block(width, width, width, body.down[0].kernel)  # type: ignore[union-attr,arg-type]
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
