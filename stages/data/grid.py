@@ -175,16 +175,29 @@ def _points(image: sitk.Image, mask: np.ndarray) -> np.ndarray:
 
 
 def to_grid(image: sitk.Image, record: dict[str, Any], grid: Grid, *, nearest: bool = False) -> np.ndarray:
-    """A scan on the cohort's grid, (D, H, W); 0 outside the scan. Smoothed first where the grid is much coarser."""
+    """A scan on the cohort's grid, (D, H, W); 0 outside the scan. Smoothed first along axes that get much coarser."""
     interpolator = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
-    if not nearest:
-        coarser = min(grid.spacing_mm) / max(image.GetSpacing())
-        if coarser > 1.5:
-            image = sitk.DiscreteGaussian(image, [(0.35 * min(grid.spacing_mm)) ** 2] * 3)
-    transform = affine_transform(np.array(record["matrix"]))
+    matrix = np.array(record["matrix"])
+    if not nearest and any(variances := _smoothing(image, matrix, grid)):
+        image = sitk.DiscreteGaussian(image, variances)
+    transform = affine_transform(matrix)
     return sitk.GetArrayFromImage(
         sitk.Resample(image, grid.as_image(), transform, interpolator, 0.0, image.GetPixelID())
     )
+
+
+def _smoothing(image: sitk.Image, matrix: np.ndarray, grid: Grid) -> list[float]:
+    """Variance (mm^2) of the Gaussian along each axis of an image that spares it aliasing; 0: none is needed.
+
+    An axis is compared with the grid's axis that lies nearest to it.
+
+    Args:
+        matrix: 4 x 4, reference mm -> image mm.
+    """
+    axes = np.array(image.GetDirection()).reshape(3, 3).T @ matrix[:3, :3] @ np.array(grid.direction).reshape(3, 3)
+    nearest = np.abs(axes / np.linalg.norm(axes, axis=0)).argmax(1)
+    pairs = [(grid.spacing_mm[::-1][axis], own) for axis, own in zip(nearest, image.GetSpacing(), strict=True)]
+    return [(0.35 * mm) ** 2 if mm / own > 1.5 else 0.0 for mm, own in pairs]
 
 
 def image_on_grid(normalised: sitk.Image, record: dict[str, Any], grid: Grid, case: str) -> np.ndarray:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
+from stages.artifacts.cohort import Grid
 from stages.config import PreprocessSettings
-from stages.data.grid import derive_grid
+from stages.data.grid import derive_grid, label_to_grid, to_grid
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -83,3 +85,63 @@ def test_a_set_margin_counts_and_the_box_is_always_inside(margin_mm, spacing):
         half = np.array(grid.spacing_mm[::-1]) / 2
         assert (low - 2 * half <= -margin_mm).all() and (high + 2 * half >= edges + margin_mm).all()
         assert (low - half <= 0).all() and (high + half >= edges).all()
+
+
+# Images and labels on the grid
+
+
+def image_of(voxels, spacing, direction=IDENTITY, origin=(0.0, 0.0, 0.0)):
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    image.SetOrigin(origin)
+    return image
+
+
+def noise(shape):
+    return np.random.default_rng(0).random(shape).astype(np.float32)
+
+
+UNMOVED = {"matrix": np.eye(4).tolist()}
+
+
+def test_only_axes_that_get_coarser_are_smoothed():
+    image = image_of(noise((10, 40, 40)), (1.0, 1.0, 8.0))
+    coarser = Grid((10, 20, 20), (8.0, 2.0, 2.0), (0.0, 0.0, 0.0), IDENTITY)
+    smooth = sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, [0.7**2, 0.7**2, 0.0]))
+    np.testing.assert_allclose(to_grid(image, UNMOVED, coarser), smooth[:, ::2, ::2], atol=1e-6)
+    alike = Grid((10, 20, 20), (8.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
+    np.testing.assert_array_equal(to_grid(image, UNMOVED, alike), sitk.GetArrayFromImage(image)[:, :20, :20])
+
+
+def test_isotropic_scans_are_smoothed_alike_along_all_axes():
+    image = image_of(noise((24, 24, 24)), (1.0, 1.0, 1.0))
+    grid = Grid((12, 12, 12), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), IDENTITY)
+    smooth = sitk.GetArrayFromImage(sitk.DiscreteGaussian(image, [(0.35 * 2.0) ** 2] * 3))
+    np.testing.assert_array_equal(to_grid(image, UNMOVED, grid), smooth[::2, ::2, ::2])
+
+
+def test_axes_are_compared_with_those_that_they_lie_on():
+    """The same scan stored sagittally, and turned by the alignment."""
+    voxels = noise((10, 40, 40))
+    grid = Grid((10, 20, 20), (8.0, 2.0, 2.0), (0.0, 0.0, 0.0), IDENTITY)
+    expected = to_grid(image_of(voxels, (1.0, 1.0, 8.0)), UNMOVED, grid)
+    cycle = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0)  # its axes x, y, z run along z, x, y
+    stored = image_of(voxels.transpose(1, 2, 0), (8.0, 1.0, 1.0), cycle)
+    np.testing.assert_allclose(to_grid(stored, UNMOVED, grid), expected, atol=1e-5)
+    turned = np.eye(4)
+    turned[:3, :3] = np.array(cycle).reshape(3, 3).T
+    own = image_of(voxels.transpose(1, 2, 0), (8.0, 1.0, 1.0))
+    np.testing.assert_allclose(to_grid(own, {"matrix": turned}, grid), expected, atol=1e-5)
+
+
+def test_label_maps_are_smoothed_as_images_are():
+    classes = np.zeros((6, 40, 40), np.uint8)
+    classes[:, 8:32, 8:32] = 1
+    classes[2, 12, 12] = 2  # one voxel in sixteen of the grid
+    label = image_of(classes, (1.0, 1.0, 8.0))
+    grid = Grid((6, 10, 10), (8.0, 4.0, 4.0), (1.5, 1.5, 0.0), IDENTITY)
+    on_grid = label_to_grid(label, classes, 3, UNMOVED, grid)
+    assert set(np.unique(on_grid)) == {0, 1}
+    np.testing.assert_array_equal(on_grid[0], on_grid[3])  # slices do not run into one another
+    assert int((on_grid == 1).sum()) == 6 * 6 * 6
