@@ -32,7 +32,7 @@ from stages.data.prepare import about_of, read_about
 from stages.data.subsets import MEMBERS, TRAINED_ON, Part, cohort_folder, cohort_settings, roles_of
 from stages.errors import LrlsError
 
-WORK_VERSION = 2  # of the files in it
+WORK_VERSION = 3  # of the files in it
 
 
 def preprocess(

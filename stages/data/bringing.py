@@ -24,7 +24,7 @@ from stages.data.checks import facts_of_killed, faults_among
 from stages.data.facts import Looked, ScanFacts, faults_of, known_facts
 from stages.data.faults import Fault, refuse
 from stages.data.grid import FOREGROUND, Box, derive_grid, image_box, packed, union
-from stages.data.lost import lost_structures
+from stages.data.lost import cut_structures, lost_structures
 from stages.data.prepare import (
     Outcome,
     bring_atlas,
@@ -133,7 +133,7 @@ class Pass:
                 geometry = packed(reference)
                 waiting = [case for case, done in is_done.items() if not done]
                 work([self._bring(case, geometry, grid) for case in waiting] + check)
-                self.notices += self._lost(grid)
+                self.notices += self._lost(grid) + self._cut(grid)
                 return reference, grid
             first, *other_atlases = self.atlases
             spill = [] if self._is_done(first, self.spilled(first)) else [self._spill(first, None)]
@@ -145,7 +145,7 @@ class Pass:
             waiting = [case for case, done in is_done.items() if not done]
             atlases = [case for case in waiting if case in self.atlases]
             work((bring_atlas, self.config, case, self.spilled(case), grid, self.file(case)) for case in atlases)
-            lost = self._lost(grid, reference)
+            lost = self._cut(grid, reference) or self._lost(grid, reference)
             self.notices += [notice for notice in lost if not notice.stops]
             self.off_grid += [fault for fault in lost if fault.stops]
             if self.off_grid:
@@ -197,18 +197,22 @@ class Pass:
         return lost_structures(
             self.config, lost, present, grid,
             lambda case: spilled_atlas(self.config, case, self.spilled(case)),
-            lambda spacing_mm: self._grid(reference, spacing_mm),
+            lambda spacing_mm: self._grid(reference, spacing_mm=spacing_mm, shape=None),
         )  # fmt: skip
 
-    def _grid(self, reference: sitk.Image, spacing_mm: float | None = None) -> Grid:
-        """The grid around the atlases.
+    def _cut(self, grid: Grid, reference: sitk.Image | None = None) -> list[Fault]:
+        """What is told of structures of labelled scans that the grid cuts; arguments as of `_lost`."""
+        cases = self.atlases if reference else self.members
+        labelled = [case for case in cases if self.facts[case].label]
+        cut = {case: dict(shares) for case in labelled if (shares := read_about(self.file(case))["cut"])}
+        if reference is None:
+            return cut_structures(self.config, cut, grid)
+        whole = self._grid(reference, spacing_mm=grid.spacing_mm, shape=None) if cut else None
+        return cut_structures(self.config, cut, grid, whole)
 
-        Args:
-            spacing_mm: instead of the configuration's.
-        """
-        settings = self.config.preprocess
-        if spacing_mm:
-            settings = settings.model_copy(update={"spacing_mm": spacing_mm})
+    def _grid(self, reference: sitk.Image, **changed: Any) -> Grid:
+        """The grid around the atlases; settings of preprocessing may be changed."""
+        settings = self.config.preprocess.model_copy(update=changed)
         about = [read_about(self.spilled(case)) for case in self.atlases]
         if settings.crop == "labels":
             box: Box = union([atlas["box"] for atlas in about])

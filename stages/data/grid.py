@@ -151,6 +151,23 @@ def label_box(label: sitk.Image, classes: np.ndarray, matrix: Any, direction: tu
     return _box(_points(label, classes > 0) @ back[:3, :3].T + back[:3, 3], direction)
 
 
+def cut_shares(label: sitk.Image, classes: np.ndarray, matrix: Any, grid: Grid) -> dict[int, float]:
+    """The share of each structure's voxels that the grid cuts off: that lie a voxel or more beyond its outermost ones.
+
+    Args:
+        classes: class indices (D, H, W) of the label map; those that are not cut are left out of the answer.
+        matrix: 4 x 4, reference mm -> label map mm.
+    """
+    mask = classes > 0
+    back = np.linalg.inv(matrix)
+    points = _points(label, mask) @ back[:3, :3].T + back[:3, 3]
+    index = (points - grid.origin) @ np.array(grid.direction).reshape(3, 3) / grid.spacing_mm[::-1]
+    is_outside = ((index <= -1) | (index >= grid.shape[::-1])).any(1)
+    return {
+        int(found): float(is_outside[classes[mask] == found].mean()) for found in np.unique(classes[mask][is_outside])
+    }
+
+
 def image_box(reference: sitk.Image, *, above: float = -math.inf) -> Box:
     """The box of the reference's voxels above a value, or of the whole reference if there is none."""
     voxels = sitk.GetArrayViewFromImage(reference)

@@ -33,7 +33,7 @@ from stages.data.facts import Looked, ScanFacts, examine, faults_of
 from stages.data.faults import Fault, IntakeError
 from stages.data.flat_borders import border_faces
 from stages.data.geometry import geometry_of
-from stages.data.grid import image_on_grid, label_box, label_to_grid, packed, unpacked
+from stages.data.grid import cut_shares, image_on_grid, label_box, label_to_grid, packed, unpacked
 from stages.data.intensities import coarsened, normalise
 from stages.data.labels import classes_of
 from stages.data.lost import Labelled
@@ -156,7 +156,8 @@ def _bring(
         classes = classes_of(label, config, case)
         arrays["label"] = label_to_grid(label, classes, len(config.structures) + 1, about["record"], grid)
         about["lost"] = np.setdiff1d(classes, arrays["label"]).tolist()
-    _save(to, arrays, {key: about[key] for key in ("record", "faces", "lost") if key in about})
+        about["cut"] = list(cut_shares(label, classes, about["record"]["matrix"], grid).items())
+    _save(to, arrays, {key: about[key] for key in ("record", "faces", "lost", "cut") if key in about})
     return None
 
 

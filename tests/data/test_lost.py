@@ -79,6 +79,21 @@ def test_a_structure_that_the_grid_loses_is_a_fault_that_names_a_spacing_that_ke
     assert (cohort.label("atlas") == 2).any()
 
 
+def test_thick_slices_stay_in_the_spacing_that_keeps_a_structure(tmp_path):
+    config = project(tmp_path, {"atlas": {1: BLOCK, 7: DOT}}, spacing_mm=[5, 2.5, 2.5])
+    for path in tmp_path.glob("*/*.nii.gz"):
+        image = sitk.ReadImage(str(path))
+        image.SetSpacing((1, 1, 5))
+        sitk.WriteImage(image, str(path))
+
+    with pytest.raises(LrlsError, match=r"has no voxel on the grid of 5 x 2\.5 x 2\.5 mm") as told:
+        preprocess(load_config(config))
+    spacing = str(told.value).split("set preprocess.spacing_mm to ")[1].split(", which")[0]
+    assert spacing.startswith("[5, ")
+    cohort = preprocess(load_config(config, [f"preprocess.spacing_mm={spacing}"]))
+    assert (cohort.label("atlas") == 2).any()
+
+
 def test_a_structure_that_another_atlas_keeps_is_a_notice(tmp_path):
     config = project(
         tmp_path, {"one": {1: BLOCK, 7: DOT}, "two": {1: BLOCK, 7: np.s_[14:18, 14:18, 14:18]}}, spacing_mm=2.5
@@ -118,6 +133,51 @@ def test_an_atlas_that_lacks_a_structure_is_a_notice_in_check_and_preprocess(tmp
     line = "note: case one: atlas lacks dot, which another atlas has; its votes do not count there; "
     assert out.count(line) == 2
     assert out.endswith("3 scans, no faults, 1 notice.\n")
+
+
+BIG = np.s_[2:18, 3:17, 6:14]
+
+
+@pytest.mark.parametrize("also", [{}, {"crop": "none"}], ids=["labels", "whole image"])
+def test_a_grid_that_cuts_a_structure_is_a_fault_that_names_what_would_hold_it(tmp_path, also):
+    config = project(tmp_path, {"atlas": {1: BIG, 7: DOT}}, shape=[12, 16, 16], spacing_mm=1, **also)
+
+    with pytest.raises(LrlsError) as told:
+        preprocess(load_config(config))
+    line = str(told.value)
+    assert line.startswith("case atlas: the grid of 12 x 16 x 16 voxels of 1 mm cuts block (25 % lost)") or (
+        also and "of 1 mm cuts dot (100 % lost), block" in line
+    )
+    report, code = checked(config)
+    assert (code, [found["code"] for found in report["found"]]) == (1, ["cut-structure"])
+    if also:
+        assert line.endswith("set preprocess.crop to labels, or a larger preprocess.margin_mm.")
+        return
+    shape = line.split("set preprocess.shape to ")[1].split("]")[0] + "]"
+    cohort = preprocess(load_config(config, [f"preprocess.shape={shape}"]))
+    assert (cohort.label("atlas") == 1).sum() == 16 * 14 * 8
+    assert checked(config)[1] == 1
+
+
+def test_a_shape_alone_resamples_the_box_with_its_margins(tmp_path):
+    config = project(tmp_path, {"atlas": {1: BIG, 7: np.s_[14:17, 12:16, 11:14]}}, shape=[10, 40, 16])
+
+    cohort = preprocess(load_config(config))
+
+    assert cohort.grid.shape == (10, 40, 16)
+    assert cohort.grid.spacing_mm == pytest.approx(((15 + 6) / 10, (13 + 6) / 40, (7 + 6) / 16))
+    voxel = np.prod(cohort.grid.spacing_mm)
+    assert (cohort.label("atlas") == 1).sum() * voxel == pytest.approx(16 * 14 * 8 - 36, rel=0.15)
+    assert checked(config)[1] == 0
+
+
+def test_another_atlas_that_the_grid_cuts_is_named(tmp_path):
+    inside = np.s_[7:8, 8:10, 8:10]
+    atlases = {"one": {1: np.s_[8:10, 6:10, 6:10], 7: inside}, "two": {1: np.s_[3:8, 6:10, 6:10], 7: inside}}
+    config = project(tmp_path, atlases, shape=[6, 16, 16], spacing_mm=1.0)
+
+    with pytest.raises(LrlsError, match=r"^case two: the grid of 6 x 16 x 16 voxels of 1 mm cuts block \(21 % lost\)"):
+        preprocess(load_config(config))
 
 
 @pytest.mark.parametrize("factor", [0.001, 0.05, 20, 1000])
