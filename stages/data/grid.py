@@ -74,8 +74,9 @@ def derive_grid(
     centre = axes @ ((low + high) / 2)  # the box lives on the reference's axes
     origin = centre - axes @ ((size - 1) / 2 * spacing)
     # The grid starts on a voxel of the atlas. Half a voxel off, every voxel at a structure's surface would be a tie
-    # between structure and background, and thin structures would lose a fifth of their volume.
-    steps = axes.T @ (origin - np.array(own_origin)) / own_spacing
+    # between structure and background, and thin structures would lose a fifth of their volume. Often the box lies half
+    # a voxel off; then the last digits, in which units of length differ, must not decide.
+    steps = np.round(axes.T @ (origin - np.array(own_origin)) / own_spacing, 3)
     origin = np.array(own_origin) + axes @ (np.round(steps) * own_spacing)
     d, h, w = (int(n) for n in size[::-1])
     return Grid((d, h, w), tuple(spacing[::-1].tolist()), tuple(origin.tolist()), direction)

@@ -180,12 +180,14 @@ def _read_file(path: Path, case: str, kind: str) -> sitk.Image:
         problem = f"{kind} is no file of a kind that is read ({', '.join(SUFFIXES)})"
         remedy = "convert it to NIfTI, or name the folder of its DICOM series"
         raise IntakeError(Fault(case, problem, remedy, "format"))
-    data_file = None
     if ending in (".nii", ".nii.gz"):
-        check_nifti(path, case, kind)
-    else:
-        data_file = check_text_header(path, case, kind)
-    return read_voxels(path, data_file)
+        check_nifti(path, case, kind)  # whose unit ITK knows
+        return read_voxels(path)
+    header = check_text_header(path, case, kind)
+    image = read_voxels(path, header.data_file)
+    image.SetSpacing([header.unit_mm * length for length in image.GetSpacing()])
+    image.SetOrigin([header.unit_mm * length for length in image.GetOrigin()])
+    return image
 
 
 def header_geometry(path: Path, case: str, kind: str = "image") -> Geometry | None:
@@ -194,14 +196,15 @@ def header_geometry(path: Path, case: str, kind: str = "image") -> Geometry | No
     Raises:
         IntakeError: the header contradicts itself or lacks the geometry.
     """
-    data_file = None
+    data_file, unit_mm = None, 1.0
     try:
         if path.is_dir() or not ending_of(path):
             return None
         if ending_of(path) in (".nii", ".nii.gz"):
             parse_nifti(head_of(path, HEADER_BYTES), case, kind)
         else:
-            data_file = check_text_header(path, case, kind)
+            header = check_text_header(path, case, kind)
+            data_file, unit_mm = header.data_file, header.unit_mm
         reader = sitk.ImageFileReader()
         with under_neutral_name(path, data_file) as neutral:
             reader.SetFileName(str(neutral))
@@ -211,7 +214,8 @@ def header_geometry(path: Path, case: str, kind: str = "image") -> Geometry | No
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         return None
     size = tuple(int(n) for n in reader.GetSize())
-    return Geometry(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    spacing, origin = (tuple(unit_mm * length for length in of) for of in (reader.GetSpacing(), reader.GetOrigin()))
+    return Geometry(size, spacing, origin, reader.GetDirection())
 
 
 def _impossible_geometry(image: sitk.Image, case: str, kind: str) -> Fault | None:

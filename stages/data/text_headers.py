@@ -9,6 +9,7 @@ Sources: https://itk.org/Wiki/ITK/MetaIO/Documentation, https://teem.sourceforge
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,13 @@ from stages.data.faults import Fault, IntakeError
 from stages.data.sizes import refuse_impossible_size
 
 HEADER_BYTES = 2**16
+UNITS_MM = {
+    "m": 1000.0, "meter": 1000.0, "meters": 1000.0, "metre": 1000.0, "metres": 1000.0, "cm": 10.0, "centimeter": 10.0,
+    "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "millimetre": 1.0, "millimetres": 1.0, "um": 1e-3,
+    "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "micrometers": 1e-3, "micrometre": 1e-3, "micrometres": 1e-3,
+    "\N{MICRO SIGN}m": 1e-3, "\N{GREEK SMALL LETTER MU}m": 1e-3, "nm": 1e-6, "nanometer": 1e-6,
+}  # fmt: skip
+UNSTATED = {"", "?", "???", "none", "unknown"}  # read as mm
 META_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
     "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
@@ -40,15 +48,26 @@ NRRD_SPACES = {
 }  # fmt: skip
 
 
-def check_text_header(path: Path, case: str, kind: str) -> Path | None:
-    """Check the header of a .mha, .mhd or .nrrd file.
+@dataclass(frozen=True)
+class TextHeader:
+    """What reading the voxels needs to know.
 
-    Returns:
-        The file with the voxels; None: they follow the header.
+    Args:
+        data_file: that holds them; None: they follow the header.
+        unit_mm: of the header's lengths, which ITK takes as mm.
+    """
+
+    data_file: Path | None
+    unit_mm: float
+
+
+def check_text_header(path: Path, case: str, kind: str) -> TextHeader:
+    """Check the header of a .mha, .mhd or .nrrd file.
 
     Raises:
         IntakeError: it lacks voxel size or directions, states impossible ones, names a file that is not beside it, or
-            claims more voxels than fit into the memory; voxels are stored in a way that is not read.
+            claims more voxels than fit into the memory; voxels are stored in a way that is not read; its unit of
+            length is not known.
         EOFError, OSError, ValueError: the file is damaged or ends too early.
     """
     with path.open("rb") as file:
@@ -56,7 +75,7 @@ def check_text_header(path: Path, case: str, kind: str) -> Path | None:
     return (_check_nrrd if path.name.lower().endswith(".nrrd") else _check_meta)(path, start, case, kind)
 
 
-def _check_meta(path: Path, start: bytes, case: str, kind: str) -> Path | None:
+def _check_meta(path: Path, start: bytes, case: str, kind: str) -> TextHeader:
     fields: dict[str, str] = {}
     for line in start.split(b"\n"):
         key, separator, value = (part.strip() for part in line.partition(b"="))
@@ -97,10 +116,10 @@ def _check_meta(path: Path, start: bytes, case: str, kind: str) -> Path | None:
         data_file or path, [*shape, int(fields.get("ElementNumberOfChannels", "1"))],
         1 if is_text else dtype.itemsize, case, kind, is_compressed=is_compressed,
     )  # fmt: skip
-    return data_file
+    return TextHeader(data_file, place.unit_mm([fields.get("DistanceUnits", "")]))
 
 
-def _check_nrrd(path: Path, start: bytes, case: str, kind: str) -> Path | None:
+def _check_nrrd(path: Path, start: bytes, case: str, kind: str) -> TextHeader:
     place = _Refusal(case, kind)
     head, separator, _ = start.replace(b"\r\n", b"\n").partition(b"\n\n")
     if not start.startswith(b"NRRD000") or not (separator or len(start) < HEADER_BYTES):
@@ -139,7 +158,8 @@ def _check_nrrd(path: Path, start: bytes, case: str, kind: str) -> Path | None:
         raise place.refuse("is compressed with bzip2, which is not read", "save it with gzip", "format")
     item_bytes = 1 if encoding in ("ascii", "text", "txt", "hex") else np.dtype(dtype).itemsize
     refuse_impossible_size(data_file or path, shape, item_bytes, case, kind, is_compressed=is_compressed)
-    return data_file
+    quoted = re.findall(r'"([^"]*)"', fields.get("space units", ""))
+    return TextHeader(data_file, place.unit_mm(quoted[:3] or [""]))  # a fourth one is of time
 
 
 @dataclass(frozen=True)
@@ -158,6 +178,15 @@ class _Refusal:
             raise self.lacks(field)
         if not all(math.isfinite(value) and value > least for value in values):
             raise self.refuse(f"has an impossible {field} in its header", "correct the header or export it again")
+
+    def unit_mm(self, units: Sequence[str]) -> float:
+        """The unit of lengths, in mm, of the names of the axes' units."""
+        known = {1.0 if unit.strip().lower() in UNSTATED else UNITS_MM.get(unit.strip().lower()) for unit in units}
+        (unit,) = known if len(known) == 1 else (None,)
+        if unit is None:
+            problem = "has lengths in a unit that is not known, or in several"
+            raise self.refuse(problem, "save it in mm", "unit")
+        return unit
 
     def file_beside(self, path: Path, name: str) -> Path:
         """The file of this name in the folder of `path`; no other file is ever opened, and no pattern of names."""

@@ -96,7 +96,7 @@ def training_of(method: Method, config: Config, stage: Literal["train_reg", "tra
 def task_of(cohort: Cohort, seed: int = 0) -> Task:
     """The task that a cohort sets."""
     atlases = len(cohort.parts.get("atlases", ()))
-    return Task(cohort.grid.shape, cohort.num_classes, atlases, seed, cohort.grid.spacing_mm)
+    return Task(cohort.grid.shape, cohort.num_classes, atlases, seed, spacing_mm=cohort.grid.spacing_mm)
 
 
 def recipe_of(method: Method, cohort: Cohort, config: Config) -> Recipe:
