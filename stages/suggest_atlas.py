@@ -35,6 +35,7 @@ from stages.data.facts import Known, Looked, ScanFacts, examine, faults_of
 from stages.data.faults import refuse
 from stages.data.intensities import coarsened, normalise
 from stages.errors import LrlsError
+from stages.parts.lengths import unit_mm
 from stages.processes import in_processes
 from stages.progress import Progress
 
@@ -218,7 +219,8 @@ def _align_all(
 def _align_case(
     case: str, reference: sitk.Image, scan: sitk.Image, kind: Any, contrast: Any, seed: int
 ) -> tuple[str, dict[str, Any]]:
-    record = align(reference, scan, kind=kind, contrast=contrast, seed=seed)
+    unit = unit_mm(reference.GetSpacing())
+    record = align(reference, scan, kind=kind, contrast=contrast, seed=seed, unit_mm=unit)
     return case, record | {"matrix": record["matrix"].tolist()}
 
 

@@ -341,3 +341,24 @@ def test_what_a_scan_does_not_reach_is_unknown():
     voxels = on_grid(scan, np.eye(4), grid)
     assert np.isfinite(voxels[..., :2]).all() and np.isnan(voxels[..., 2:]).all()
     assert voxels[..., :2] == pytest.approx(sitk.GetArrayFromImage(scan)[..., 2:])
+
+
+@pytest.mark.parametrize("factor", [1 / 20, 1000])
+def test_scans_of_another_size_are_brought_to_the_same_place(factor):
+    places = []
+    for size in (1.0, factor):
+        scans = []
+        for shift in (0.0, 3.0):
+            z, y, x = np.meshgrid(*[np.arange(24.0)] * 3, indexing="ij")
+            blobs = np.exp(-((x - 10 - shift) ** 2 + (y - 12) ** 2 + (z - 9) ** 2) / 20)
+            blobs += 0.6 * np.exp(-((x - 15 - shift) ** 2 + (y - 8) ** 2 + (z - 15) ** 2) / 12)
+            image = sitk.GetImageFromArray(blobs.clip(0, 1).astype(np.float32))
+            image.SetSpacing([1.05 * size] * 3)
+            scans.append(image)
+        grid = suggest_atlas.grid_of(scans[0])
+        _, record = suggest_atlas._align_case("p1", *scans, "rigid", "same", 0)
+        place = np.array(record["matrix"])[:3, 3] / size
+        places.append((grid.shape, place))
+    assert places[0][0] == places[1][0]
+    np.testing.assert_allclose(places[1][1], places[0][1], atol=0.05)
+    assert places[0][1][0] == pytest.approx(3.15, abs=0.3)

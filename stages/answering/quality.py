@@ -335,7 +335,7 @@ class Damage:
             knots = torch.randn((1, 1, 4, 4, 4), generator=generator) * self.severity
             return (image * resize(knots, shape).exp()).clamp(0, 1), label
         if self.kind == "bent":
-            field = SpatialAugmentation(0, (1, 1), elastic_mm=1.0).displacement(1, shape, spacing_mm, generator)
+            field = SpatialAugmentation(0, (1, 1), elastic=1.0).displacement(1, shape, spacing_mm, generator)
             rms = field.square().mean().sqrt().clamp(min=1e-6)
             field = field / rms * self.severity * 0.08 * min(shape)
         else:

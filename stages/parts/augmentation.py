@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from stages.parts.lengths import unit_mm
 from stages.parts.warps import affine_displacement, compose, resize, voxel_grid
 
 
@@ -24,16 +23,17 @@ class SpatialAugmentation:
     Args:
         degrees: rotation about each axis, uniform in +- degrees.
         scale: scaling, uniform in this range, per axis if `anisotropic`.
-        elastic_mm: largest standard deviation of a smooth random displacement, drawn uniformly from 0; 0: none.
-        elastic_knots_mm: distance of the knots that it is interpolated from. Both are mm of a person; see `unit_mm`.
+        elastic: largest standard deviation of a smooth random displacement, drawn uniformly from 0; 0: none.
+        elastic_knots: distance of the knots that it is interpolated from. Both are in the grid's finest voxels, and
+            the same length along all axes.
         probability: how often a sample is deformed at all.
     """
 
     degrees: float = 20.0
     scale: tuple[float, float] = (0.75, 1.25)
     anisotropic: bool = False
-    elastic_mm: float = 0.0
-    elastic_knots_mm: float = 16.0
+    elastic: float = 0.0
+    elastic_knots: float = 16.0
     probability: float = 1.0
 
     def displacement(
@@ -47,12 +47,12 @@ class SpatialAugmentation:
         active = uniform((count, 1, 1), 0, 1, generator) < self.probability
         matrix = torch.where(active, matrix, torch.eye(3, device=matrix.device))
         displacement = affine_displacement(matrix, shape, spacing_mm)
-        if self.elastic_mm:
-            unit = unit_mm(spacing_mm)
-            apart_mm = self.elastic_knots_mm * unit
+        if self.elastic:
+            unit = min(spacing_mm)
+            apart_mm = self.elastic_knots * unit
             knots = [max(4, round((n - 1) * s / apart_mm) + 1) for n, s in zip(shape, spacing_mm, strict=True)]
             noise = torch.randn((count, 3, *knots), generator=generator, device=generator.device)
-            amplitude = uniform((count, 1, 1, 1, 1), 0, self.elastic_mm * unit, generator)
+            amplitude = uniform((count, 1, 1, 1, 1), 0, self.elastic * unit, generator)
             per_voxel = torch.tensor(spacing_mm, device=noise.device).view(1, 3, 1, 1, 1)
             elastic = resize(noise * amplitude * active[..., None, None] / per_voxel, shape)
             displacement = compose(displacement, elastic)
@@ -175,11 +175,11 @@ AUGMENTATIONS: dict[str, tuple[SpatialAugmentation | AffineAugmentation | None, 
     "half-affine": (AffineAugmentation(0.0375), None),  # JRSS, of R
     "rotate-scale": (SpatialAugmentation(degrees=20, scale=(0.75, 1.25)), None),  # BRBS, section IV
     "mild": (  # for scans whose rotation and scale the alignment has already matched
-        SpatialAugmentation(degrees=7, scale=(0.9, 1.1), anisotropic=True, elastic_mm=3.0, elastic_knots_mm=14.0),
+        SpatialAugmentation(degrees=7, scale=(0.9, 1.1), anisotropic=True, elastic=1.5, elastic_knots=7.0),
         IntensityAugmentation(),
     ),
     "strong": (
-        SpatialAugmentation(degrees=20, scale=(0.8, 1.2), anisotropic=True, elastic_mm=6.0, elastic_knots_mm=14.0),
+        SpatialAugmentation(degrees=20, scale=(0.8, 1.2), anisotropic=True, elastic=6.0, elastic_knots=14.0),
         IntensityAugmentation(),
     ),
 }

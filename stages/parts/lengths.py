@@ -13,7 +13,7 @@ def unit_mm(spacing_mm: Sequence[float]) -> float:
     """The length that stands for 1 mm of a person in scans of another size, or whose header is in another unit.
 
     1 for voxels of 0.2 to 5 mm; otherwise the nearest of 1, 2 and 5 times a power of ten to the finest voxel edge. Such
-    steps make scans that are a tenth, twenty times or a thousand times as large exactly alike.
+    steps make scans that are a tenth, twenty times or a thousand times as large about alike.
 
     Args:
         spacing_mm: of a grid or scan.

@@ -50,7 +50,7 @@ def test_settings_that_change_nothing_give_zero_displacement():
     assert displacement.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("augment", [{"degrees": 20.0}, {"elastic_mm": 3.0}, {"degrees": 20.0, "elastic_mm": 3.0}])
+@pytest.mark.parametrize("augment", [{"degrees": 20.0}, {"elastic": 3.0}, {"degrees": 20.0, "elastic": 3.0}])
 def test_probability_zero_gives_zero_displacement(augment):
     assert field(**augment, probability=0.0).abs().max() < 1e-5
 
@@ -117,9 +117,9 @@ def test_scales_are_drawn_per_axis_only_where_asked(anisotropic):
     assert corner.min() >= 1 / 2.0 - 1 and corner.max() <= 1 / 0.5 - 1
 
 
-def test_elastic_deformation_is_in_mm_smooth_and_bounded_by_its_amplitude():
+def test_elastic_deformation_is_as_long_along_all_axes_smooth_and_bounded_by_its_amplitude():
     shape = (17, 17, 17)
-    displacement = field(count=40, shape=shape, spacing_mm=(4.0, 1.0, 1.0), elastic_mm=2.0, **NO_SPACE)
+    displacement = field(count=40, shape=shape, spacing_mm=(4.0, 1.0, 1.0), elastic=2.0, **NO_SPACE)
     std = displacement.std((0, 2, 3, 4))
     assert 3.2 < float(std[1] / std[0]) < 4.8  # the same mm on voxels of 4 mm and 1 mm
     assert 0.4 < float(std[1]) < 2.0
@@ -213,7 +213,7 @@ def test_uniform_stays_within_its_bounds():
 
 def test_rotate_scale_turns_20_degrees_and_scales_by_a_quarter():
     space, intensity = AUGMENTATIONS["rotate-scale"]
-    assert (space.degrees, space.scale, space.elastic_mm, intensity) == (20, (0.75, 1.25), 0, None)
+    assert (space.degrees, space.scale, space.elastic, intensity) == (20, (0.75, 1.25), 0, None)
     assert AUGMENTATIONS["none"] == (None, None)
 
 
