@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from conftest import Project, work_here
 
-from stages.answering.exported import _sha256, open_model, tensors_of
+from stages.answering.exported import _sha256, export_model, open_model, tensors_of
 from stages.answering.model import running_on
 from stages.answering.packages import IMAGES, MODEL, NAMES, WEIGHTS
 from stages.artifacts.digests import digest_of
@@ -351,3 +351,20 @@ def test_huge_networks_get_no_memory(contents, tmp_path, monkeypatch):
     monkeypatch.setattr("stages.methods.best.segmentation_network", lambda *_: torch.nn.Linear(2**20, 2**20))
     with pytest.raises(LrlsError, match="at most 268435456 are possible"):
         open_model(write(tmp_path / "m.zip", contents))
+
+
+def test_a_model_of_before_networks_followed_the_spacing_still_answers_and_stays_what_it_is(contents, tmp_path):
+    values = json.loads(contents[MODEL])
+    values["grid"]["spacing_mm"] = [8.0, 2.0, 2.0]
+    assert values.pop("axes") == "own" and values.pop("digest")
+    old = {**contents, MODEL: json.dumps({**values, "digest": digest_of(values)}).encode()}
+
+    model = open_model(write(tmp_path / "old.zip", old))
+    assert model.axes == "alike"
+    export_model(model, tmp_path / "again.zip")
+    assert open_model(tmp_path / "again.zip").axes == "alike"
+
+    values["axes"] = "own"
+    new = {**contents, MODEL: json.dumps({**values, "digest": digest_of(values)}).encode()}
+    with pytest.raises(LrlsError, match="segmentation"):
+        open_model(write(tmp_path / "new.zip", new))
