@@ -55,7 +55,7 @@ def derive_grid(
     if settings.spacing_mm is not None:
         spacing = np.broadcast_to(np.atleast_1d(settings.spacing_mm)[::-1], 3).astype(float)
     elif settings.shape is not None:
-        spacing = np.maximum((high - low) / settings.shape[::-1], 1e-6 * min(own_spacing))
+        spacing = (high - low + own_spacing) / settings.shape[::-1]  # boxes end at centres of voxels
     else:
         spacing = own_or_finest(own_spacing)
     if settings.shape is None:
@@ -153,7 +153,9 @@ def label_box(label: sitk.Image, classes: np.ndarray, matrix: Any, direction: tu
 
 
 def cut_shares(label: sitk.Image, classes: np.ndarray, matrix: Any, grid: Grid) -> dict[int, float]:
-    """The share of each structure's voxels that the grid cuts off: that lie a voxel or more beyond its outermost ones.
+    """The share of each structure's voxels that the grid cuts off.
+
+    They lie a voxel beyond its outermost ones, or a finest voxel of the label map, by which a grid may be shifted.
 
     Args:
         classes: class indices (D, H, W) of the label map; those that are not cut are left out of the answer.
@@ -163,7 +165,8 @@ def cut_shares(label: sitk.Image, classes: np.ndarray, matrix: Any, grid: Grid) 
     back = np.linalg.inv(matrix)
     points = _points(label, mask) @ back[:3, :3].T + back[:3, 3]
     index = (points - grid.origin) @ np.array(grid.direction).reshape(3, 3) / grid.spacing_mm[::-1]
-    is_outside = ((index <= -1) | (index >= grid.shape[::-1])).any(1)
+    beyond = np.maximum(1, min(label.GetSpacing()) / np.array(grid.spacing_mm[::-1]))
+    is_outside = ((index <= -beyond) | (index >= np.array(grid.shape[::-1]) - 1 + beyond)).any(1)
     return {
         int(found): float(is_outside[classes[mask] == found].mean()) for found in np.unique(classes[mask][is_outside])
     }

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from stages.artifacts.cohort import Grid
 from stages.config import PreprocessSettings
-from stages.data.grid import derive_grid, label_to_grid, to_grid
+from stages.data.grid import cut_shares, derive_grid, label_box, label_to_grid, to_grid
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -145,3 +145,16 @@ def test_label_maps_are_smoothed_as_images_are():
     assert set(np.unique(on_grid)) == {0, 1}
     np.testing.assert_array_equal(on_grid[0], on_grid[3])  # slices do not run into one another
     assert int((on_grid == 1).sum()) == 6 * 6 * 6
+
+
+@pytest.mark.parametrize("margin_mm", [0.0, 2.0])
+@pytest.mark.parametrize("shape", [(5, 9, 30), (16, 16, 16), (90, 90, 90)])
+def test_a_shape_alone_never_cuts_the_labels(shape, margin_mm):
+    classes = np.zeros((20, 20, 20), np.uint8)
+    for last in (9, 10, 11):
+        classes[3:last, 2:last, 4 : last + 4] = 1
+        label = image_of(classes, (1.0, 1.2, 2.0), origin=(3.3, -7.7, 11.1))
+        box = label_box(label, classes > 0, np.eye(4), IDENTITY)
+        settings = PreprocessSettings(shape=shape, margin_mm=margin_mm)
+        grid = derive_grid(settings, box, IDENTITY, label.GetSpacing(), label.GetOrigin())
+        assert grid.shape == shape and cut_shares(label, classes, np.eye(4), grid) == {}

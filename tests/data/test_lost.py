@@ -159,13 +159,30 @@ def test_a_grid_that_cuts_a_structure_is_a_fault_that_names_what_would_hold_it(t
     assert checked(config)[1] == 1
 
 
+def test_a_supervised_scan_that_the_grid_cuts_is_a_notice(tmp_path):
+    config = project(tmp_path, {"atlas": {1: BLOCK, 7: np.s_[14:17, 14:17, 14:17]}, "other": {1: np.s_[:, 4:14, 4:14]}})
+    overrides = [
+        "data.atlases=[atlas]",
+        "data.supervised=[other]",
+        "preprocess.shape=[14,14,14]",
+        "preprocess.margin_mm=0",
+    ]
+
+    cohort = preprocess(load_config(config, overrides), "supervised")
+
+    (note,) = cohort.notes
+    assert (
+        note.startswith("case other: the grid of 14 x 14 x 14 voxels of 0.929 mm cuts block (") and "margin_mm" in note
+    )
+
+
 def test_a_shape_alone_resamples_the_box_with_its_margins(tmp_path):
     config = project(tmp_path, {"atlas": {1: BIG, 7: np.s_[14:17, 12:16, 11:14]}}, shape=[10, 40, 16])
 
     cohort = preprocess(load_config(config))
 
     assert cohort.grid.shape == (10, 40, 16)
-    assert cohort.grid.spacing_mm == pytest.approx(((15 + 6) / 10, (13 + 6) / 40, (7 + 6) / 16))
+    assert cohort.grid.spacing_mm == pytest.approx(((15 + 6 + 1) / 10, (13 + 6 + 1) / 40, (7 + 6 + 1) / 16))
     voxel = np.prod(cohort.grid.spacing_mm)
     assert (cohort.label("atlas") == 1).sum() * voxel == pytest.approx(16 * 14 * 8 - 36, rel=0.15)
     assert checked(config)[1] == 0
