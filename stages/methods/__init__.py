@@ -62,6 +62,20 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
+def check_channels(method: Method, channels: int) -> None:
+    """Refuse scans with several images for a method that learns from one.
+
+    Raises:
+        LrlsError: names the methods that take them.
+    """
+    if channels > 1 and not method.channels:
+        able = ", ".join(name for name, other in METHODS.items() if other.channels)
+        raise LrlsError(
+            f"{method.name} learns from one image per scan, and the scans have {channels} channels (_0000, ...); "
+            f"choose one of: {able}; or keep one channel in data.images."
+        )
+
+
 def settings_of(method: Method, config: Config) -> MethodSettings:
     """The method's section of the configuration, checked; paths are absolute.
 
@@ -95,8 +109,9 @@ def training_of(method: Method, config: Config, stage: Literal["train_reg", "tra
 
 def recipe_of(method: Method, cohort: Cohort, config: Config) -> Recipe:
     """The recipe for a cohort, with freshly initialised networks."""
+    check_channels(method, cohort.channels)
     atlases = len(cohort.parts.get("atlases", ()))
-    task = Task(cohort.grid.shape, cohort.num_classes, atlases, config.seed)
+    task = Task(cohort.grid.shape, cohort.num_classes, atlases, config.seed, cohort.channels)
     return method.recipe(task, settings_of(method, config))
 
 
@@ -108,6 +123,7 @@ def plan_of(method: Method, config: Config, cohort: Cohort | None = None) -> Rec
     """
     if cohort is None:
         return method.plan(settings_of(method, config), num_atlases=len(config.part("atlases")))
+    check_channels(method, cohort.channels)
     atlases = len(cohort.parts.get("atlases", ()))
     return method.plan(settings_of(method, config), num_atlases=atlases, shape=cohort.grid.shape)
 

@@ -17,7 +17,7 @@ SEGMENTATION_NAMES = "brbs (BRBS's U-Net), full (the same with InstanceNorm), or
 
 
 def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -> nn.Module:
-    """One image channel -> logits.
+    """The channels of an image -> logits.
 
     Args:
         kind: see `SEGMENTATION_NAMES`.
@@ -25,8 +25,8 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
     """
     with task.initialises(name):
         if kind == "light":
-            return LightUNet(1, task.num_classes, task.shape)
-        return UNet(1, task.num_classes, task.shape, per_group={"brbs": 4, "full": 1}[kind])
+            return LightUNet(task.channels, task.num_classes, task.shape)
+        return UNet(task.channels, task.num_classes, task.shape, per_group={"brbs": 4, "full": 1}[kind])
 
 
 def registration_network(
@@ -41,8 +41,8 @@ def registration_network(
     """
     with task.initialises(name):
         if kind == "light":
-            light = LightUNet(2, 3, task.shape, smooth=True)
+            light = LightUNet(2 * task.channels, 3, task.shape, smooth=True)
             small_head(light.head)
             return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
-        body = {"brbs": UNet, "voxelmorph": VoxelMorphUNet}[kind](2, 3, task.shape)
+        body = {"brbs": UNet, "voxelmorph": VoxelMorphUNet}[kind](2 * task.channels, 3, task.shape)
         return RegistrationNetwork(body, diffeomorphic=diffeomorphic)

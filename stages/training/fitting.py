@@ -89,7 +89,7 @@ def refuse_what_cannot_fit(
     assert settings.batch_size is not None
     free, voxels = device.free_bytes(), math.prod(cohort.grid.shape)
     most = max(phase.batch_size or settings.batch_size for phase in step.phases)
-    in_memory = 2 * voxels * len(cohort.cases)  # images, float16
+    in_memory = 2 * voxels * cohort.channels * len(cohort.cases)  # images, float16
     if free is None or in_memory + MOST_BYTES * most * voxels < free:
         return
     measured = _kept_bytes(step, cohort, config, method, settings.batch_size, round)
@@ -110,7 +110,8 @@ def _kept_bytes(
 ) -> list[float]:
     """Bytes that each phase keeps for the gradients, per voxel of a sample; 0: it could not be measured."""
     with torch.random.fork_rng(devices=[]):
-        task = Task((EDGE, EDGE, EDGE), cohort.num_classes, len(cohort.parts.get("atlases", ())), config.seed)
+        atlases = len(cohort.parts.get("atlases", ()))
+        task = Task((EDGE, EDGE, EDGE), cohort.num_classes, atlases, config.seed, cohort.channels)
         recipe, data = method.recipe(task, settings_of(method, config)), _small(cohort)
         same = recipe.step(step.makes, round)
         assert isinstance(same, Train)
@@ -153,12 +154,13 @@ class _Couple:
 @dataclass(frozen=True)
 class _Bank:
     couples: Sequence[tuple[int, int]]
+    channels: int
 
     def displacement(self, couple: int) -> Tensor:
         return torch.zeros(3, EDGE, EDGE, EDGE)
 
     def style(self, couple: int) -> Tensor:
-        return torch.zeros(1, EDGE, EDGE, EDGE)
+        return torch.zeros(self.channels, EDGE, EDGE, EDGE)
 
 
 def _small(cohort: Cohort) -> Scans:
@@ -169,12 +171,14 @@ def _small(cohort: Cohort) -> Scans:
     label = torch.arange(EDGE**3).reshape(EDGE, EDGE, EDGE) % cohort.num_classes
     return Scans(
         names=names,
-        images=torch.rand(len(names), 1, EDGE, EDGE, EDGE).half(),
+        images=torch.rand(len(names), cohort.channels, EDGE, EDGE, EDGE).half(),
         labels={place: label.short() for place in labelled},
         atlases=atlases,
         unlabeled=[names.index(case) for case in cohort.parts.get("unlabeled", []) if case in names],
         num_classes=cohort.num_classes,
         spacing_mm=cohort.grid.spacing_mm,
-        bank=_Bank([(place, other) for place in atlases for other in range(len(names)) if other != place]),
+        bank=_Bank(
+            [(place, other) for place in atlases for other in range(len(names)) if other != place], cohort.channels
+        ),
         samples=[_Couple(names[-1])],
     )
