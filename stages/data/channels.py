@@ -26,7 +26,8 @@ def counted(number: int, names: Sequence[str] = ()) -> str:
     """How many channels, for people: 2 channels (_0000 T1w, _0001 T2w)."""
     if number == 1:
         return "1 channel"
-    each = (f"{suffix_of(k)} {names[k]}" if k < len(names) else suffix_of(k) for k in range(number))
+    numbers = [suffix_of(k) for k in range(number)]
+    each = [f"{own} {name}" if name != own else own for own, name in zip(numbers, names or numbers, strict=True)]
     return f"{number} channels ({', '.join(each)})"
 
 
