@@ -1,5 +1,8 @@
 """Images of several channels in the parts: each channel counts by itself, and one channel is what it always was."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +128,13 @@ def test_networks_take_as_many_channels_as_the_scans_have(name):
             assert network(image).shape == (1, 3, *SHAPE)
         if isinstance(recipe.answer.registers, torch.nn.Module):
             assert recipe.answer.registers(image, image).shape == (1, 3, *SHAPE)
+
+
+def test_the_page_of_scans_lists_the_methods_that_take_several_channels():
+    page = (Path(__file__).parents[2] / "docs" / "scans.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^- (`best`.*?) take\n", page, re.MULTILINE | re.DOTALL)
+
+    assert sorted(re.findall(r"`([a-z-]+)`", line)) == sorted(ABLE)
 
 
 def test_other_methods_say_which_ones_take_several_channels():
