@@ -6,6 +6,7 @@ All channels of a scan lie on one grid, and every scan has as many as the first 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,13 +42,10 @@ def split_name(path: Path) -> tuple[str, int | None]:
 def numbered_files(folder: Path, case: str) -> dict[int, list[Path]]:
     """The files and folders `<case>_<four digits>` of a folder, by their number, in order."""
     try:
-        numbers = {
-            number
-            for entry in folder.iterdir()
-            if entry.name.startswith(f"{case}_") and (number := split_name(entry)[1]) is not None
-        }
+        names = [name for name in os.listdir(folder) if name.startswith(f"{case}_")]
     except OSError:
         return {}
+    numbers = {number for name in names if (number := split_name(Path(name))[1]) is not None}
     found = {}
     for number in sorted(numbers):
         name = f"{case}{suffix_of(number)}"

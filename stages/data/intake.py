@@ -294,8 +294,12 @@ def read_new_scan(path: Path, case: str | None = None) -> Scan:
     """
     case = case or case_id(path)
     if not path.exists():
-        raise IntakeError(Fault(case, "no such file or folder", "correct the path", "no-file"))
+        raise IntakeError(_missing(case))
     return Scan(case, checked_image(read_image(path, case), case), None)
+
+
+def _missing(case: str) -> Fault:
+    return Fault(case, "no such file or folder", "correct the path", "no-file")
 
 
 def read_new_channels(path: Path, case: str, number: int, names: Sequence[str] = ()) -> list[sitk.Image]:
@@ -304,6 +308,8 @@ def read_new_channels(path: Path, case: str, number: int, names: Sequence[str] =
     Raises:
         IntakeError: the scan is missing or faulty, or its channels are not as many or not on one grid.
     """
+    if not path.exists():
+        raise IntakeError(_missing(case))
     images = []
     for channel, file in enumerate(new_channels(path, case, number, names)):
         try:

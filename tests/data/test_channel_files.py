@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicoms import write_slices
 from pydantic import ValidationError
 
 from stages.config import Config, load_config
@@ -13,7 +14,7 @@ from stages.data.checks import cases_of, cheap_faults, cohort_faults
 from stages.data.facts import Known, examine
 from stages.data.faults import IntakeError
 from stages.data.initialize import describe_folder, write_config
-from stages.data.intake import image_files
+from stages.data.intake import image_files, read_new_channels
 from stages.errors import LrlsError
 
 CASES = ("a", "b", "held")
@@ -329,6 +330,33 @@ def test_a_new_scan_is_given_by_any_of_its_files(tmp_path):
         "case n: has _0000, _0001, _0002, and the model learned from 2 channels (_0000 T1, _0001 T2); "
         "lay its files side by side, named n_0000, n_0001."
     )
+
+
+def test_a_new_scan_that_is_not_there_has_no_channels(tmp_path):
+    with pytest.raises(IntakeError, match=r"case n: no such file or folder; correct the path\.$"):
+        read_new_channels(tmp_path / "n_0000.nii.gz", "n", 2)
+
+
+def test_new_channels_lie_on_one_grid_and_are_named_if_faulty(tmp_path):
+    path = write(tmp_path, "n_0000", image_of(0))
+    write(tmp_path, "n_0001", image_of(1, spacing_mm=(1.0, 1.5, 2.1)))
+    with pytest.raises(
+        IntakeError, match=r"^case n: channel _0001 spacing \(1\.0, 1\.5, 2\.1\) mm, channel _0000 spacing"
+    ):
+        read_new_channels(path, "n", 2)
+    write(tmp_path, "n_0001", image_of(1) * 0)
+    with pytest.raises(IntakeError, match=r"^case n: channel _0001: image is empty \(every voxel is 0\);"):
+        read_new_channels(path, "n", 2)
+
+
+def test_dicom_folders_are_channels_too(tmp_path):
+    for channel in (0, 1):
+        folder = tmp_path / "images" / f"x_000{channel}"
+        write_slices(folder)
+    config = config_of(tmp_path, atlases=[], unlabeled=["x"], test=[])
+
+    assert [path.name for path in image_files(config, "x")] == ["x_0000", "x_0001"]
+    assert len(examine(config, Known(config, fresh=True).look({"x": False})["x"]).images) == 2
 
 
 def test_names_are_split_at_four_digits_only(tmp_path):
