@@ -128,8 +128,8 @@ def first_channels(config: Config) -> tuple[str, int] | None:
     try:
         case = config.part("atlases")[0]
         return case, len(image_files(config, case))
-    except (LrlsError, IndexError):
-        return None  # whoever needs atlases reports it
+    except (LrlsError, IndexError, OSError):
+        return None  # whoever needs atlases, or folders that can be read, reports it
 
 
 def read_voxels(path: Path, data_file: Path | None = None) -> sitk.Image:

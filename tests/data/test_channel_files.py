@@ -14,7 +14,7 @@ from stages.data.checks import cases_of, cheap_faults, cohort_faults
 from stages.data.facts import Known, examine
 from stages.data.faults import IntakeError
 from stages.data.initialize import describe_folder, write_config
-from stages.data.intake import image_files, read_new_channels
+from stages.data.intake import image_files, label_file, read_new_channels
 from stages.errors import LrlsError
 
 CASES = ("a", "b", "held")
@@ -202,6 +202,28 @@ def test_one_image_named_as_nnunet_names_it_is_the_same_scan(tmp_path, name):
     assert [path.name for path in image_files(config, "x")] == [f"{name}.nii.gz"]
     assert looked.more == ()
     assert len(looked.digests) == 2
+
+
+def test_one_image_and_its_label_map_may_both_be_named_with_a_number(tmp_path):
+    for case in ("x", "y"):
+        write(tmp_path, f"images/{case}_0000", image_of(len(case)))
+        write(tmp_path, f"labels/{case}_0000", label_of(image_of(0)))
+    about = describe_folder(tmp_path)
+    assert (about["atlases"], about["files"], about["channels"]) == (["x", "y"], {}, [])
+
+    for case in ("x", "x_0000"):
+        config = config_of(tmp_path, atlases=[case])
+        assert [path.name for path in image_files(config, case)] == ["x_0000.nii.gz"]
+        assert label_file(config, case).name == "x_0000.nii.gz"
+
+
+def test_the_same_case_in_two_folders_is_listed_with_its_channels(tmp_path):
+    for folder in ("imagesTr", "imagesTs"):
+        for channel in (0, 1):
+            write(tmp_path, f"{folder}/x_000{channel}", image_of(channel))
+    write(tmp_path, "labelsTr/x", label_of(image_of(0)))
+
+    assert describe_folder(tmp_path)["files"] == {"imagesTs_x": [["imagesTs/x_0000.nii.gz", "imagesTs/x_0001.nii.gz"]]}
 
 
 def test_numbered_scans_are_no_channels(tmp_path):
