@@ -27,6 +27,9 @@ MethodStage = Literal["train-reg", "generate", "train-seg", "eval"]  # stages th
 Augmentation = Literal["none", "rotate-scale", "affine", "half-affine", "mild", "strong"]
 
 
+ChannelName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+
+
 class DataSettings(Section):
     """Where the scans are, and to which part of the split each belongs."""
 
@@ -35,10 +38,15 @@ class DataSettings(Section):
         "images", description="Sub-folder of the images: <case id>.nii.gz, .nrrd, .mha or DICOM folders."
     )
     labels: str = Field("labels", description="Sub-folder of the label maps, named as the images are.")
-    files: dict[str, list[Path]] = Field(
+    files: dict[str, list[Path | list[Path]]] = Field(
         default={},
         description="Files of cases that are not named after their id, relative to the folder: case id: [image, "
-        "label map] or [image].",
+        "label map] or [image]; the images of a scan that has several are a list: [[T1, T2], label map].",
+    )
+    channels: Annotated[list[ChannelName], Field(max_length=64)] = Field(
+        default=[],
+        description="Names of the images of a scan that has several, in the order _0000, _0001, ...: exported models "
+        "and messages say them.",
     )
     split: str | None = Field(
         None, description="JSON file in the folder with named lists of case ids; parts may then name a list."
@@ -48,6 +56,14 @@ class DataSettings(Section):
     supervised: Role = Field(default=[], description="Labelled scans of the `supervised` upper bound only.")
     dev: Role = Field(default=[], description="Labelled scans to choose settings on; never trained on.")
     test: Role = Field(default=[], description="Labelled scans to score once; never trained on.")
+
+    @field_validator("files")
+    @classmethod
+    def _only_images_are_several(cls, files: dict[str, list[Path | list[Path]]]) -> dict[str, list[Path | list[Path]]]:
+        for case, listed in files.items():
+            if any(isinstance(given, list) for given in listed[1:]) or [] in listed:
+                raise ValueError(f"{case} needs [image, label map], or [[image, image, ...], label map]")
+        return files
 
     @field_validator(*PARTS)
     @classmethod

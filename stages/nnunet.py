@@ -2,7 +2,8 @@
 
     Dataset<3 digits>_<name>/
       dataset.json
-      imagesTr/<case>_0000.nii.gz   atlases and generated couples, on the cohort's grid, intensities in [0, 1]
+      imagesTr/<case>_0000.nii.gz   atlases and generated couples, on the cohort's grid, intensities in [0, 1]; further
+                                    channels _0001, ...
       labelsTr/<case>.nii.gz        consecutive class indices, as nnU-Net wants them
       imagesTs/<case>_0000.nii.gz   the unlabelled scans
 
@@ -21,12 +22,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.answering.answers import atlases_of
+from stages.answering.model import named_channels
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.files import plain
 from stages.artifacts.made import Made
 from stages.artifacts.manifest import UNREADABLE, parsed
 from stages.artifacts.placing import check_place, placed
 from stages.config import Config
+from stages.data.channels import suffix_of
 from stages.data.writers import write_image
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of
@@ -56,6 +59,7 @@ def export_nnunet(
     check_place(out, force=force, strange=_strange_in, kept=[config.workspace, *scans], inside=True)
     check_place(out, force=force, strange=_strange_in, kept=[config.data.folder, config.base, Path.cwd()])
     cohort = made.cohort
+    channels = named_channels(config, cohort) if cohort.channels > 1 else ["normalised"]
     steps = plan_of(find_method(method_name), config).steps(made.round)
     if made.generated is None and any(isinstance(step, Generate) for step in steps):
         raise LrlsError(
@@ -67,13 +71,13 @@ def export_nnunet(
             (draft / folder).mkdir(parents=True)
         train, test = 0, cohort.parts.get("unlabeled", [])
         for case, image, label in _labelled(made, config, method_name, couples):
-            _write(image, cohort, draft / "imagesTr" / f"{case}_0000.nii.gz")
+            _write_channels(image, cohort, draft / "imagesTr", case)
             _write(label, cohort, draft / "labelsTr" / f"{case}.nii.gz")
             train += 1
         for case in test:
-            _write(cohort.image(case), cohort, draft / "imagesTs" / f"{case}_0000.nii.gz")
+            _write_channels(cohort.image(case), cohort, draft / "imagesTs", case)
         about = {
-            "channel_names": {"0": "normalised"},
+            "channel_names": {str(k): name for k, name in enumerate(channels)},
             "labels": {"background": 0} | {name: k for k, name in enumerate(cohort.structures, start=1)},
             "numTraining": train,
             "file_ending": ".nii.gz",
@@ -110,6 +114,12 @@ def _labelled(
     drawn = (couple for w in step.writers for couple in w.couples(generated, cohort, couples, config.seed))
     for k, couple in enumerate(drawn):
         yield f"generated_{k:04d}", couple.image, couple.label
+
+
+def _write_channels(image: np.ndarray, cohort: Cohort, folder: Path, case: str) -> None:
+    """(D, H, W), or (C, D, H, W) as a file a channel."""
+    for number, channel in enumerate(image if image.ndim == 4 else image[None]):
+        _write(channel, cohort, folder / f"{case}{suffix_of(number)}.nii.gz")
 
 
 def _write(array: np.ndarray, cohort: Cohort, path: Path) -> None:

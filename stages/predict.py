@@ -21,6 +21,7 @@ from stages.data.new_scans import find_scans
 from stages.data.own_space import as_label_image
 from stages.data.writers import csv_of, write_image, write_label_tables, write_whole
 from stages.errors import LrlsError
+from stages.parts.channels import first_channel
 
 
 def predict(
@@ -56,9 +57,10 @@ def predict(
     """
     from stages.progress import Progress
 
-    scans, left_out = find_scans(paths)
+    channels = len(model.channels)
+    scans, left_out = find_scans(paths, channels)
     asked = digest_of([model_digest(model), probabilities])
-    folder = AnswerFolder(out, scans, asked, force=force)
+    folder = AnswerFolder(out, scans, asked, force=force, channels=channels)
     for line in left_out:
         tell(line)
     predictor = Predictor(model)
@@ -116,7 +118,7 @@ def _write(
             files.append(f"probabilities/{case}/{index:03d}.nii.gz")
             write_image(result.probability(index), out / files[-1], like=scan)
     row = {
-        "case": case, "image": result.scan.image.astype(np.float32), "label": shown(result),
+        "case": case, "image": first_channel(result.scan.image), "label": shown(result),
         "spacing_mm": result.grid.spacing_mm, "note": "; ".join(result.quality.flags),
     }  # fmt: skip
     write_whole(out / files[1], lambda path: overlay_page(row, path, structures=structures))

@@ -23,6 +23,7 @@ from stages.artifacts.manifest import peek_manifest
 from stages.artifacts.store import make, verify, versions
 from stages.config import Config
 from stages.data.bringing import Pass
+from stages.data.channels import counted
 from stages.data.checks import cases_of, cheap_faults, examine_all, faults_among, folder_fault, notices_among
 from stages.data.facts import Known, Looked
 from stages.data.faults import Fault, disk_fault, refuse
@@ -78,6 +79,12 @@ def preprocess(
     refuse(faults_among(config, facts, roles, beside))
 
     jobs = [(role, case) for role, cases in members.items() for case in cases]
+    channels = len(looked[jobs[0][1]].images)
+    if base and channels != base.channels:
+        raise LrlsError(
+            f"case {jobs[0][1]}: found {counted(channels)}, and the cohort was made of {counted(base.channels)} a "
+            "scan; make it again with `lrls preprocess`."
+        )
     work = target / (WORK + _work_key(config, part, base, [looked[case] for _, case in jobs])[:16])
     way = Pass(config, looked, [case for _, case in jobs], members.get("atlases", []), roles, beside, base, work)
 
@@ -87,11 +94,11 @@ def preprocess(
         for case, current in way.facts.items():
             if current.digest != facts[case].digest:
                 raise LrlsError(f"case {case}: its files have changed since the command began; run it again.")
-        num_bytes = len(jobs) * int(np.prod(grid.shape)) * 3 + reference.GetNumberOfPixels() * 4
+        num_bytes = len(jobs) * int(np.prod(grid.shape)) * (2 * channels + 1) + reference.GetNumberOfPixels() * 4
         if fault := disk_fault(draft.folder, num_bytes):
             raise LrlsError(str(fault))
         notices = [*notices_among(config, way.facts, roles, beside), *way.notices, *_unlike_others(way, members, base)]
-        _assemble(draft.folder, way, reference, grid, config, members, notices)
+        _assemble(draft.folder, way, reference, grid, config, members, channels, notices)
         _pictures(draft.folder, jobs, config, base)
         draft.save_elapsed()
 
@@ -131,7 +138,7 @@ def _work_key(config: Config, part: Part, base: Cohort | None, looked: Sequence[
 
 def _assemble(
     folder: Path, way: Pass, reference: sitk.Image, grid: Grid, config: Config, members: dict[str, list[str]],
-    notices: Sequence[Fault],
+    channels: int, notices: Sequence[Fault],
 ) -> None:  # fmt: skip
     """`cohort.h5`, `cohort.json` and `transforms/`, of the scans that a pass brought to the grid."""
     (folder / "transforms").mkdir(exist_ok=True)
@@ -151,6 +158,7 @@ def _assemble(
         "parts": members,
         "flat_borders": [asdict(border) for border in find_flat_borders(faces)],
         "notes": [str(notice) for notice in notices],
+        **({"channels": channels} if channels > 1 else {}),
     }
     atomic_write_text(folder / "cohort.json", json.dumps(about, indent=1))
 
@@ -168,6 +176,7 @@ def _unlike_others(way: Pass, members: dict[str, list[str]], base: Cohort | None
 
 def _pictures(folder: Path, jobs: list[tuple[str, str]], config: Config, base: Cohort | None) -> None:
     """The same slice of every scan under the first atlas's contours, which shows a scan that is not aligned."""
+    from stages.parts.channels import first_channel
     from stages.pictures import couples_page
 
     (folder / "qc").mkdir(exist_ok=True)
@@ -180,5 +189,5 @@ def _pictures(folder: Path, jobs: list[tuple[str, str]], config: Config, base: C
         rows = []
         for role, case in jobs[:24]:
             name = "atlas" if role == "atlases" else "scan"
-            rows.append({"image": file["images"][case][()].astype(np.float32), "label": outline, name: case})
+            rows.append({"image": first_channel(file["images"][case][()]), "label": outline, name: case})
         couples_page(rows, folder / "qc" / "cohort.png", structures=list(config.structures))

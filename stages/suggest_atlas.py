@@ -132,9 +132,9 @@ def _read_all(config: Config, looked: Mapping[str, Looked]) -> tuple[dict[str, S
 
 def _read_case(config: Config, looked: Looked) -> tuple[ScanFacts, sitk.Image | None]:
     examined = examine(config, looked)
-    if faults_of(config, examined.facts) or examined.image is None:
+    if faults_of(config, examined.facts) or not examined.images:
         return examined.facts, None
-    image = normalise(examined.image, config.preprocess)[0]
+    image = normalise(examined.images[0], config.preprocess)[0]
     return examined.facts, coarsened(image, coarse_spacing_mm(image), most=MOST_VOXELS)
 
 

@@ -17,12 +17,13 @@ from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config, MethodStage, StageName
 from stages.data.checks import scored_faults
 from stages.data.faults import refuse
+from stages.data.intake import first_channels
 from stages.data.subsets import Part, cohort_folder, cohort_settings
 from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
 from stages.generate import generate
-from stages.methods import find_method, plan_of, settings_read, training_of
+from stages.methods import check_channels, find_method, plan_of, settings_read, training_of
 from stages.methods.recipe import STAGE_OF, Generate, Method, Recipe, Step, Train
 from stages.preprocess import preprocess
 from stages.train_reg import train_registration
@@ -87,6 +88,8 @@ def run(
     # Faults of device and round are reported before hours of alignment.
     if method.train_reg or method.train_seg:
         choose_device(config)
+    if first := first_channels(config):
+        check_channels(method, first[1])
     plan = plan_of(method, config)
     last = plan.last_round if round is None else checked_round(method, plan, round)
     if until == "eval" and config.part(config.eval.part):

@@ -18,6 +18,7 @@ from stages.answering.quality import Quality
 from stages.artifacts.digests import digest_of
 from stages.artifacts.files import atomic_write_text
 from stages.data.contents import bytes_digest, files_of
+from stages.data.new_scans import files_of_scan
 from stages.data.writers import remove_leftovers
 from stages.errors import LrlsError
 
@@ -46,13 +47,16 @@ class AnswerFolder:
         scans: (case, file or DICOM folder) to answer.
         model: digest of the model and of what is asked of it; answers of one folder have one.
         force: write into a folder with other files.
+        channels: files of a scan.
 
     Raises:
         LrlsError: it cannot be written to, holds other files, or a scan lies in it.
     """
 
-    def __init__(self, out: Path, scans: Sequence[tuple[str, Path]], model: str, *, force: bool) -> None:
-        self.out, self.model = out, model
+    def __init__(
+        self, out: Path, scans: Sequence[tuple[str, Path]], model: str, *, force: bool, channels: int = 1
+    ) -> None:
+        self.out, self.model, self.channels = out, model, channels
         if out.exists() and not out.is_dir():
             raise LrlsError(f"--out {out} is a file; name a folder.")
         refuse_overlap(out, scans)
@@ -81,7 +85,7 @@ class AnswerFolder:
         """The record of a scan, if neither it nor its answer has changed since."""
         record = self._records.get(case)
         try:
-            if record is None or record["scan"] != scan_digest(scan):
+            if record is None or record["scan"] != self._digest_of(case, scan):
                 return None
             if any(bytes_digest(self.out / name) != digest for name, digest in record["files"].items()):
                 return None
@@ -98,7 +102,7 @@ class AnswerFolder:
         record = {
             "case": answered.case,
             "model": self.model,
-            "scan": scan_digest(scan),
+            "scan": self._digest_of(answered.case, scan),
             "files": {name: bytes_digest(self.out / name) for name in files},
             "volumes_ml": answered.volumes_ml,
             "quality": asdict(answered.quality),
@@ -106,6 +110,10 @@ class AnswerFolder:
         file = self.out / RECORDS / f"{digest_of(answered.case)[:32]}.json"
         atomic_write_text(file, json.dumps(record | {"digest": digest_of(record)}))
         self._records[answered.case] = record
+
+    def _digest_of(self, case: str, scan: Path) -> str:
+        digests = [scan_digest(file) for file in files_of_scan(scan, case, self.channels)]
+        return digests[0] if len(digests) == 1 else digest_of(digests)
 
     def all(self) -> list[Answered]:
         """All scans of the folder, by name."""

@@ -23,7 +23,10 @@ AT_ONCE = 32  # scans per call of `Answering.answers`; limits memory
 
 @dataclass(frozen=True)
 class GridScan:
-    """A scan on the grid: image (D, H, W), float16 in [0, 1], and the record of `stages.data.prepare.prepare`."""
+    """A scan on the grid: image, float16 in [0, 1], and the record of `stages.data.prepare.prepare`.
+
+    An image is (D, H, W), of several channels (C, D, H, W).
+    """
 
     case: str
     image: np.ndarray
@@ -32,7 +35,7 @@ class GridScan:
 
 @dataclass(frozen=True)
 class Atlas:
-    """A labelled scan on the grid: image in [0, 1] and class indices, (D, H, W) both."""
+    """A labelled scan on the grid: image in [0, 1], (D, H, W) or (C, D, H, W), and class indices (D, H, W)."""
 
     case: str
     image: np.ndarray

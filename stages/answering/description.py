@@ -101,6 +101,9 @@ class Description(Section):
     reference_direction: tuple[float, ...]
     borders: Annotated[list[StoredBorder], Field(max_length=MOST_CLASSES)]
     calibration: Calibration | None
+    channels: Annotated[list[Text], Field(min_length=1, max_length=64)] = Field(
+        ["image"], description="Names of the images of a scan, in the order of their numbers; left out if it is one."
+    )
     files: dict[Literal["weights.safetensors", "images.safetensors"], StoredFile]
 
     @property
@@ -135,15 +138,16 @@ class Description(Section):
         if self.stored_atlases not in (0, self.num_atlases):
             raise ValueError(f"{self.stored_atlases} of {self.num_atlases} atlases are stored, expected none or all")
         if self.calibration:
-            _check_calibration(self.calibration, self.num_classes)
+            _check_calibration(self.calibration, self.num_classes, len(self.channels))
         return self
 
     def most_image_bytes(self) -> int:
         """What images.safetensors can hold: the reference in float32, atlases and their labels in two bytes a voxel."""
-        return 4 * MOST_REFERENCE_VOXELS + 4 * self.stored_atlases * math.prod(self.grid.shape)
+        of_atlas = 2 * (len(self.channels) + 1) * math.prod(self.grid.shape)
+        return 4 * MOST_REFERENCE_VOXELS + self.stored_atlases * of_atlas
 
 
-def _check_calibration(calibration: Calibration, num_classes: int) -> None:
+def _check_calibration(calibration: Calibration, num_classes: int, channels: int) -> None:
     numbers = [
         *calibration.weights.values(), *calibration.medians.values(), *calibration.deviations.values(),
         *calibration.volumes, *(number for pair in calibration.deciles for number in pair),
@@ -154,8 +158,9 @@ def _check_calibration(calibration: Calibration, num_classes: int) -> None:
         raise ValueError("the calibration holds a number that is no measure")
     if len(calibration.volumes) != num_classes - 1 or min(calibration.volumes) < 0:
         raise ValueError("the calibration is of other structures")
-    if len(calibration.deciles) != len(DECILES):
-        raise ValueError(f"the calibration has {len(calibration.deciles)} deciles, expected {len(DECILES)}")
+    if len(calibration.deciles) != channels * len(DECILES):
+        found, expected = len(calibration.deciles), channels * len(DECILES)
+        raise ValueError(f"the calibration has {found} deciles, expected {expected}")
     if min((*calibration.deviations.values(), *(spread for _, spread in calibration.deciles)), default=1.0) <= 0:
         raise ValueError("the calibration has a deviation that is not positive")
 

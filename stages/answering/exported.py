@@ -48,7 +48,7 @@ from stages.artifacts.weights_file import fill, packed_weights
 from stages.config import Config, Section, first_fault
 from stages.data.grid import unpacked
 from stages.errors import LrlsError
-from stages.methods import find_method, settings_of
+from stages.methods import check_channels, find_method, settings_of
 from stages.methods.recipe import Method, Recipe, Task
 from stages.methods.settings import MethodSettings
 
@@ -108,9 +108,10 @@ def _contents(model: Model) -> dict[str, bytes]:
         reference_direction=model.reference.GetDirection(),
         borders=[StoredBorder(classes=border.classes, normal=border.normal) for border in model.borders],
         calibration=model.calibration,
+        channels=list(model.channels),
         files={name: StoredFile(bytes=len(data), sha256=_sha256(data)) for name, data in files.items()},  # type: ignore[misc]
     )  # fmt: skip
-    values = description.model_dump(mode="json")
+    values = description.model_dump(mode="json", exclude=set() if len(model.channels) > 1 else {"channels"})
     values["digest"] = digest_of(values)
     return {MODEL: (json.dumps(values, indent=1) + "\n").encode(), **files}
 
@@ -155,6 +156,7 @@ def _read(path: Path, read: Read, *, told: str = "do not use this file") -> Mode
 
     try:
         method = find_method(about.method)
+        check_channels(method, len(about.channels))
         config = _config_of(about, method)
         settings = settings_of(method, config)
         if any(isinstance(value, Path) for _, value in settings):
@@ -198,6 +200,7 @@ def _read(path: Path, read: Read, *, told: str = "do not use this file") -> Mode
         recipe=recipe,
         borders=tuple(FlatBorder(border.classes, border.normal) for border in about.borders),
         calibration=about.calibration,
+        channels=tuple(about.channels),
     )
 
 
@@ -253,7 +256,13 @@ def _config_of(about: Description, method: Method) -> Config:
 
 def _task(about: Description) -> Task:
     spacing_mm = about.grid.spacing_mm if about.axes == "own" else (1.0, 1.0, 1.0)
-    return Task(about.grid.shape, about.num_classes, about.num_atlases, spacing_mm=spacing_mm)
+    return Task(
+        about.grid.shape,
+        about.num_classes,
+        about.num_atlases,
+        channels=len(about.channels),
+        spacing_mm=spacing_mm,
+    )
 
 
 def _planned(method: Method, about: Description, settings: MethodSettings) -> Recipe:
@@ -290,7 +299,9 @@ def tensors_of(data: bytes, shown: str) -> dict[str, torch.Tensor]:
 
 def _fault_of_images(about: Description, images: Mapping[str, torch.Tensor]) -> str | None:
     """Why images cannot be those of a description; None: they can."""
-    shapes = {f"atlas_{k}_{kind}": about.grid.shape for k in range(about.stored_atlases) for kind in ("image", "label")}
+    channels = len(about.channels)
+    shape = {"image": about.grid.shape if channels == 1 else (channels, *about.grid.shape), "label": about.grid.shape}
+    shapes = {f"atlas_{k}_{kind}": shape[kind] for k in range(about.stored_atlases) for kind in ("image", "label")}
     if images.keys() != {"reference", *shapes}:
         return "it holds other images"
     for name, image in images.items():

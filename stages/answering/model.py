@@ -11,9 +11,10 @@ import SimpleITK as sitk
 
 from stages.answering.answers import Answering, Atlas, atlases_of, registers
 from stages.artifacts.calibration import Calibration
-from stages.artifacts.cohort import FlatBorder, Grid
+from stages.artifacts.cohort import Cohort, FlatBorder, Grid
 from stages.artifacts.made import Made
 from stages.config import Config
+from stages.data.channels import counted, suffix_of
 from stages.data.grid import to_grid
 from stages.device import choose_device
 from stages.errors import LrlsError
@@ -36,6 +37,7 @@ class Model:
         atlases: those whose labels it propagates; empty if only the network answers.
         borders: see `stages.answering.flat_borders`.
         calibration: of the estimated DSC; None: DSC is not estimated.
+        channels: names of the images of a scan, in order; a name is the number that files end with if none is given.
         axes: "own": its networks follow the grid's spacing per axis; "alike": it was exported before they did.
     """
 
@@ -48,6 +50,7 @@ class Model:
     recipe: Recipe
     borders: tuple[FlatBorder, ...]
     calibration: Calibration | None = None
+    channels: tuple[str, ...] = ("image",)
     axes: Literal["alike", "own"] = "own"
 
     @property
@@ -93,7 +96,24 @@ def model_of(made: Made, config: Config, method_name: str, *, network_only: bool
         atlases=atlases_of(cohort) if uses_atlases else (),
         recipe=recipe,
         borders=borders,
+        channels=named_channels(config, cohort),
     )
+
+
+def named_channels(config: Config, cohort: Cohort) -> tuple[str, ...]:
+    """The names of a cohort's channels, in order.
+
+    Raises:
+        LrlsError: data.channels names another number.
+    """
+    names = config.data.channels
+    if names and len(names) != cohort.channels:
+        raise LrlsError(
+            f"data.channels: found {len(names)} names, the scans have {counted(cohort.channels)}; name each image once."
+        )
+    if names or cohort.channels == 1:
+        return tuple(names) or ("image",)
+    return tuple(suffix_of(k) for k in range(cohort.channels))
 
 
 def running_on(model: Model, overrides: Mapping[str, Any] | list[str]) -> Model:

@@ -13,9 +13,9 @@ from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan
 from stages.answering.model import Model
 from stages.answering.quality import Quality, assess
 from stages.artifacts.cohort import Grid
-from stages.data import intake
 from stages.data.grid import packed
 from stages.data.labels import label_values
+from stages.data.new_scans import name_of_scan
 from stages.data.own_space import as_label_image, in_own_space
 from stages.data.prepare import prepare_new
 from stages.data.writers import volumes_ml
@@ -90,7 +90,10 @@ class Predictor:
         return self.model.structures
 
     def predict(self, scan: Path | str | sitk.Image) -> Prediction:
-        """The answer for one scan: a file, a folder with a DICOM series, or an image of one channel.
+        """The answer for one scan: a file, a folder with a DICOM series, or an image.
+
+        Of a scan with several channels, any of its files (`<case>_0000`, `<case>_0001`, ...), or an image with as many
+        components, as of `SimpleITK.Compose`.
 
         Raises:
             LrlsError: it cannot be read or answered; the message is one line.
@@ -109,7 +112,8 @@ class Predictor:
             names: of the scans; by default those of the files.
         """
         names = names or [
-            f"scan_{k}" if isinstance(scan, sitk.Image) else intake.case_id(Path(scan)) for k, scan in enumerate(scans)
+            f"scan_{k}" if isinstance(scan, sitk.Image) else name_of_scan(Path(scan), len(self.model.channels))
+            for k, scan in enumerate(scans)
         ]
         for start in range(0, len(scans), AT_ONCE):
             ready = self._prepared(scans[start : start + AT_ONCE], names[start : start + AT_ONCE])
@@ -126,8 +130,8 @@ class Predictor:
         config, reference = self.model.config, packed(self.model.reference)
         arguments = [
             (
-                place, packed(scan) if isinstance(scan, sitk.Image) else Path(scan), name, reference,
-                config.preprocess, self.model.grid,
+                place, channels_of(scan) if isinstance(scan, sitk.Image) else Path(scan), name, reference,
+                config.preprocess, self.model.grid, (len(self.model.channels), self.model.channels),
             )
             for place, (scan, name) in enumerate(zip(scans, names, strict=True))
         ]  # fmt: skip
@@ -174,6 +178,14 @@ class Predictor:
         missing = [name for name, volume in volumes.items() if volume == 0]
         quality = assess(self.answering, scan, answer, self.template, missing, self.model.calibration)
         return Prediction(scan.case, label, classes, volumes, quality, scan, answer, self.model.grid)
+
+
+def channels_of(image: sitk.Image) -> list[tuple]:
+    """The channels of an image in memory, each `packed`."""
+    number = image.GetNumberOfComponentsPerPixel()
+    if number == 1:
+        return [packed(image)]
+    return [packed(sitk.VectorIndexSelectionCast(image, k)) for k in range(number)]
 
 
 def _too_big(case: str) -> Failure:

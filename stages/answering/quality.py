@@ -30,6 +30,7 @@ from torch import Generator, Tensor
 from stages.answering.answers import Answer, Answering, GridScan
 from stages.artifacts.calibration import Calibration
 from stages.parts.augmentation import AUGMENTATIONS, IntensityAugmentation, SpatialAugmentation, gaussian_blur
+from stages.parts.channels import as_array, as_images, first_channel
 from stages.parts.metrics import dice_per_class, folding_fraction, jacobian_determinant
 from stages.parts.warps import affine_displacement, resize, warp, warp_label, warp_probabilities
 
@@ -115,8 +116,8 @@ def measure(
     stability    mean DSC of the network's answer and its answers to the image after turns, shifts and changes of
                  brightness
     confidence   mean over structures of the mean probability of the voxels that are labelled as the structure
-    similarity   correlation of the scan with the warped atlas around the structures, the best of all atlases; without
-                 registration, of the scan with the aligned reference on the whole grid
+    similarity   correlation of the scan with the warped atlas around the structures, mean over the channels, the best
+                 of all atlases; without registration, of the scan with the aligned reference on the whole grid
     volume       exp(-mean |log(volume / its median)|) over structures
     """
     classes = answer.probabilities.argmax(0)
@@ -164,8 +165,8 @@ def _stability(answering: Answering, image: np.ndarray, network: Tensor) -> floa
         forward, inverse = (affine_displacement(m[None], shape, spacing_mm) for m in (turn, turn.T))
         # forward: x -> turn(x) + shift; inverse: x -> inverse turn of (x - shift)
         forward, inverse = forward + shift, inverse - _turned(shift, turn.T, spacing_mm)
-        turned = warp(torch.from_numpy(image.astype(np.float32))[None, None] ** gamma, forward)
-        answer = answering.segment(turned[0, 0].numpy()).cpu()
+        turned = warp(as_images(image) ** gamma, forward)
+        answer = answering.segment(as_array(turned)).cpu()
         turned_back = warp_probabilities(answer[None], inverse)[0].argmax(0)
         scores.append(_mean_dice(turned_back, classes, answering.num_classes))
     return float(np.mean(scores))
@@ -187,14 +188,16 @@ def _rotation(degrees: float, axis: int) -> Tensor:
 
 def _similarity(answering: Answering, image: np.ndarray, answer: Answer, template: np.ndarray) -> float:
     if not answer.fields:
-        return correlation(template, image)
+        return correlation(template, first_channel(image))
+    scan = as_images(image)[0].numpy()
     correlations = []
     for atlas, field in zip(answering.atlases, answer.fields, strict=True):
         displacement = torch.from_numpy(field)[None]
-        moved = warp(torch.from_numpy(atlas.image.astype(np.float32))[None, None], displacement)[0, 0]
+        moved = warp(as_images(atlas.image), displacement)[0].numpy()
         mask = warp_label(torch.from_numpy((atlas.label > 0).astype(np.int16))[None], displacement).float()[None]
         near = F.max_pool3d(mask, 7, stride=1, padding=3)[0, 0].numpy() > 0
-        correlations.append(correlation(moved.numpy()[near], image[near]) if near.any() else -1.0)
+        of_channels = [correlation(a[near], b[near]) for a, b in zip(moved, scan, strict=True)]
+        correlations.append(float(np.mean(of_channels)) if near.any() else -1.0)
     return max(correlations)
 
 
@@ -212,9 +215,15 @@ def folding_of(answer: Answer) -> float | None:
     return float(torch.cat(fractions).mean())
 
 
+def deciles_of(image: np.ndarray) -> np.ndarray:
+    """Deciles of an image, (D, H, W) or (C, D, H, W), channel by channel."""
+    channels = image if image.ndim == 4 else image[None]
+    return np.concatenate([np.quantile(channel.astype(np.float32), DECILES) for channel in channels])
+
+
 def intensity_shift(image: np.ndarray, deciles: Sequence[tuple[float, float]]) -> float:
     """Largest distance of a decile from its median over scans, in spreads."""
-    own = np.quantile(image.astype(np.float32), DECILES)
+    own = deciles_of(image)
     return float(max(abs(value - median) / spread for value, (median, spread) in zip(own, deciles, strict=True)))
 
 
@@ -272,7 +281,7 @@ def fit(
         others = np.arange(len(y)) != k
         w, b = _non_negative(x[others], y[others])
         left_out.append(abs(np.clip(b + x[k] @ w, 0, 1) - y[k]))
-    own = np.array([np.quantile(image.astype(np.float32), DECILES) for image in images])
+    own = np.array([deciles_of(image) for image in images])
     medians = np.median(own, axis=0)
     spreads = np.maximum(1.4826 * np.median(np.abs(own - medians), axis=0), LEAST_SPREAD)
     shifts = (np.abs(own - medians) / spreads).max(1)
@@ -327,7 +336,7 @@ class Damage:
     def __call__(
         self, image: Tensor, label: Tensor, spacing_mm: tuple[float, float, float], generator: Generator
     ) -> tuple[Tensor, Tensor]:
-        """Image (1, 1, D, H, W) in [0, 1] and label (1, D, H, W), both damaged; the label moves with the anatomy."""
+        """Image (1, C, D, H, W) in [0, 1] and label (1, D, H, W), both damaged; the label moves with the anatomy."""
         shape = (image.shape[2], image.shape[3], image.shape[4])
         if self.kind == "blurred":
             return gaussian_blur(image, 5 * self.severity), label

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from stages.artifacts.cohort import Cohort
 from stages.config import Config
 from stages.device import Device, keep_freed_memory
-from stages.generating.writer import ImagePair, as_tensor
+from stages.generating.writer import ImagePair
 from stages.methods.recipe import Classical
+from stages.parts.channels import as_images, first_channel
 from stages.parts.classical import displacement_of
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.voting import vote
@@ -70,8 +71,8 @@ def _by_network(network: nn.Module, pairs: Sequence[ImagePair], device: Device) 
 
 
 def as_image(array: np.ndarray, device: Device) -> Tensor:
-    """(D, H, W) -> (1, 1, D, H, W) float32 on the device."""
-    return torch.from_numpy(array.astype(np.float32)).to(device.torch)[None, None]
+    """(D, H, W) or (C, D, H, W) -> (1, C, D, H, W) float32 on the device."""
+    return as_images(array).to(device.torch)
 
 
 def segment(network: nn.Module, scan: np.ndarray, device: Device) -> Tensor:
@@ -91,12 +92,12 @@ def overlay_row(
     """A row of `pictures.registration_overlay`: an atlas (image, label) registered to a scan by `field`."""
     image = atlas[0]
     votes = vote([atlas], [field], scan, cohort.num_classes)
-    moved = warp(as_tensor(image), torch.from_numpy(field)[None])[0, 0]
+    moved = warp(as_images(image), torch.from_numpy(field)[None])[0, 0]
     return {
         "case": case,
-        "atlas": image.astype(np.float32),
+        "atlas": first_channel(image),
         "warped": moved.numpy(),
-        "scan": scan.astype(np.float32),
+        "scan": first_channel(scan),
         "displacement": field,
         "warped_label": votes.argmax(0).numpy(),
         "spacing_mm": cohort.grid.spacing_mm,
@@ -106,12 +107,11 @@ def overlay_row(
 def on_arrays(
     optimisation: InstanceOptimisation, place: int, moving: np.ndarray, fixed: np.ndarray
 ) -> tuple[int, np.ndarray]:
-    """Register an image pair (D, H, W) on one CPU thread; for worker processes that share the cores.
+    """Register an image pair, (D, H, W) or (C, D, H, W), on one CPU thread; for worker processes that share the cores.
 
     Returns:
         `place`, the index of the pair, and its displacement (3, D, H, W) in voxels.
     """
     torch.set_num_threads(1)
     keep_freed_memory()
-    pair = [torch.from_numpy(image.astype(np.float32))[None, None] for image in (moving, fixed)]
-    return place, optimisation(*pair)[0].numpy()
+    return place, optimisation(as_images(moving), as_images(fixed))[0].numpy()

@@ -24,7 +24,9 @@ class Calibration(Section):
     medians: dict[str, float] = Field(description="Median of each measure over unlabelled scans.")
     deviations: dict[str, float] = Field(description="Deviation of each measure between unlabelled scans.")
     volumes: list[float] = Field(description="Median voxels of each structure on the grid.")
-    deciles: list[tuple[float, float]] = Field(description="Deciles of intensity on the grid: median and spread.")
+    deciles: list[tuple[float, float]] = Field(
+        description="Deciles of intensity on the grid, channel by channel: median and spread."
+    )
     most_shift: float = Field(description="A decile more than this many spreads from its median is flagged.")
     most_folding: float = Field(description="Share of folded voxels above which an answer is flagged.")
     error: float = Field(description="Mean absolute error of the estimate, each couple left out in turn.")

@@ -1,9 +1,10 @@
 """The cohort: scans aligned, cropped and resampled to one grid, with the maps back to each scan's own voxels.
 
-cohort.h5     images/<case>   (D, H, W) float16 in [0, 1]
+cohort.h5     images/<case>   (D, H, W) float16 in [0, 1]; (C, D, H, W) if scans have several channels
               labels/<case>   (D, H, W) class indices, smallest unsigned type; only of scans that may be trained on
-              reference       (D, H, W) float32 in [0, 1]: the first atlas in its own space, to which scans are aligned
-cohort.json   grid, structures, parts
+              reference       (D, H, W) float32 in [0, 1]: the first atlas in its own space, to which scans are aligned;
+                              of several channels the first one
+cohort.json   grid, structures, parts, and the number of channels if there are several
 transforms/<case>.json        geometry of the scan, map to it, intensity range, quality of the alignment
 """
 
@@ -76,6 +77,7 @@ class Cohort(Artifact):
     parts: dict[str, list[str]]
     flat_borders: tuple[FlatBorder, ...]  # drawn in all its labelled scans
     notes: tuple[str, ...] = ()  # what its user should know of the scans
+    channels: int = 1  # images of each scan
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -92,11 +94,12 @@ class Cohort(Artifact):
             check_borders(borders, len(structures) + 1)
             notes = tuple(about.get("notes", ()))
             names = (*structures, *parts, *notes, *(case for cases in parts.values() for case in cases))
-            if not all(isinstance(name, str) for name in names):
+            channels = about.get("channels", 1)
+            if not all(isinstance(name, str) for name in names) or type(channels) is not int or channels < 1:
                 raise TypeError
         except UNREADABLE:
             raise damage(folder, "cohort.json", cls.MADE_WITH) from None
-        return cls(folder, manifest, grid, structures, parts, borders, notes)
+        return cls(folder, manifest, grid, structures, parts, borders, notes, channels)
 
     @property
     def cases(self) -> list[str]:
@@ -116,7 +119,8 @@ class Cohort(Artifact):
             raise self.damaged(f"cohort.h5 ({error})") from None
 
     def _image(self, file: h5py.File, case: str) -> np.ndarray:
-        return read(dataset(file, f"images/{case}", "f", self.grid.shape))
+        shape = self.grid.shape if self.channels == 1 else (self.channels, *self.grid.shape)
+        return read(dataset(file, f"images/{case}", "f", shape))
 
     def _label(self, file: h5py.File, case: str) -> np.ndarray:
         label = read(dataset(file, f"labels/{case}", "u", self.grid.shape))
@@ -125,7 +129,7 @@ class Cohort(Artifact):
         return label
 
     def image(self, case: str) -> np.ndarray:
-        """(D, H, W), float16 in [0, 1]."""
+        """(D, H, W), of several channels (C, D, H, W), float16 in [0, 1]."""
         with self._file() as file:
             return self._image(file, case)
 
@@ -174,7 +178,8 @@ class Cohort(Artifact):
 
         names = [case for part in parts or self.parts for case in self.parts[part]]
         with self._file() as file:
-            images = torch.stack([torch.from_numpy(self._image(file, case)) for case in names])[:, None]
+            images = torch.stack([torch.from_numpy(self._image(file, case)) for case in names])
+            images = images[:, None] if self.channels == 1 else images
             labels = {
                 place: torch.from_numpy(self._label(file, case).astype(np.int16)).to(device)
                 for place, case in enumerate(names)
@@ -193,7 +198,7 @@ class Cohort(Artifact):
 
 @contextmanager
 def write_images(folder: Path, reference: sitk.Image) -> Iterator[Callable[[str, np.ndarray, np.ndarray | None], None]]:
-    """Write `cohort.h5`. Yields a function that adds a scan: case, image (D, H, W) float16, class indices or None."""
+    """Write `cohort.h5`. Yields a function that adds a scan: case, image as it is stored, class indices or None."""
     import h5py
     import SimpleITK as sitk
 

@@ -2,7 +2,7 @@
 
 paths/     one row per couple (atlas, scan); BRBS's S3P samples from them
     displacement           (n, 3, D, H, W) float16, voxels, atlas to scan: warped(x) = atlas(x + u(x))
-    style                  (n, 1, D, H, W) float16, what is added to the atlas to make it look like the scan: the scan
+    style                  (n, C, D, H, W) float16, what is added to the atlas to make it look like the scan: the scan
                            warped to the atlas minus the atlas, or a network's prediction; only if a method needs it
     atlas, scan            (n,) case ids
     similarity             (n,) float32, mean LNCC of warped atlas and scan
@@ -11,7 +11,7 @@ paths/     one row per couple (atlas, scan); BRBS's S3P samples from them
     folding_fraction       (n,) float32, share of voxels with |J| <= 0
     accepted               (n,) bool, passed the screening by the settings `generate`
 samples/   one row per finished couple
-    image                  (n, 1, D, H, W) float16 in about [0, 1]
+    image                  (n, C, D, H, W) float16 in about [0, 1]
     label                  (n, D, H, W) class indices, smallest unsigned type
     atlas, space, style    (n,) case ids of the label, the anatomy and the style. A warped atlas (`os-medseg`) has its
                            own style, `space` is the real scan that it imitates, and its label is warped by nearest

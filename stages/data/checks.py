@@ -7,6 +7,7 @@ from typing import Any
 
 from stages.config import Config
 from stages.data import intake
+from stages.data.channels import channel_grid_faults, of_channel
 from stages.data.contents import Content
 from stages.data.facts import Facts, Known, Looked, ScanFacts, examine, faults_of, label_faults, notices_of
 from stages.data.faults import HELD_OUT, Fault, IntakeError, leaks
@@ -235,16 +236,25 @@ def _header(image: Content, case: str) -> Geometry | None:
 
 
 def header_faults(looked: Looked) -> list[Fault]:
-    """Missing files; otherwise differences between the label map's header and the image's."""
+    """Missing files; otherwise differences between the headers of channels, and of label map and image."""
     missing = [fault for fault in (looked.image, looked.label) if isinstance(fault, Fault)]
-    if missing or not isinstance(looked.image, Content) or not isinstance(looked.label, Content):
+    if missing or (looked.label is None and not looked.more):
         return missing
-    try:
-        image = intake.header_geometry(looked.image.path, looked.case)
-        label = intake.header_geometry(looked.label.path, looked.case, "label map")
-    except IntakeError as error:
-        return [error.fault]
-    return geometry_faults(image, label, looked.case) if image and label else []
+    channels: list[Geometry | None] = []
+    for number, content in enumerate(looked.images):
+        assert isinstance(content, Content)
+        try:
+            channels.append(intake.header_geometry(content.path, looked.case))
+        except IntakeError as error:
+            return [of_channel(error.fault, number, len(looked.images))]
+    faults = channel_grid_faults(channels, looked.case)
+    if isinstance(looked.label, Content):
+        try:
+            label = intake.header_geometry(looked.label.path, looked.case, "label map")
+        except IntakeError as error:
+            return [error.fault]
+        faults += geometry_faults(channels[0], label, looked.case) if channels[0] and label else []
+    return faults
 
 
 def scored_faults(config: Config, cases: Sequence[str]) -> list[Fault]:

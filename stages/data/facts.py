@@ -6,8 +6,9 @@ decodes a scan whose facts are not known. Faults are returned by `faults_of`, no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import SimpleITK as sitk
 from stages.artifacts.digests import digest_of
 from stages.config import Config
 from stages.data import digests, intake
+from stages.data.channels import channel_grid_faults, count_fault, of_channel
 from stages.data.contents import Content, Contents
 from stages.data.faults import Fault, IntakeError, Severity, no_numbers
 from stages.data.geometry import Geometry, geometry_faults, geometry_of
@@ -51,7 +53,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class ScanFacts:
-    """What is known of a scan: of its image and, if asked for, its label map."""
+    """What is known of a scan: of its image, or its channels together, and, if asked for, its label map."""
 
     case: str
     image: Facts
@@ -68,13 +70,21 @@ class Looked:
     """Where a scan's files are and their digests, or the fault that a file is missing.
 
     Args:
+        image: of several channels, the first one.
         kept: the workspace in which facts are kept; None: they are not kept.
+        more: the other channels, in order.
     """
 
     case: str
     image: Content | Fault
     label: Content | Fault | None
     kept: Path | None
+    more: tuple[Content, ...] = ()
+
+    @property
+    def images(self) -> tuple[Content | Fault, ...]:
+        """All channels of the image, in order."""
+        return (self.image, *self.more)
 
     @property
     def has_changed(self) -> bool:
@@ -83,7 +93,7 @@ class Looked:
 
     @property
     def contents(self) -> tuple[Content, ...]:
-        return tuple(content for content in (self.image, self.label) if isinstance(content, Content))
+        return tuple(content for content in (*self.images, self.label) if isinstance(content, Content))
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -93,10 +103,14 @@ class Looked:
 
 @dataclass(frozen=True)
 class Examined:
-    """A scan's facts, and its image (float32) and label map (integers) as far as they were decoded."""
+    """A scan's facts, and its image (float32) and label map (integers) as far as they were decoded.
+
+    Args:
+        images: all channels, in order; empty unless all were decoded.
+    """
 
     facts: ScanFacts
-    image: sitk.Image | None
+    images: tuple[sitk.Image, ...]
     label: sitk.Image | None
 
 
@@ -119,13 +133,24 @@ class Known:
         return looked
 
     def _look(self, case: str, label: bool) -> Looked:
-        places: list[Content | Fault] = []
-        for find in (intake.image_file, intake.label_file)[: 1 + label]:
-            try:
-                places.append(self._contents.look(find(self.config, case)))
-            except IntakeError as error:
-                places.append(error.fault)
-        return Looked(case, places[0], places[1] if label else None, self._kept)
+        image: Content | Fault
+        label_map: Content | Fault | None = None
+        more: list[Content] = []
+        try:
+            image, *more = [self._contents.look(path) for path in intake.image_files(self.config, case)]
+            if self._first and (fault := count_fault(case, 1 + len(more), *self._first)):
+                image, more = fault, []
+        except IntakeError as error:
+            image = error.fault
+        try:
+            label_map = self._contents.look(intake.label_file(self.config, case)) if label else None
+        except IntakeError as error:
+            label_map = error.fault
+        return Looked(case, image, label_map, self._kept, tuple(more))
+
+    @cached_property
+    def _first(self) -> tuple[str, int] | None:
+        return intake.first_channels(self.config)
 
     def facts(self, looked: Mapping[str, Looked]) -> dict[str, ScanFacts]:
         """Facts of the scans whose facts are all known."""
@@ -135,11 +160,12 @@ class Known:
 
 def known_facts(config: Config, looked: Looked) -> ScanFacts | None:
     """The facts of a scan without decoding it; None: not all are known."""
-    image = _known(config, looked, looked.image, is_label=False)
+    images = [_known(config, looked, image, is_label=False) for image in looked.images]
     label = None if looked.label is None else _known(config, looked, looked.label, is_label=True)
-    if image is None or (label is None and looked.label is not None):
+    known = [facts for facts in images if facts]
+    if len(known) < len(images) or (label is None and looked.label is not None):
         return None
-    return ScanFacts(looked.case, image, label)
+    return ScanFacts(looked.case, _together(looked.case, known), label)
 
 
 def examine(config: Config, looked: Looked, *, whole: bool = True) -> Examined:
@@ -148,11 +174,29 @@ def examine(config: Config, looked: Looked, *, whole: bool = True) -> Examined:
     Args:
         whole: decode image and label map; otherwise only files whose facts are not known.
     """
-    image, image_facts = _examine(config, looked, looked.image, is_label=False, whole=whole)
+    each = [_examine(config, looked, image, is_label=False, whole=whole) for image in looked.images]
+    decoded = tuple(image for image, _ in each if image is not None)
+    images = decoded if len(decoded) == len(each) else ()
+    image_facts = _together(looked.case, [facts for _, facts in each])
     if looked.label is None:
-        return Examined(ScanFacts(looked.case, image_facts, None), image, None)
+        return Examined(ScanFacts(looked.case, image_facts, None), images, None)
     label, label_facts = _examine(config, looked, looked.label, is_label=True, whole=whole)
-    return Examined(ScanFacts(looked.case, image_facts, label_facts), image, label)
+    return Examined(ScanFacts(looked.case, image_facts, label_facts), images, label)
+
+
+def _together(case: str, channels: Sequence[Facts]) -> Facts:
+    """The facts of an image of several channels; a scan counts as another one's twin if its first channel is."""
+    first = channels[0]
+    if len(channels) == 1:
+        return first
+    faults = [
+        _as_told(of_channel(Fault(case, *told), number, len(channels)))
+        for number, facts in enumerate(channels)
+        for told in facts.faults
+    ]
+    faults += map(_as_told, channel_grid_faults([facts.geometry for facts in channels], case))
+    digest = digest_of([facts.digest for facts in channels]) if all(facts.digest for facts in channels) else ""
+    return Facts(tuple(faults), first.geometry, digest, first.voxels)
 
 
 def faults_of(config: Config, facts: ScanFacts) -> list[Fault]:

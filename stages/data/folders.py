@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.data.channels import split_name
 from stages.data.dicom_files import series_in
 from stages.data.faults import IntakeError
 from stages.data.intake import header_geometry
 from stages.data.neutral import SUFFIXES
-from stages.errors import LrlsError
 
 DEEPEST = 6  # folders within folders
 NOT_READ = (
@@ -33,7 +33,6 @@ WORD_BEHIND = re.compile(rf"[-_. ](?:(?P<label>{LABEL_WORDS})|(?P<image>{IMAGE_W
 WORD_BEFORE = re.compile(rf"^(?:(?P<label>{LABEL_WORDS})|(?P<image>{IMAGE_WORDS}))(?:[-_. ]|(?=\d))", re.IGNORECASE)
 OF_DERIVATIVES = re.compile(r"_(?:space|desc|label|atlas|res|den)-[A-Za-z0-9]+")  # BIDS entities of label maps alone
 ENDS_AS_LABELS = re.compile(rf"[-_. ]({LABEL_ENDS})$", re.IGNORECASE)
-CHANNEL = re.compile(r"_(\d{4})$")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Name:
 class Files:
     """Images and label maps by case, as paths in the folder; `left_out` has a line for every other file."""
 
-    images: dict[str, Path] = field(default_factory=dict)
+    images: dict[str, Path] = field(default_factory=dict)  # of several channels, the first one
+    channels: dict[str, list[Path]] = field(default_factory=dict)  # of cases whose images are numbered as channels
     labels: dict[str, Path] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     by_name: list[tuple[Path, Path]] = field(default_factory=list)  # couples of different names
@@ -83,18 +83,17 @@ def files_in(folder: Path, image_folders: Sequence[str], label_folders: Sequence
     Args:
         image_folders, label_folders: in it; "." stands for images and label maps beside each other.
 
-    Raises:
-        LrlsError: several channels per scan.
     """
     files = Files()
     images = [path for name in image_folders for path in _scans(folder, Path(name), files.left_out)]
     labels = [path for name in label_folders for path in _scans(folder, Path(name), files.left_out)]
     images, beside = _sorted_by_role(images, mixed=not label_folders)
     labels += beside
-    _refuse_channels(images, {name_of(path).stem for path in labels})
-    images = _one_contrast(images, files.left_out)
+    channels = _channels(images, {name_of(path).stem for path in labels})
+    others = {path for group in channels.values() for path in group[1:]}
+    images = _one_contrast([path for path in images if path not in others], files.left_out)
     for path in images:
-        case = stem_of(path).removesuffix("_0000")
+        case = split_name(path)[0] if path in channels else stem_of(path).removesuffix("_0000")
         if case in files.images:  # series of one name in several folders
             case = "_".join([*path.parent.parts, case]) if path.parent != files.images[case].parent else case
         if case in files.images:
@@ -102,6 +101,8 @@ def files_in(folder: Path, image_folders: Sequence[str], label_folders: Sequence
             files.left_out.append(f"{path.as_posix()}: a second file of this name; keep one of them")
         else:
             files.images[case] = path
+            if path in channels:
+                files.channels[case] = channels[path]
     waiting = _exactly_named(files, labels)
     waiting = _alike(folder, files, waiting, lambda path: name_of(path).key)
     waiting = _alike(folder, files, waiting, lambda path: "-".join(re.findall(r"\d+", stem_of(path))))
@@ -205,19 +206,28 @@ def _sorted_by_role(paths: Sequence[Path], *, mixed: bool) -> tuple[list[Path], 
     return [path for path in paths if path not in labels], [path for path in paths if path in labels]
 
 
-def _refuse_channels(images: Sequence[Path], labelled: set[str]) -> None:
-    """Raise if files are channels of one scan, as nnU-Net names them.
+def _channels(images: Sequence[Path], labelled: set[str]) -> dict[Path, list[Path]]:
+    """The channels of scans as nnU-Net names them, `<case>_0000`, `<case>_0001`, ...: all by the first one.
 
-    Raises:
-        LrlsError: files end with _0001, ..., although some end with _0000, or label maps or folders are nnU-Net's.
+    Numbered scans are no channels: a label map `<case>_0001` is that of one. Otherwise numbers are channels if a label
+    map is named without them, or if there are `_0000`, several of them or in nnU-Net's folders.
+
+    Args:
+        labelled: names of the label maps, without endings.
     """
-    channels = {path: match[1] for path in images if (match := CHANNEL.search(stem_of(path)))}
-    others = [path for path, channel in channels.items() if channel != "0000"]
-    for path in others:
-        stem = stem_of(path)
-        of_nnunet = path.parts[0] in ("imagesTr", "imagesTs") or CHANNEL.sub("", stem) in labelled
-        if stem not in labelled and (of_nnunet or "0000" in channels.values()):
-            raise LrlsError(f"{path.as_posix()}: several channels (_0000, _0001, ...); keep one image per scan.")
+    groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for path in images:
+        name, number = split_name(path)
+        if number is not None:
+            groups[path.parent, name].append(path)
+    of_nnunet = any(place.parts[:1] in (("imagesTr",), ("imagesTs",)) for place, _ in groups)
+    of_labels = any(name in labelled for _, name in groups)
+    beginnings = sum(any(split_name(path)[1] == 0 for path in paths) for paths in groups.values())
+    numbered = {stem_of(path) for paths in groups.values() for path in paths if split_name(path)[1]}
+    if numbered & labelled or not (of_labels or beginnings > (0 if of_nnunet else 1)):
+        return {}
+    in_order = (sorted(paths, key=lambda path: split_name(path)[1] or 0) for paths in groups.values())
+    return {paths[0]: paths for paths in in_order}
 
 
 def _one_contrast(images: Sequence[Path], left_out: list[str]) -> list[Path]:

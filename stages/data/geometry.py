@@ -32,30 +32,39 @@ def geometry_of(image: sitk.Image) -> Geometry:
 
 def geometry_faults(image: Geometry, label: Geometry, case: str) -> list[Fault]:
     """Differences between a label map's geometry and its image's."""
-    faults = []
+    return [Fault(case, found, remedy, "label-grid") for found, remedy in differences(image, label, "image", "label")]
+
+
+def differences(image: Geometry, other: Geometry, name: str, other_name: str) -> list[tuple[str, str]]:
+    """(found, remedy) of each difference between the geometries of an image and what should lie on its grid.
+
+    Args:
+        name, other_name: of both, for messages.
+    """
+    found: list[tuple[str, str]] = []
     tolerance_mm = GEOMETRY_TOLERANCE * unit_mm(image.spacing)
-    resample = "resample the label or fix its header"
-    if image.size != label.size:
-        problem = f"label size {label.size} voxels, image size {image.size} voxels"
-        faults.append(Fault(case, problem, "resample the label to the image's grid", "label-grid"))
-    for quantity, of_label, of_image in (
-        ("spacing", label.spacing, image.spacing),
-        ("origin", label.origin, image.origin),
+    resample = f"resample the {other_name} or fix its header"
+    if image.size != other.size:
+        problem = f"{other_name} size {other.size} voxels, {name} size {image.size} voxels"
+        found.append((problem, f"resample the {other_name} to the {name}'s grid"))
+    for quantity, of_other, of_image in (
+        ("spacing", other.spacing, image.spacing),
+        ("origin", other.origin, image.origin),
     ):
-        if not np.allclose(of_label, of_image, rtol=0, atol=tolerance_mm):
-            problem = f"label {quantity} {_rounded(of_label)} mm, image {quantity} {_rounded(of_image)} mm"
-            faults.append(Fault(case, problem, resample, "label-grid"))
-    if not np.allclose(label.direction, image.direction, rtol=0, atol=GEOMETRY_TOLERANCE):
+        if not np.allclose(of_other, of_image, rtol=0, atol=tolerance_mm):
+            problem = f"{other_name} {quantity} {_rounded(of_other)} mm, {name} {quantity} {_rounded(of_image)} mm"
+            found.append((problem, resample))
+    if not np.allclose(other.direction, image.direction, rtol=0, atol=GEOMETRY_TOLERANCE):
         code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
-        label_code, image_code = code(label.direction), code(image.direction)
-        if label_code != image_code:
-            problem = f"label direction {label_code}, image direction {image_code}"
+        other_code, image_code = code(other.direction), code(image.direction)
+        if other_code != image_code:
+            problem = f"{other_name} direction {other_code}, {name} direction {image_code}"
         else:
-            turn = np.reshape(label.direction, (3, 3)).T @ np.reshape(image.direction, (3, 3))
+            turn = np.reshape(other.direction, (3, 3)).T @ np.reshape(image.direction, (3, 3))
             degrees = math.degrees(math.acos(min(1.0, (np.trace(turn) - 1) / 2)))
-            problem = f"label direction {degrees:.2g} degrees away from the image direction"
-        faults.append(Fault(case, problem, resample, "label-grid"))
-    return faults
+            problem = f"{other_name} direction {degrees:.2g} degrees away from the {name} direction"
+        found.append((problem, resample))
+    return found
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:

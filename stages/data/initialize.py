@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import load_config
+from stages.data.channels import counted, split_name
 from stages.data.faults import IntakeError
 from stages.data.folders import Files, files_in, found_by_name
 from stages.data.intake import read_image
@@ -35,7 +36,8 @@ class Description(TypedDict):
     folder: Path
     images: str
     labels: str
-    files: dict[str, list[str]]  # of the cases that are not named after their id
+    files: dict[str, list[str | list[str]]]  # of the cases that are not named after their id; see data.files
+    channels: list[str]  # names of a scan's images, where there are several and they have names
     atlases: list[str]
     unlabeled: list[str]
     test: list[str]
@@ -54,7 +56,7 @@ def describe_folder(folder: Path) -> Description:
     Segmentation Decathlon and of nnU-Net v2, a BIDS folder, or a flat folder of scans.
 
     Raises:
-        LrlsError: the folder holds no scans, or several images per scan.
+        LrlsError: the folder holds no scans, or the channels of a scan in one file.
     """
     given = folder
     folder = folder.parent if folder.name == "dataset.json" else folder
@@ -70,10 +72,20 @@ def describe_folder(folder: Path) -> Description:
             f"{given}: no scans found; put them into images/ and their label maps, under the same names, "
             f"into labels/ (NIfTI, NRRD, MHA, or one DICOM folder per scan).{left_out}"
         )
+    names = _channel_names(dataset)
+    number = max((len(paths) for paths in files.channels.values()), default=1)
+    if len(names) > 1 and number == 1:
+        raise LrlsError(
+            f"dataset.json: {len(names)} channels, and no scan has several images; store each channel in a file of its "
+            "own (<case>_0000, <case>_0001, ...), as nnU-Net does."
+        )
     labelled = [case for case in files.images if case in files.labels]
     unlabeled = [case for case in files.images if case not in files.labels]
 
     notes = []
+    if number > 1:
+        named = counted(number, names)
+        notes.append(f"Scans have {named}: images that lie on one another. The first one is aligned and shown.")
     if files.by_name:
         image, label = files.by_name[0]
         notes.append(
@@ -115,6 +127,7 @@ def describe_folder(folder: Path) -> Description:
         images=", ".join(images),
         labels=", ".join(labels) or "labels",
         files=_unlike_their_ids(files, images, labels),
+        channels=names if number > 1 else [],
         atlases=atlases,
         unlabeled=unlabeled,
         test=test,
@@ -127,17 +140,18 @@ def describe_folder(folder: Path) -> Description:
     )
 
 
-def _unlike_their_ids(files: Files, images: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
-    """Image and label map of the cases whose files are not found by the case id."""
-    listed = {}
+def _unlike_their_ids(files: Files, images: Sequence[str], labels: Sequence[str]) -> dict[str, list[str | list[str]]]:
+    """Image, or images, and label map of the cases whose files are not found by the case id."""
+    listed: dict[str, list[str | list[str]]] = {}
     for case, image in files.images.items():
-        label = files.labels.get(case)
-        if (
-            case in files.doubled
-            or not found_by_name(case, [image], images)
-            or (label and not found_by_name(case, [label], labels))
-        ):
-            listed[case] = [path.as_posix() for path in (image, label) if path]
+        label, channels = files.labels.get(case), files.channels.get(case, [])
+        if channels:
+            is_found = split_name(image)[0] == case and image.parent.as_posix() in images
+        else:
+            is_found = found_by_name(case, [image], images)
+        if case in files.doubled or not is_found or (label and not found_by_name(case, [label], labels)):
+            all_images = [path.as_posix() for path in channels] if len(channels) > 1 else image.as_posix()
+            listed[case] = [all_images, *([label.as_posix()] if label else [])]
     return listed
 
 
@@ -199,6 +213,7 @@ data:
   folder: {_scalar(where.as_posix())}
   images: {_scalar(description["images"])}
   labels: {_scalar(description["labels"])}  # label maps, named as the images are
+{_list("channels", description["channels"]) if description["channels"] else ""}\
 {notes}\
   # Labelled scans to learn from; the others are aligned to the first one.
 {_list("atlases", description["atlases"])}\
@@ -239,9 +254,6 @@ def _read_dataset(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise LrlsError(f"dataset.json is not readable as JSON ({reason}); correct or remove it.") from None
-    channels = dataset.get("channel_names", dataset.get("modality", {})) if isinstance(dataset, dict) else {}
-    if isinstance(channels, dict) and len(channels) > 1:
-        raise LrlsError(f"dataset.json: {len(channels)} channels, 1 expected; keep one image per scan.")
     return dataset if isinstance(dataset, dict) else {}
 
 
@@ -287,11 +299,16 @@ def _structures(
     return named | {f"structure_{value}": value for value in values_in_maps if value not in [*flat, *ignored]}
 
 
-def _modality(dataset: dict[str, Any], images: Iterable[sitk.Image]) -> str:
+def _channel_names(dataset: dict[str, Any]) -> list[str]:
+    """Names of the images of a scan, in order, as nnU-Net or MSD give them; empty: none or not all are given."""
     channels = dataset.get("channel_names", dataset.get("modality", {}))
-    channel = next(iter(channels.values()), "") if isinstance(channels, dict) else ""
-    if isinstance(channel, str) and channel:
-        return "CT" if channel.upper() == "CT" else "MR"
+    names = list(channels.values()) if isinstance(channels, dict) else []
+    return names if all(isinstance(name, str) and name.strip() and name.isprintable() for name in names) else []
+
+
+def _modality(dataset: dict[str, Any], images: Iterable[sitk.Image]) -> str:
+    if names := _channel_names(dataset):
+        return "CT" if all(name.upper() == "CT" for name in names) else "MR"
     minima = [sitk.GetArrayViewFromImage(image).min() for image in images]
     return "CT" if minima and np.median(minima) < CT_BELOW_HU else "MR"
 
@@ -313,9 +330,13 @@ def _scalar(text: str) -> str:
     return yaml.safe_dump(text, allow_unicode=True, width=10**6).splitlines()[0]
 
 
-def _files(files: Mapping[str, Sequence[str]]) -> str:
+def _files(files: Mapping[str, Sequence[str | list[str]]]) -> str:
     """data.files as YAML; nothing if every file is named after its case."""
-    lines = [f"    {_scalar(case)}: [{', '.join(map(_scalar, paths))}]\n" for case, paths in files.items()]
+
+    def listed(paths: Sequence[str | list[str]]) -> str:
+        return f"[{', '.join(_scalar(path) if isinstance(path, str) else listed(path) for path in paths)}]"
+
+    lines = [f"    {_scalar(case)}: {listed(paths)}\n" for case, paths in files.items()]
     return "".join(["  # Image and label map of cases with other names.\n  files:\n", *lines]) if lines else ""
 
 

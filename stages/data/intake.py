@@ -15,19 +15,23 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from stages.config import Config
+from stages.config import PARTS, Config
+from stages.data.channels import channel_files, channel_grid_faults, new_channels, of_channel
 from stages.data.dicom_files import is_dicom
 from stages.data.faults import Fault, IntakeError, not_finite
 from stages.data.geometry import MOST_SHEAR, Geometry, geometry_faults, geometry_of
 from stages.data.labels import as_integers, classes_of
-from stages.data.neutral import SUFFIXES, ending_of, under_neutral_name
+from stages.data.neutral import SUFFIXES, ending_of, files_named, under_neutral_name
 from stages.data.nifti import HEADER_BYTES, check_nifti, head_of, parse_nifti
 from stages.data.text_headers import check_text_header
+from stages.errors import LrlsError
 
 # Users see one line per fault from us. ITK's own warnings quote paths, and tell of headers that it repaired, which
 # are refused before it sees them.
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
+APART = "keep one, or store each in a file of its own (<case>_0000, <case>_0001, ...)"
+ONE_FRAME = "store one frame per scan, or channels in files of their own (<case>_0000, <case>_0001, ...)"
 UNREADABLE = (EOFError, OSError, OverflowError, RuntimeError, ValueError, struct.error, zlib.error)
 
 
@@ -47,7 +51,7 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
     in the folder or one of the folders.
 
     Raises:
-        IntakeError: there is no such file, several of them, or one per channel.
+        IntakeError: there is no such file, or several of them.
     """
     if Path(case).name != case:
         raise IntakeError(
@@ -57,9 +61,6 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
     paths = [path for parent in folders for path in files_named(parent, case)]
     paths += [path for parent in folders for path in files_named(parent, f"{case}_0000")]
     paths += [path for parent in folders if (path := parent / case).is_dir()]
-    if any(files_named(parent, f"{case}_0001") for parent in folders):
-        remedy = "keep one channel: one image per scan"
-        raise IntakeError(Fault(case, f"{kind} in several channels (_0000, _0001, ...)", remedy, "channels"))
     if not paths:
         for suffix in SUFFIXES:
             if case.endswith(suffix) and any((parent / case).exists() for parent in folders):
@@ -78,39 +79,57 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
     return paths[0]
 
 
-def files_named(folder: Path, name: str) -> list[Path]:
-    """The files of a name with one of the endings that are read, in small or capital letters."""
-    endings = [ending for suffix in SUFFIXES for ending in (suffix, suffix.upper())]
-    paths = [path for ending in endings if (path := folder / f"{name}{ending}").is_file()]
-    return [path for k, path in enumerate(paths) if not any(path.samefile(other) for other in paths[:k])]
-
-
 def sub_folders(config: Config, names: str) -> list[Path]:
     """The folders that data.images or data.labels names: one, or several separated by commas."""
     return [config.data.folder / name.strip() for name in names.split(",")]
 
 
+def image_files(config: Config, case: str) -> list[Path]:
+    """The images of a case of the cohort, its channels in order; raises as `find_file` and `channel_files`."""
+    if listed := _listed_files(config, case, 0, "image"):
+        return listed
+    images, labels = (sub_folders(config, names) for names in (config.data.images, config.data.labels))
+
+    def is_a_case(name: str) -> bool:
+        has_label = any(files_named(folder, name) for folder in labels if folder not in images)
+        return has_label or any(name in config.part(part) for part in PARTS)
+
+    return channel_files(images, case, is_a_case) or [find_file(images, case, "image")]
+
+
 def image_file(config: Config, case: str) -> Path:
-    """The image of a case of the cohort; raises as `find_file`."""
-    return _listed_file(config, case, 0, "image") or find_file(sub_folders(config, config.data.images), case, "image")
+    """The image of a case of the cohort, the first one of several; raises as `image_files`."""
+    return image_files(config, case)[0]
 
 
 def label_file(config: Config, case: str) -> Path:
     """The label map of a case of the cohort; raises as `find_file`."""
-    return _listed_file(config, case, 1, "label map") or find_file(
-        sub_folders(config, config.data.labels), case, "label map"
-    )
+    if listed := _listed_files(config, case, 1, "label map"):
+        return listed[0]
+    return find_file(sub_folders(config, config.data.labels), case, "label map")
 
 
-def _listed_file(config: Config, case: str, place: int, kind: str) -> Path | None:
-    """The file that data.files lists for a case; None: it lists none."""
+def _listed_files(config: Config, case: str, place: int, kind: str) -> list[Path] | None:
+    """The files that data.files lists for a case in a place; None: it lists none."""
     if case not in config.data.files:
         return None
-    listed = config.data.files[case]
-    if len(listed) <= place or not (path := config.data.folder / listed[place]).exists():
-        remedy = f"correct data.files.{case}: [image, label map], or take the case out of the configuration"
-        raise IntakeError(Fault(case, f"no {kind} file", remedy, "no-file"))
-    return path
+    entry = config.data.files[case][place : place + 1]
+    paths = [config.data.folder / name for given in entry for name in (given if isinstance(given, list) else [given])]
+    for channel, path in enumerate(paths or [None]):
+        if path is None or not path.exists():
+            remedy = f"correct data.files.{case}: [image, label map], or take the case out of the configuration"
+            fault = Fault(case, f"no {kind} file", remedy, "no-file")
+            raise IntakeError(of_channel(fault, channel, len(paths) or 1))
+    return paths
+
+
+def first_channels(config: Config) -> tuple[str, int] | None:
+    """The first atlas and how many channels it has, which is how many all scans need; None: it is not known."""
+    try:
+        case = config.part("atlases")[0]
+        return case, len(image_files(config, case))
+    except (LrlsError, IndexError, OSError):
+        return None  # whoever needs atlases, or folders that can be read, reports it
 
 
 def read_voxels(path: Path, data_file: Path | None = None) -> sitk.Image:
@@ -152,8 +171,7 @@ def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
         raise IntakeError(Fault(case, f"{kind} is unreadable or truncated", remedy, "unreadable")) from None
     if image.GetNumberOfComponentsPerPixel() > 1:
         channels = image.GetNumberOfComponentsPerPixel()
-        remedy = "keep one channel: one image per scan"
-        raise IntakeError(Fault(case, f"{kind} has {channels} channels", remedy, "channels"))
+        raise IntakeError(Fault(case, f"{kind} has {channels} channels in one file", APART, "channels"))
     if "complex" in image.GetPixelIDTypeAsString():
         problem = f"{kind} has complex values, plain numbers expected"
         raise IntakeError(Fault(case, problem, "save its magnitude", "voxel-type"))
@@ -163,7 +181,7 @@ def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
         size = image.GetSize()
     if len(size) > 3:
         problem = f"{kind} has {math.prod(size[3:])} frames, 1 expected"
-        raise IntakeError(Fault(case, problem, "store one frame per scan", "frames"))
+        raise IntakeError(Fault(case, problem, ONE_FRAME, "frames"))
     if len(size) < 3 or min(size) < 2:
         problem = f"{kind} has size {' x '.join(map(str, size))}, a volume expected"
         raise IntakeError(Fault(case, problem, "export the whole volume", "not-a-volume"))
@@ -237,7 +255,7 @@ def _too_big(case: str, kind: str) -> Fault:
 
 
 def read_scan(config: Config, case: str, *, label: bool) -> Scan:
-    """Read a scan of the cohort, and its label map if asked.
+    """Read a scan of the cohort, its first channel of several, and its label map if asked.
 
     Raises:
         IntakeError: the scan is faulty; the error is its first fault.
@@ -280,8 +298,31 @@ def read_new_scan(path: Path, case: str | None = None) -> Scan:
     """
     case = case or case_id(path)
     if not path.exists():
-        raise IntakeError(Fault(case, "no such file or folder", "correct the path", "no-file"))
+        raise IntakeError(_missing(case))
     return Scan(case, checked_image(read_image(path, case), case), None)
+
+
+def _missing(case: str) -> Fault:
+    return Fault(case, "no such file or folder", "correct the path", "no-file")
+
+
+def read_new_channels(path: Path, case: str, number: int, names: Sequence[str] = ()) -> list[sitk.Image]:
+    """Read all channels of a scan that no configuration lists; see `new_channels`.
+
+    Raises:
+        IntakeError: the scan is missing or faulty, or its channels are not as many or not on one grid.
+    """
+    if not path.exists():
+        raise IntakeError(_missing(case))
+    images = []
+    for channel, file in enumerate(new_channels(path, case, number, names)):
+        try:
+            images.append(read_new_scan(file, case).image)
+        except IntakeError as error:
+            raise IntakeError(of_channel(error.fault, channel, number)) from None
+    for fault in channel_grid_faults([geometry_of(image) for image in images], case):
+        raise IntakeError(fault)
+    return images
 
 
 def checked_image(image: sitk.Image, case: str) -> sitk.Image:

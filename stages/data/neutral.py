@@ -23,6 +23,13 @@ def ending_of(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
+def files_named(folder: Path, name: str) -> list[Path]:
+    """The files of a name with one of the endings that are read, in small or capital letters."""
+    endings = [ending for suffix in SUFFIXES for ending in (suffix, suffix.upper())]
+    paths = [path for ending in endings if (path := folder / f"{name}{ending}").is_file()]
+    return [path for k, path in enumerate(paths) if not any(path.samefile(other) for other in paths[:k])]
+
+
 @contextmanager
 def under_neutral_name(path: Path, data_file: Path | None = None) -> Iterator[Path]:
     """A file as `scan` with its ending, alone in a folder that is deleted afterwards.

@@ -6,7 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.data.channels import new_channels, numbered_files, split_name
 from stages.data.dicom_files import series_in
+from stages.data.faults import IntakeError
 from stages.data.intake import SUFFIXES, case_id
 from stages.data.neutral import ending_of
 from stages.errors import LrlsError
@@ -14,10 +16,14 @@ from stages.errors import LrlsError
 MOST_NAMED = 5  # of the entries that are left out
 
 
-def find_scans(paths: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str]]:
+def find_scans(paths: Sequence[Path], channels: int = 1) -> tuple[list[tuple[str, Path]], list[str]]:
     """Every scan as (case, file or DICOM folder); a folder that is no DICOM series stands for all scans in it.
 
     Scans of the same name in several folders are named "<folder>_<name>".
+
+    Args:
+        channels: of a scan; if there are several, all files `<case>_<number>` of a folder are one scan, which its
+            first file stands for.
 
     Returns:
         The scans, and lines that name what was left out.
@@ -45,8 +51,10 @@ def find_scans(paths: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str]
             named = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
             left_out.append(f"left out of {path.name}, because they are no scans: {named} ({len(others)} in all)")
         scans += in_folder
+    if channels > 1:
+        scans = [_first_channel(scan) for scan in scans]
     scans = list(dict.fromkeys(scans))
-    cases = [case_id(scan) for scan in scans]
+    cases = [name_of_scan(scan, channels) for scan in scans]
     named_cases = [
         case if cases.count(case) == 1 else f"{scan.parent.name}_{case}"
         for case, scan in zip(cases, scans, strict=True)
@@ -59,6 +67,26 @@ def find_scans(paths: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str]
             shown = name.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
             raise LrlsError(f"a scan's name has characters that cannot be shown ({shown}); rename it.")
     return list(zip(named_cases, scans, strict=True)), left_out
+
+
+def _first_channel(scan: Path) -> Path:
+    """The file that stands for a scan's channels, of which one is given."""
+    name, number = split_name(scan)
+    found = {} if number is None else numbered_files(scan.parent, name)
+    return next(iter(found.values()))[0] if found else scan
+
+
+def name_of_scan(scan: Path, channels: int) -> str:
+    """The case id of a scan that no configuration lists, from its file."""
+    return split_name(scan)[0] if channels > 1 and split_name(scan)[1] is not None else case_id(scan)
+
+
+def files_of_scan(scan: Path, case: str, channels: int) -> list[Path]:
+    """The files and DICOM folders of a scan; without them, what was given."""
+    try:
+        return new_channels(scan, case, channels)
+    except IntakeError:
+        return [scan]
 
 
 def _is_scan(entry: Path) -> bool:

@@ -3,20 +3,22 @@
 These functions run in worker processes. Their results go into files, so that no process holds more than one scan and
 a stopped run can resume:
 
-    <case>.npz   "image" (D, H, W) float16 on the grid, "label" class indices if it is trained on, "about" JSON:
-                 "record" (see `prepare`), "faces" (see `stages.data.flat_borders`), "lost" (classes without a
-                 voxel); behind the zip a digest
+    <case>.npz   "image" (D, H, W), of several channels (C, D, H, W), float16 on the grid, "label" class indices if it
+                 is trained on, "about" JSON: "record" (see `prepare`), "faces" (see `stages.data.flat_borders`),
+                 "lost" (classes without a voxel); behind the zip a digest
 
 The grid lies around the labels of all atlases, so an atlas is decoded before the grid is known. Until then it is
 spilled to a file:
 
-    <case>.npz   "voxels" in [0, 1] in one orientation, "values" label map as it is stored, "about" as above with
-                 "geometry" and "label_geometry" [spacing, origin, direction] and "box" of its labels
+    <case>.npz   "voxels" in [0, 1] in one orientation, further channels "voxels_1", ..., "values" label map as it is
+                 stored, "about" as above with "geometry" and "label_geometry" [spacing, origin, direction] and "box"
+                 of its labels
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from stages.artifacts.cohort import Grid
 from stages.config import Config, PreprocessSettings
 from stages.data import intake
 from stages.data.alignments import aligned
+from stages.data.channels import counted, of_channel
 from stages.data.facts import Looked, ScanFacts, examine, faults_of
 from stages.data.faults import Fault, IntakeError
 from stages.data.flat_borders import border_faces
@@ -63,11 +66,11 @@ def bring_scan(config: Config, looked: Looked, reference: tuple, grid: Grid, to:
         to: the file to write; not written for a faulty scan.
     """
     examined = examine(config, looked)
-    if faults_of(config, examined.facts) or examined.image is None:
+    if faults_of(config, examined.facts) or not examined.images:
         return Outcome(looked.case, examined.facts)
     if looked.has_changed:
         return Outcome(looked.case, examined.facts, _changed(looked.case))
-    normalised, record = prepare(examined.image, unpacked(reference), config.preprocess, kept=looked.kept)
+    normalised, record = prepare(examined.images, unpacked(reference), config.preprocess, kept=looked.kept)
     about: dict[str, Any] = {"record": record}
     if examined.label is not None:
         about["faces"] = border_faces(classes_of(examined.label, config, looked.case))
@@ -84,21 +87,22 @@ def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Pat
         to: the file to write; not written for a faulty scan.
     """
     examined = examine(config, looked)
-    image, label = examined.image, examined.label
-    if faults_of(config, examined.facts) or image is None or label is None:
+    images, label = examined.images, examined.label
+    if faults_of(config, examined.facts) or not images or label is None:
         return Outcome(looked.case, examined.facts)
     if looked.has_changed:
         return Outcome(looked.case, examined.facts, _changed(looked.case))
-    normalised, low, high = normalise(image, config.preprocess)
+    (normalised, *others), ranges = _normalised(images, config.preprocess)
     fixed = unpacked(reference) if reference else coarsened(normalised, config.preprocess.align_spacing_mm)
-    record = _record(image, aligned(fixed, normalised, config.preprocess, looked.kept), low, high)
+    record = _record(images[0], aligned(fixed, normalised, config.preprocess, looked.kept), ranges)
     classes = classes_of(label, config, looked.case)
     about = {"record": record, "faces": border_faces(classes)}
     voxels, *about["geometry"] = packed(normalised)
     values, *about["label_geometry"] = packed(label)
     if config.preprocess.crop == "labels":
         about["box"] = label_box(label, classes, record["matrix"], fixed.GetDirection())
-    _save(to, {"voxels": voxels, "values": values}, about)
+    further = {f"voxels_{k}": sitk.GetArrayFromImage(image) for k, image in enumerate(others, start=1)}
+    _save(to, {"voxels": voxels, **further, "values": values}, about)
     return Outcome(looked.case, examined.facts)
 
 
@@ -106,7 +110,8 @@ def bring_atlas(config: Config, case: str, spilled: Path, grid: Grid, to: Path) 
     """Bring a spilled atlas to the grid."""
     with np.load(spilled) as file:
         about = about_of(file)
-        normalised = unpacked((file["voxels"], *about["geometry"]))
+        names = ["voxels", *(f"voxels_{k}" for k in range(1, len(file.files)) if f"voxels_{k}" in file)]
+        normalised = [unpacked((file[name], *about["geometry"])) for name in names]
         label = unpacked((file["values"], *about["label_geometry"]))
     return Outcome(case, None, _bring(config, case, normalised, label, about, grid, to))
 
@@ -142,14 +147,14 @@ def _changed(case: str) -> Fault:
 def _bring(
     config: Config,
     case: str,
-    normalised: sitk.Image,
+    normalised: Sequence[sitk.Image],
     label: sitk.Image | None,
     about: dict[str, Any],
     grid: Grid,
     to: Path,
 ) -> Fault | None:
     try:
-        arrays = {"image": image_on_grid(normalised, about["record"], grid, case)}
+        arrays = {"image": _on_grid(normalised, about["record"], grid, case)}
     except IntakeError as error:
         return error.fault
     if label is not None:
@@ -161,6 +166,18 @@ def _bring(
     return None
 
 
+def _on_grid(normalised: Sequence[sitk.Image], record: dict[str, Any], grid: Grid, case: str) -> np.ndarray:
+    """A scan on the grid, float16 in [0, 1]: (D, H, W), of several channels (C, D, H, W)."""
+    arrays = [image_on_grid(normalised[0], record, grid, case)]
+    for number, image in enumerate(normalised[1:], start=1):
+        try:
+            arrays.append(image_on_grid(image, record, grid, case))
+        except IntakeError:  # it lies where the first one does, and that one is on the grid
+            fault = Fault(case, "image is constant round the first atlas", "export it again", "constant")
+            raise IntakeError(of_channel(fault, number, len(normalised))) from None
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0]
+
+
 def _save(to: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     temporary = to.with_name(f".{to.name}.tmp")
     with temporary.open("wb") as file:
@@ -169,52 +186,70 @@ def _save(to: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Non
 
 
 def prepare(
-    image: sitk.Image, reference: sitk.Image, settings: PreprocessSettings, *, kept: Path | None = None
-) -> tuple[sitk.Image, dict[str, Any]]:
+    images: Sequence[sitk.Image], reference: sitk.Image, settings: PreprocessSettings, *, kept: Path | None = None
+) -> tuple[list[sitk.Image], dict[str, Any]]:
     """Normalise and align one scan.
 
     Args:
-        image: float32, as stored.
+        images: its channels, float32, as stored; the first one is aligned, and the others with it.
         reference: the image that it is aligned to, in [0, 1].
         kept: workspace in which alignments are kept.
 
     Returns:
-        The scan in [0, 1] in one orientation, and a JSON-able record: "matrix" (4 x 4, reference mm -> scan mm, LPS),
-        "correlation", "fell_back", "intensity" [value that became 0, value that became 1], and the scan's own
-        "size", "spacing", "origin" and "direction" (x, y, z).
+        The channels in [0, 1] in one orientation, and a JSON-able record: "matrix" (4 x 4, reference mm -> scan mm,
+        LPS), "correlation", "fell_back", "intensity" [value that became 0, value that became 1], of several channels a
+        list of these, and the scan's own "size", "spacing", "origin" and "direction" (x, y, z).
     """
-    normalised, low, high = normalise(image, settings)
-    return normalised, _record(image, aligned(reference, normalised, settings, kept), low, high)
+    normalised, ranges = _normalised(images, settings)
+    return normalised, _record(images[0], aligned(reference, normalised[0], settings, kept), ranges)
 
 
-def _record(image: sitk.Image, alignment: dict[str, Any], low: float, high: float) -> dict[str, Any]:
-    record = alignment | {"intensity": [low, high], "size": image.GetSize(), "spacing": image.GetSpacing()}
+def _normalised(images: Sequence[sitk.Image], settings: PreprocessSettings) -> tuple[list[sitk.Image], list[Any]]:
+    """Channels in [0, 1], each normalised by itself, and the record's "intensity"."""
+    each = [normalise(image, settings) for image in images]
+    ranges: list[Any] = [[low, high] for _, low, high in each]
+    return [image for image, _, _ in each], ranges if len(ranges) > 1 else ranges[0]
+
+
+def _record(image: sitk.Image, alignment: dict[str, Any], intensity: list[Any]) -> dict[str, Any]:
+    record = alignment | {"intensity": intensity, "size": image.GetSize(), "spacing": image.GetSpacing()}
     return record | {"origin": image.GetOrigin(), "direction": image.GetDirection()}
 
 
 def prepare_new(
-    place: int, scan: Path | tuple, case: str, reference: tuple, settings: PreprocessSettings, grid: Grid
+    place: int,
+    scan: Path | list[tuple],
+    case: str,
+    reference: tuple,
+    settings: PreprocessSettings,
+    grid: Grid,
+    channels: tuple[int, Sequence[str]] = (1, ()),
 ) -> tuple[int, tuple[np.ndarray, dict[str, Any]] | str]:
     """Bring a scan that no configuration lists to the grid.
 
     Args:
         place: position of the scan among those of the call; returned with the result.
-        scan: its file or DICOM folder, or `packed`.
+        scan: its file or DICOM folder, of several channels one of them; or its channels, `packed`.
         reference: `packed`.
+        channels: how many a scan has, and their names, as far as they are known.
 
     Returns:
-        `place`, and either the image (D, H, W) on the grid with the record of `prepare`, or a one-line error.
+        `place`, and either the image on the grid, (D, H, W) or (C, D, H, W), with the record of `prepare`, or a
+        one-line error.
     """
     try:
         if isinstance(scan, Path):
-            image = intake.read_new_scan(scan, case).image
+            images = intake.read_new_channels(scan, case, *channels)
         else:
-            image = intake.checked_image(unpacked(scan), case)
+            images = [intake.checked_image(unpacked(channel), case) for channel in scan]
+            if len(images) != channels[0]:
+                found = f"image of {counted(len(images))}, and the model learned from {counted(*channels)}"
+                raise IntakeError(Fault(case, found, "give as many components, in this order", "channels"))
         to = unpacked(reference)
-        if fault := unlike_reference(geometry_of(image), geometry_of(to), case):
+        if fault := unlike_reference(geometry_of(images[0]), geometry_of(to), case):
             return place, str(fault)
-        normalised, record = prepare(image, to, settings)
-        return place, (image_on_grid(normalised, record, grid, case), record)
+        normalised, record = prepare(images, to, settings)
+        return place, (_on_grid(normalised, record, grid, case), record)
     except LrlsError as error:
         return place, str(error)
     except MemoryError:

@@ -24,7 +24,6 @@ from stages.generating.writer import (
     Couple,
     Job,
     as_label,
-    as_tensor,
     atlas_scan_pairs,
     draw_couples_page,
     label_type,
@@ -35,6 +34,7 @@ from stages.generating.writer import (
     write_table,
 )
 from stages.parts.batches.space_style import Always, Degree
+from stages.parts.channels import as_array, as_images
 from stages.parts.warps import warp, warp_one_hot
 from stages.seeds import derive
 
@@ -42,6 +42,8 @@ from stages.seeds import derive
 @dataclass(frozen=True)
 class PathBank:
     """Stores, per couple (atlas, scan), the displacement atlas -> scan and the style map.
+
+    Style maps and samples have as many channels as the cohort.
 
     Args:
         space, style: draw the degrees of finished samples and of the picture; without `style` no style maps are made,
@@ -65,7 +67,7 @@ class PathBank:
         return self.style is not None and self.style_map is None
 
     def planned_bytes(self, cohort: Cohort, settings: GenerateSettings) -> int:
-        per_voxel = 6 + 2 * (self.style is not None)
+        per_voxel = 6 + 2 * cohort.channels * (self.style is not None)
         paths = len(atlas_scan_pairs(cohort, self.most)) * int(np.prod(cohort.grid.shape)) * per_voxel
         return paths + sample_bytes(cohort, settings.samples)
 
@@ -90,11 +92,12 @@ class PathBank:
             return values
 
         register_couples(pairs, finish, job, title="generate paths", back=self._registers_back)
-        shape = job.cohort.grid.shape
+        shape, channels = job.cohort.grid.shape, job.cohort.channels
         group = file.create_group("paths")
         displacement = group.create_dataset("displacement", (len(pairs), 3, *shape), "f2", chunks=(1, 3, *shape))
         if self.style is not None:
-            styles = group.create_dataset("style", (len(pairs), 1, *shape), "f2", chunks=(1, 1, *shape))
+            size = (channels, *shape)
+            styles = group.create_dataset("style", (len(pairs), *size), "f2", chunks=(1, *size))
         rows = []
         for i, (atlas, scan) in enumerate(pairs):
             with np.load(stored_piece(job.resume, i)) as piece:
@@ -109,11 +112,12 @@ class PathBank:
     def _write_samples(self, file: h5py.File, job: Job) -> None:
         count, shape = job.settings.samples, job.cohort.grid.shape
         group = file.create_group("samples")
-        images = group.create_dataset("image", (count, 1, *shape), "f2", chunks=(1, 1, *shape))
+        channels = job.cohort.channels
+        images = group.create_dataset("image", (count, channels, *shape), "f2", chunks=(1, channels, *shape))
         labels = group.create_dataset("label", (count, *shape), label_type(job.cohort), chunks=(1, *shape))
         rows = []
         for i, couple in enumerate(islice(self._drawn(file, job.cohort, job.seed), count)):
-            images[i, 0], labels[i] = couple.image, couple.label
+            images[i], labels[i] = couple.image, couple.label
             rows.append(couple.origin)
         write_table(group, rows, job.settings)
 
@@ -145,7 +149,7 @@ class PathBank:
             style = space if self.coupled else style
             alpha = self.space(1, generator)
             way = alpha * torch.from_numpy(paths["displacement"][space]).float()[None]
-            image = as_tensor(cohort.image(atlases[space]))
+            image = as_images(cohort.image(atlases[space]))
             beta = 0.0
             if self.style is not None:
                 degree = self.style(1, generator)
@@ -153,7 +157,7 @@ class PathBank:
                 beta = float(degree)
             label = warp_one_hot(as_label(cohort.label(atlases[space])), way, cohort.num_classes).argmax(1)
             yield Couple(
-                warp(image, way)[0, 0].half().float().numpy(),
+                as_array(warp(image, way).half().float()),
                 label[0].numpy().astype(label_type(cohort)),
                 {
                     "atlas": atlases[space],

@@ -18,7 +18,6 @@ from stages.generating.writer import (
     Couple,
     Job,
     StoresCouples,
-    as_tensor,
     is_stored,
     label_type,
     measure,
@@ -27,6 +26,7 @@ from stages.generating.writer import (
     store_piece,
     write_samples,
 )
+from stages.parts.channels import as_images
 from stages.parts.voting import vote
 from stages.progress import Progress
 
@@ -61,12 +61,12 @@ class PropagatedLabels(StoresCouples):
                 scan = pairs[place][1]
                 votes = vote(atlases, [fields[k] for k in of_scan], scan, cohort.num_classes)
                 qualities = [
-                    measure(as_tensor(pairs[k][0]), as_tensor(scan), torch.from_numpy(fields.pop(k))[None], None)
+                    measure(as_images(pairs[k][0]), as_images(scan), torch.from_numpy(fields.pop(k))[None], None)
                     for k in of_scan
                 ]
                 quality = {name: float(np.mean([q[name] for q in qualities])) for name in QUALITY}
                 label = votes.argmax(0).numpy().astype(label_type(cohort))
-                store_piece(job.resume, missing[turn], {"image": scan[None], "label": label, **quality})
+                store_piece(job.resume, missing[turn], {"image": scan, "label": label, **quality})
                 progress.advance()
         voters = "+".join(atlas_cases)
         origins = [

@@ -24,6 +24,7 @@ from stages.artifacts.generated import Generated
 from stages.config import GenerateSettings
 from stages.device import Device
 from stages.errors import LrlsError
+from stages.parts.channels import as_images, first_channel
 from stages.parts.losses import lncc
 from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.warps import warp
@@ -32,7 +33,7 @@ from stages.progress import Progress
 QUALITY = ("similarity", "inverse_error_voxels", "folding_fraction")
 
 ImagePair = tuple[np.ndarray, np.ndarray]
-"""Moving and fixed image, (D, H, W) in [0, 1]."""
+"""Moving and fixed image in [0, 1], (D, H, W) or (C, D, H, W)."""
 
 Register = Callable[[Sequence[ImagePair], Sequence[str]], Iterator[tuple[int, np.ndarray]]]
 """Pairs, and the case of each -> (place of the pair, displacement (3, D, H, W) in voxels), as they finish."""
@@ -49,7 +50,7 @@ class Job:
         device: where networks run.
         resume: folder of finished pieces, from which a stopped run goes on.
         register: registers as the method does.
-        segment: image (D, H, W) -> class probabilities (C, D, H, W) of the method's segmentation network.
+        segment: image -> class probabilities (C, D, H, W) of the method's segmentation network.
         tell: receives lines for the user.
     """
 
@@ -68,7 +69,7 @@ class Couple:
     """A generated image with its label.
 
     Args:
-        image: (D, H, W), float32 in about [0, 1].
+        image: (D, H, W) or (C, D, H, W), float32 in about [0, 1].
         label: class indices (D, H, W).
         origin: case ids "atlas", "space", "style", and degrees "alpha" and "beta", as far as they are known.
     """
@@ -137,11 +138,6 @@ def label_type(cohort: Cohort) -> np.dtype:
     return np.min_scalar_type(cohort.num_classes - 1)
 
 
-def as_tensor(image: np.ndarray) -> Tensor:
-    """(D, H, W) -> (1, 1, D, H, W) float32."""
-    return torch.from_numpy(image.astype(np.float32))[None, None]
-
-
 def as_label(label: np.ndarray) -> Tensor:
     """(D, H, W) -> (1, D, H, W) int16."""
     return torch.from_numpy(label.astype(np.int16))[None]
@@ -176,7 +172,7 @@ def store_piece(resume: Path, place: int, values: dict[str, Any]) -> None:
 
 
 Finish = Callable[[str, Tensor, Tensor, list[Tensor]], dict[str, Any]]
-"""(atlas, its image and the scan's (1, 1, D, H, W), displacements there and, if registered, back) -> what to store."""
+"""(atlas, its image and the scan's (1, C, D, H, W), displacements there and, if registered, back) -> what to store."""
 
 
 def register_couples(pairs: list[tuple[str, str]], finish: Finish, job: Job, *, title: str, back: bool = False) -> None:
@@ -200,7 +196,7 @@ def register_couples(pairs: list[tuple[str, str]], finish: Finish, job: Job, *, 
             if not all(k in fields for k in of_couple):
                 continue
             both_ways = [fields.pop(k) for k in of_couple]
-            moving, fixed = (as_tensor(image) for image in queue[of_couple[0]])
+            moving, fixed = (as_images(image) for image in queue[of_couple[0]])
             values = finish(pairs[missing[turn]][0], moving, fixed, both_ways)
             quality = measure(moving, fixed, both_ways[0], both_ways[1] if back else None)
             store_piece(job.resume, missing[turn], values | quality)
@@ -255,7 +251,8 @@ def write_samples(file: h5py.File, origins: list[dict[str, Any]], job: Job) -> N
     """The stored pieces, image and label, as the table `samples`."""
     group = file.create_group("samples")
     count, shape = len(origins), job.cohort.grid.shape
-    images = group.create_dataset("image", (count, 1, *shape), "f2", chunks=(1, 1, *shape))
+    channels = job.cohort.channels
+    images = group.create_dataset("image", (count, channels, *shape), "f2", chunks=(1, channels, *shape))
     labels = group.create_dataset("label", (count, *shape), label_type(job.cohort), chunks=(1, *shape))
     rows = []
     for i, origin in enumerate(origins):
@@ -267,7 +264,7 @@ def write_samples(file: h5py.File, origins: list[dict[str, Any]], job: Job) -> N
 
 def sample_bytes(cohort: Cohort, count: int) -> int:
     """Size of finished couples: float16 image, label."""
-    return count * int(np.prod(cohort.grid.shape)) * (2 + label_type(cohort).itemsize)
+    return count * int(np.prod(cohort.grid.shape)) * (2 * cohort.channels + label_type(cohort).itemsize)
 
 
 def stored_couples(file: h5py.File) -> Iterator[Couple]:
@@ -275,14 +272,15 @@ def stored_couples(file: h5py.File) -> Iterator[Couple]:
     group = file["samples"]
     for row in np.flatnonzero(group["accepted"][()]):
         origin = {name: str(group[name].asstr()[row]) for name in ("atlas", "space", "style")}
-        yield Couple(group["image"][row][0].astype(np.float32), group["label"][row], origin)
+        image = group["image"][row].astype(np.float32)
+        yield Couple(image[0] if len(image) == 1 else image, group["label"][row], origin)
 
 
 def draw_couples_page(couples: Sequence[Couple], cohort: Cohort, folder: Path) -> None:
     """`couples.png`: the couples and where each comes from."""
     from stages.pictures import couples_page
 
-    rows = [couple.origin | {"image": couple.image, "label": couple.label} for couple in couples]
+    rows = [couple.origin | {"image": first_channel(couple.image), "label": couple.label} for couple in couples]
     couples_page(rows, folder / "couples.png", structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm)
 
 

@@ -62,6 +62,20 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
+def check_channels(method: Method, channels: int) -> None:
+    """Refuse scans with several images for a method that learns from one.
+
+    Raises:
+        LrlsError: names the methods that take them.
+    """
+    if channels > 1 and not method.channels:
+        able = ", ".join(name for name, other in METHODS.items() if other.channels)
+        raise LrlsError(
+            f"{method.name} learns from one image per scan, and the scans have {channels} channels (_0000, ...); "
+            f"choose one of: {able}; or keep one channel in data.images."
+        )
+
+
 def settings_of(method: Method, config: Config) -> MethodSettings:
     """The method's section of the configuration, checked; paths are absolute.
 
@@ -96,11 +110,14 @@ def training_of(method: Method, config: Config, stage: Literal["train_reg", "tra
 def task_of(cohort: Cohort, seed: int = 0) -> Task:
     """The task that a cohort sets."""
     atlases = len(cohort.parts.get("atlases", ()))
-    return Task(cohort.grid.shape, cohort.num_classes, atlases, seed, spacing_mm=cohort.grid.spacing_mm)
+    return Task(
+        cohort.grid.shape, cohort.num_classes, atlases, seed, cohort.channels, spacing_mm=cohort.grid.spacing_mm
+    )
 
 
 def recipe_of(method: Method, cohort: Cohort, config: Config) -> Recipe:
     """The recipe for a cohort, with freshly initialised networks."""
+    check_channels(method, cohort.channels)
     return method.recipe(task_of(cohort, config.seed), settings_of(method, config))
 
 
@@ -112,6 +129,7 @@ def plan_of(method: Method, config: Config, cohort: Cohort | None = None) -> Rec
     """
     if cohort is None:
         return method.plan(settings_of(method, config), num_atlases=len(config.part("atlases")))
+    check_channels(method, cohort.channels)
     return method.planned(task_of(cohort), settings_of(method, config))
 
 

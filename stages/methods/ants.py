@@ -50,6 +50,7 @@ AFFINE = Method(
     source="ANTs",
     settings=AffineSettings,
     recipe=build_affine,
+    channels=True,
 )
 SYN = Method(
     name="syn",
@@ -57,4 +58,5 @@ SYN = Method(
     source="Avants et al., MedIA 2008",
     settings=SynSettings,
     recipe=build_syn,
+    channels=True,
 )

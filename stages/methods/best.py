@@ -82,5 +82,6 @@ METHOD = Method(
     source="after He et al., TNNLS 2022",
     settings=Settings,
     recipe=build,
+    channels=True,
     train_seg=train_seg,
 )

@@ -204,6 +204,7 @@ METHOD = Method(
     source="He et al., TNNLS 2022",
     settings=Settings,
     recipe=build,
+    channels=True,
     train_reg=train_reg,
     train_seg=train_seg,
 )

@@ -125,5 +125,6 @@ METHOD = Method(
     source="Xu, Niethammer, MICCAI 2019",
     settings=Settings,
     recipe=build,
+    channels=True,
     train_reg=train_reg,
 )

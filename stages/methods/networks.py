@@ -17,7 +17,7 @@ SEGMENTATION_NAMES = "brbs (BRBS's U-Net), full (the same with InstanceNorm), or
 
 
 def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -> nn.Module:
-    """One image channel -> logits.
+    """The channels of an image -> logits.
 
     Args:
         kind: see `SEGMENTATION_NAMES`.
@@ -25,9 +25,9 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
     """
     with task.initialises(name):
         if kind == "light":
-            return LightUNet(1, task.num_classes, task.shape, spacing_mm=task.spacing_mm)
+            return LightUNet(task.channels, task.num_classes, task.shape, spacing_mm=task.spacing_mm)
         per_group = {"brbs": 4, "full": 1}[kind]
-        return UNet(1, task.num_classes, task.shape, per_group, task.spacing_mm)
+        return UNet(task.channels, task.num_classes, task.shape, per_group, task.spacing_mm)
 
 
 def registration_network(
@@ -42,9 +42,11 @@ def registration_network(
     """
     with task.initialises(name):
         if kind == "light":
-            light = LightUNet(2, 3, task.shape, smooth=True, spacing_mm=task.spacing_mm)
+            light = LightUNet(2 * task.channels, 3, task.shape, smooth=True, spacing_mm=task.spacing_mm)
             small_head(light.head)
             return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
         if kind == "brbs":
-            return RegistrationNetwork(UNet(2, 3, task.shape, spacing_mm=task.spacing_mm), diffeomorphic=diffeomorphic)
-        return RegistrationNetwork(VoxelMorphUNet(2, 3, task.shape), diffeomorphic=diffeomorphic)
+            body: nn.Module = UNet(2 * task.channels, 3, task.shape, spacing_mm=task.spacing_mm)
+        else:
+            body = VoxelMorphUNet(2 * task.channels, 3, task.shape)
+        return RegistrationNetwork(body, diffeomorphic=diffeomorphic)

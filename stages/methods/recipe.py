@@ -37,6 +37,7 @@ class Task:
         num_classes: background included.
         num_atlases: labelled scans.
         seed: of the networks' initial weights.
+        channels: images of each scan.
         spacing_mm: of the grid (D, H, W); networks follow its ratios.
     """
 
@@ -44,6 +45,7 @@ class Task:
     num_classes: int
     num_atlases: int
     seed: int = 0
+    channels: int = 1
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @contextmanager
@@ -253,6 +255,7 @@ class Method:
         train_reg, train_seg: the recipe's own training numbers, given the settings; the configuration's come on top.
         recipe: builds the recipe.
         cohort: the scans that it learns from: "train" (atlases and unlabelled scans) or "supervised".
+        channels: whether it learns from scans with several images; otherwise from one.
         registration_share: share of a time budget that goes to `train-reg`, where both stages train.
     """
 
@@ -264,6 +267,7 @@ class Method:
     train_reg: Callable[[Any], TrainSettings] | None = None
     train_seg: Callable[[Any], TrainSettings] | None = None
     cohort: Literal["train", "supervised"] = "train"
+    channels: bool = False
     registration_share: float = 0.5
 
     def plan(self, settings: MethodSettings, *, num_atlases: int) -> Recipe:

@@ -108,5 +108,6 @@ METHOD = Method(
     source="Qiu, Ren, T-ASE 2022",
     settings=Settings,
     recipe=build,
+    channels=True,
     train_reg=train_reg,
 )

@@ -51,6 +51,7 @@ UNET = Method(
     source="Çiçek et al., MICCAI 2016",
     settings=Settings,
     recipe=build,
+    channels=True,
     train_seg=train_seg,
 )
 SUPERVISED = Method(
@@ -59,6 +60,7 @@ SUPERVISED = Method(
     source="Çiçek et al., MICCAI 2016",
     settings=Settings,
     recipe=build,
+    channels=True,
     train_seg=train_seg,
     cohort="supervised",
 )

@@ -86,6 +86,7 @@ METHOD = Method(
     source="Balakrishnan et al., TMI 2019",
     settings=Settings,
     recipe=build,
+    channels=True,
     train_reg=train_reg,
 )
 LABEL_CONSTRAINED = Method(
@@ -94,5 +95,6 @@ LABEL_CONSTRAINED = Method(
     source="Balakrishnan et al., TMI 2019",
     settings=LabelConstrainedSettings,
     recipe=build_label_constrained,
+    channels=True,
     train_reg=train_reg,
 )

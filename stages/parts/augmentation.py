@@ -102,6 +102,8 @@ def rotation_matrix(angles: Tensor) -> Tensor:
 class IntensityAugmentation:
     """Random gamma, contrast, brightness, smooth bias field, blur and noise on images in [0, 1].
 
+    Each channel of an image is changed by itself, as nnU-Net does.
+
     Args:
         gamma: exponent, log-uniform in this range.
         contrast: factor about the image's mean, uniform.
@@ -119,22 +121,24 @@ class IntensityAugmentation:
     blur: float = 1.0
 
     def __call__(self, image: Tensor, generator: Generator) -> Tensor:
-        """(N, 1, D, H, W) in [0, 1] -> the same, clipped to [0, 1.5]; background 0 stays near 0."""
+        """(N, C, D, H, W) in [0, 1] -> the same, clipped to [0, 1.5]; background 0 stays near 0."""
         with torch.autocast(image.device.type, enabled=False):  # the blur is a convolution
             return self._change(image, generator)
 
     def _change(self, image: Tensor, generator: Generator) -> Tensor:
-        n = len(image)
-        column = (n, 1, 1, 1, 1)
+        n, channels = image.shape[:2]
+        column = (n, channels, 1, 1, 1)
         low, high = self.gamma
         image = image.float().clamp(min=0) ** torch.exp(uniform(column, math.log(low), math.log(high), generator))
-        mean = image.mean((1, 2, 3, 4), keepdim=True)
+        mean = image.mean((2, 3, 4), keepdim=True)
         image = (image - mean) * uniform(column, *self.contrast, generator) + mean
         image = image + uniform(column, -self.brightness, self.brightness, generator)
-        knots = torch.randn((n, 1, 4, 4, 4), generator=generator, device=generator.device) * self.bias
+        knots = torch.randn((n, channels, 4, 4, 4), generator=generator, device=generator.device) * self.bias
         image = image * resize(knots, tuple(image.shape[2:])).exp()
-        sigmas = uniform((n,), 0, 2 * self.blur, generator) - self.blur  # half of the images stay sharp
-        image = torch.cat([gaussian_blur(image[i : i + 1], float(sigmas[i])) for i in range(n)])
+        sigmas = uniform((n * channels,), 0, 2 * self.blur, generator) - self.blur  # half of the images stay sharp
+        each = image.flatten(0, 1)[:, None].split(1)
+        blurred = [gaussian_blur(one, float(sigma)) for one, sigma in zip(each, sigmas, strict=True)]
+        image = torch.cat(blurred).view(image.shape)
         noise = torch.randn(image.shape, generator=generator, device=generator.device)
         return (image + noise * uniform(column, 0, self.noise, generator)).clamp(0, 1.5)
 
@@ -154,19 +158,21 @@ def brighten(image: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur, border repeated, sigma in voxels; sigma <= 0.3 returns the image. (N, 1, D, H, W)."""
+    """Separable Gaussian blur, border repeated, sigma in voxels; sigma <= 0.3 returns the image. (N, C, D, H, W)."""
     if sigma <= 0.3:
         return image
     radius = math.ceil(2.5 * sigma)
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=image.device) / sigma) ** 2)
     weights = weights / weights.sum()
+    shape = image.shape
+    image = image.flatten(0, 1)[:, None]
     for axis in range(3):
         kernel = [1, 1, 1]
         kernel[axis] = 2 * radius + 1
         pad = [0] * 6
         pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
         image = F.conv3d(F.pad(image, pad, mode="replicate"), weights.view(1, 1, *kernel))
-    return image
+    return image.view(shape)
 
 
 AUGMENTATIONS: dict[str, tuple[SpatialAugmentation | AffineAugmentation | None, IntensityAugmentation | None]] = {

@@ -56,7 +56,7 @@ def no_displacement(
     moving: np.ndarray, fixed: np.ndarray, spacing_mm: tuple[float, float, float], seed: int
 ) -> np.ndarray:
     """The zero displacement (3, D, H, W)."""
-    return np.zeros((3, *fixed.shape), np.float32)
+    return np.zeros((3, *fixed.shape[-3:]), np.float32)
 
 
 def syn_displacement(
@@ -71,7 +71,7 @@ def syn_displacement(
     """ANTs SyN between two images on one grid.
 
     Args:
-        moving, fixed: (D, H, W) in [0, 1].
+        moving, fixed: (D, H, W) in [0, 1], or (C, D, H, W): all channels count alike in the metric.
         spacing_mm: voxel size (D, H, W).
         seed: of ANTs's sampling.
         iterations: coarse to fine.
@@ -91,15 +91,21 @@ def syn_displacement(
     def image(array: np.ndarray) -> ants.ANTsImage:  # ANTs lists axes (x, y, z)
         return ants.from_numpy(array.transpose(2, 1, 0).astype(np.float32), spacing=spacing[::-1])
 
+    (first_fixed, *others_fixed), (first_moving, *others_moving) = (
+        [image(channel) for channel in (array if array.ndim == 4 else array[None])] for array in (fixed, moving)
+    )
+    how = {"mattes": ("mattes", 32), "cc": ("CC", 4)}[metric]
+    others = [(how[0], *pair, 1, how[1]) for pair in zip(others_fixed, others_moving, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         result = ants.registration(
-            fixed=image(fixed),
-            moving=image(moving),
+            fixed=first_fixed,
+            moving=first_moving,
             type_of_transform="SyNOnly",
             initial_transform="identity",
             reg_iterations=iterations,
-            syn_metric={"mattes": "mattes", "cc": "CC"}[metric],
-            syn_sampling={"mattes": 32, "cc": 4}[metric],
+            syn_metric=how[0],
+            syn_sampling=how[1],
+            multivariate_extras=others or None,
             outprefix=str(Path(folder) / "syn_"),
         )
         warps = [path for path in result["fwdtransforms"] if path.endswith(".nii.gz")]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.parts.channels import as_images
 from stages.parts.losses import lncc
 from stages.parts.warps import one_hot, warp, warp_probabilities
 
@@ -24,9 +25,9 @@ def vote(
     lacks a structure which another one has does not know where it is: it has no vote on it.
 
     Args:
-        atlases: image and label (class indices) of each, (D, H, W).
+        atlases: image and label (class indices) of each, (D, H, W); an image of several channels is (C, D, H, W).
         fields: displacement of each to the scan, (3, D, H, W), voxels.
-        scan: (D, H, W) in [0, 1].
+        scan: in [0, 1], as the atlases' images. Similarity is the mean over the channels.
 
     Returns:
         (num_classes, D, H, W), sums to 1.
@@ -37,8 +38,7 @@ def vote(
         displacement = torch.from_numpy(field)[None]
         classes = torch.from_numpy(label.astype(np.int16))[None]
         warped.append(warp_probabilities(one_hot(classes, num_classes), displacement)[0])
-        moved = warp(torch.from_numpy(image.astype(np.float32))[None, None], displacement)
-        similarity.append(float(lncc(moved, torch.from_numpy(scan.astype(np.float32))[None, None]).mean()))
+        similarity.append(float(lncc(warp(as_images(image), displacement), as_images(scan)).mean()))
     if len(warped) == 1:
         return warped[0]
     ranks = np.argsort(np.argsort(similarity))

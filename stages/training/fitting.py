@@ -90,7 +90,7 @@ def refuse_what_cannot_fit(
     assert settings.batch_size is not None
     free, voxels = device.free_bytes(), math.prod(cohort.grid.shape)
     most = max(phase.batch_size or settings.batch_size for phase in step.phases)
-    in_memory = 2 * voxels * len(cohort.cases)  # images, float16
+    in_memory = 2 * voxels * cohort.channels * len(cohort.cases)  # images, float16
     if free is None or in_memory + MOST_BYTES * most * voxels < free:
         return
     measured = _kept_bytes(step, cohort, config, method, settings.batch_size, round)
@@ -154,12 +154,13 @@ class _Couple:
 @dataclass(frozen=True)
 class _Bank:
     couples: Sequence[tuple[int, int]]
+    channels: int
 
     def displacement(self, couple: int) -> Tensor:
         return torch.zeros(3, EDGE, EDGE, EDGE)
 
     def style(self, couple: int) -> Tensor:
-        return torch.zeros(1, EDGE, EDGE, EDGE)
+        return torch.zeros(self.channels, EDGE, EDGE, EDGE)
 
 
 def _small(cohort: Cohort) -> Scans:
@@ -170,12 +171,14 @@ def _small(cohort: Cohort) -> Scans:
     label = torch.arange(EDGE**3).reshape(EDGE, EDGE, EDGE) % cohort.num_classes
     return Scans(
         names=names,
-        images=torch.rand(len(names), 1, EDGE, EDGE, EDGE).half(),
+        images=torch.rand(len(names), cohort.channels, EDGE, EDGE, EDGE).half(),
         labels={place: label.short() for place in labelled},
         atlases=atlases,
         unlabeled=[names.index(case) for case in cohort.parts.get("unlabeled", []) if case in names],
         num_classes=cohort.num_classes,
         spacing_mm=cohort.grid.spacing_mm,
-        bank=_Bank([(place, other) for place in atlases for other in range(len(names)) if other != place]),
+        bank=_Bank(
+            [(place, other) for place in atlases for other in range(len(names)) if other != place], cohort.channels
+        ),
         samples=[_Couple(names[-1])],
     )

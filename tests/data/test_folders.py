@@ -13,7 +13,6 @@ from stages.config import load_config
 from stages.data.checks import cohort_faults
 from stages.data.folders import files_in, name_of
 from stages.data.initialize import describe_folder, write_config
-from stages.errors import LrlsError
 
 PARTS = ("atlases", "unlabeled", "test")
 
@@ -201,14 +200,6 @@ def test_series_in_nested_folders_are_scans_of_different_names(tmp_path):
     assert about["unlabeled"] == ["series", "images_p2_series"]
     assert about["files"]["series"] == ["images/p1/series"]
     assert about["left_out"] == []
-
-
-@pytest.mark.parametrize("names", [("x_0001",), ("x_0000", "y_0001"), ("x_0000", "x_0001")])
-def test_channels_are_refused_in_one_line(tmp_path, names):
-    for name in names:
-        volume(tmp_path / "imagesTr" / f"{name}.nii.gz")
-    with pytest.raises(LrlsError, match=r"several channels \(_0000, _0001, \.\.\.\); keep one image per scan\.$"):
-        describe_folder(tmp_path)
 
 
 def test_scans_that_are_only_numbered_are_no_channels(tmp_path):

@@ -135,14 +135,6 @@ def test_overlapping_regions_fall_back_to_the_values(tmp_path):
     assert written(tmp_path / "d", tmp_path).structure_values() == {"structure_1": [1], "structure_2": [2]}
 
 
-def test_several_channels_are_refused(tmp_path):
-    add_scan(tmp_path / "d", "imagesTr", "x_0000")
-    add_scan(tmp_path / "d", "imagesTr", "x_0001")
-
-    with pytest.raises(LrlsError, match=r"several channels .*; keep one image per scan"):
-        describe_folder(tmp_path / "d")
-
-
 def test_a_flat_folder_of_ct_scans_has_no_labels_yet(tmp_path):
     for case in ("a", "b", "c"):
         add_scan(tmp_path / "scans", ".", case, low=-1000)

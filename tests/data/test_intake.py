@@ -231,20 +231,12 @@ def test_a_missing_dicom_slice_is_a_fault(config, tmp_path):
     )
 
 
-def test_several_channels_in_files_are_a_fault(config, tmp_path):
-    write(tmp_path, "images", "x_0000", image_of(5))
-    write(tmp_path, "images", "x_0001", image_of(6))
-
-    assert only_fault(scan_faults(config, "x", label=False)) == (
-        "case x: image in several channels (_0000, _0001, ...); keep one channel: one image per scan."
-    )
-
-
 def test_several_channels_in_one_file_are_a_fault(config, tmp_path):
     write(tmp_path, "images", "atlas", sitk.Compose([image_of(0), image_of(1)]))
 
     assert only_fault(scan_faults(config, "atlas", label=False)) == (
-        "case atlas: image has 2 channels; keep one channel: one image per scan."
+        "case atlas: image has 2 channels in one file; "
+        "keep one, or store each in a file of its own (<case>_0000, <case>_0001, ...)."
     )
 
 
@@ -452,7 +444,8 @@ def test_one_frame_is_a_volume_and_two_are_a_fault(config, tmp_path):
     path.unlink()
     write(tmp_path, "images", "free", sitk.JoinSeries([image_of(0), image_of(1)]))
     assert only_fault(scan_faults(config, "free", label=False)) == (
-        "case free: image has 2 frames, 1 expected; store one frame per scan."
+        "case free: image has 2 frames, 1 expected; "
+        "store one frame per scan, or channels in files of their own (<case>_0000, <case>_0001, ...)."
     )
 
 

@@ -17,7 +17,7 @@ class Labelled:
     """Images with soft labels, as a segmentation network sees them."""
 
     scans: list[str]
-    image: Tensor  # (N, 1, D, H, W)
+    image: Tensor  # (N, channels, D, H, W)
     target: Tensor  # (N, C, D, H, W), sums to 1
     missing: Tensor | None = field(default=None, kw_only=True)  # (N, C): structures that the labels may lack
 

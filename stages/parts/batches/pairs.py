@@ -21,7 +21,7 @@ class Pair:
     """Two images to register."""
 
     scans: list[str]
-    moving: Tensor  # (N, 1, D, H, W)
+    moving: Tensor  # (N, channels, D, H, W)
     fixed: Tensor
 
 
@@ -164,9 +164,9 @@ class Triplet:
     """An atlas with its label and two unlabelled scans, BRBS's batch."""
 
     scans: list[str]
-    atlas: Tensor  # (N, 1, D, H, W)
+    atlas: Tensor  # (N, channels, D, H, W)
     label: Tensor  # (N, D, H, W), class indices
-    first: Tensor  # U1, (N, 1, D, H, W)
+    first: Tensor  # U1, (N, channels, D, H, W)
     second: Tensor  # U2
     num_classes: int
     draw: Draw  # with which players draw pairs, alpha, beta and gamma

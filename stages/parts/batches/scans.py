@@ -19,7 +19,7 @@ class Scans:
 
     Args:
         names: case ids.
-        images: (n, 1, D, H, W), float16 in [0, 1].
+        images: (n, C, D, H, W), float16 in [0, 1].
         labels: place in `names` -> class indices (D, H, W), for scans whose labels may be used.
         atlases: places of the atlases.
         unlabeled: places of the unlabelled scans.
@@ -91,14 +91,14 @@ class Paths(Protocol):
     def couples(self) -> Sequence[tuple[int, int]]: ...  # places of (atlas, scan) in the cohort
 
     def displacement(self, couple: int) -> Tensor: ...  # (3, D, H, W) voxels: atlas to scan
-    def style(self, couple: int) -> Tensor: ...  # (1, D, H, W): added to the atlas, gives it the scan's look
+    def style(self, couple: int) -> Tensor: ...  # (C, D, H, W): added to the atlas, gives it the scan's look
 
 
 class Sample(Protocol):
     """A finished couple that `lrls generate` wrote."""
 
     @property
-    def image(self) -> Tensor: ...  # (1, D, H, W)
+    def image(self) -> Tensor: ...  # (C, D, H, W)
     @property
     def label(self) -> Tensor: ...  # (D, H, W)
     @property

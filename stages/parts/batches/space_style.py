@@ -43,7 +43,7 @@ class Always:
 class Mixed(Labelled):
     """Generated couples (image, target) and an approximately aligned pair of images for mixing."""
 
-    first: Tensor  # X_A, (N, 1, D, H, W)
+    first: Tensor  # X_A, (N, channels, D, H, W)
     second: Tensor  # X_B
     gamma: Tensor  # (N, 1, 1, 1, 1)
 
@@ -122,13 +122,13 @@ class SpaceStyleSampling:
 
         Args:
             draw: batch size, augmentation of intensities, generator.
-            atlas: (N, 1, D, H, W).
+            atlas: (N, channels, D, H, W).
             label: class indices, (N, D, H, W).
             path: phi, atlas to scan, (N, 3, D, H, W), voxels.
-            psi: style of another scan on the atlas's grid, (N, 1, D, H, W); None unless `needs_style`.
-            scan: the image that the path leads to, (N, 1, D, H, W).
+            psi: style of another scan on the atlas's grid, (N, channels, D, H, W); None unless `needs_style`.
+            scan: the image that the path leads to, (N, channels, D, H, W).
             around: displacement of the augmentation, (N, 3, D, H, W); None: no augmentation.
-            others: (2N, 1, D, H, W), the two images of each mixed pair, with `any_pair`.
+            others: (2N, channels, D, H, W), the two images of each mixed pair, with `any_pair`.
         """
         n = draw.batch_size
         alpha, beta = self.space(n, draw.generator), self.style(n, draw.generator)

@@ -15,19 +15,19 @@ def lncc(warped: Tensor, fixed: Tensor, *, window: int = 9, eps: float = 1e-5) -
     with centred sums over a window (divisor window^3 everywhere, zeros outside the image).
 
     Args:
-        warped: moving image resampled on the fixed grid, (N, 1, D, H, W), in [0, 1], background 0.
-        fixed: (N, 1, D, H, W), in [0, 1].
+        warped: moving image resampled on the fixed grid, (N, C, D, H, W), in [0, 1], background 0.
+        fixed: (N, C, D, H, W), in [0, 1]; each channel is compared with its own.
         window: edge of the cubic window in voxels; odd.
 
     Returns:
-        (N, 1, D, H, W) in [0, 1]; 1: equal up to a local gain and offset; 0 on flat regions.
+        (N, C, D, H, W) in [0, 1]; 1: equal up to a local gain and offset; 0 on flat regions.
 
     Source: Balakrishnan et al., "VoxelMorph", TMI 2019, Eq. 7.
     """
     with torch.autocast(warped.device.type, enabled=False):
         warped, fixed = warped.float(), fixed.float()
         moments = torch.cat([warped, fixed, warped * warped, fixed * fixed, warped * fixed], 1)
-        sum_i, sum_j, sum_ii, sum_jj, sum_ij = box_sum(moments, window).split(1, dim=1)
+        sum_i, sum_j, sum_ii, sum_jj, sum_ij = box_sum(moments, window).chunk(5, dim=1)
         count = window**3
         cross = sum_ij - sum_i * sum_j / count
         var_i = sum_ii - sum_i * sum_i / count
@@ -52,19 +52,22 @@ def _band(size: int, window: int, like: Tensor) -> Tensor:
 
 
 def lncc_loss(warped: Tensor, fixed: Tensor, *, window: int = 9) -> Tensor:
-    """One minus the mean `lncc`: 0 for images that agree up to a local gain and offset, 1 without any relation."""
+    """One minus the mean `lncc`: 0 for images that agree up to a local gain and offset, 1 without any relation.
+
+    Of several channels it is the mean of theirs.
+    """
     return 1 - lncc(warped, fixed, window=window).mean()
 
 
 def mutual_information(first: Tensor, second: Tensor, *, bins: int = 32) -> Tensor:
-    """Mutual information of two images in nats, by Parzen windows, mean over the batch.
+    """Mutual information of two images in nats, by Parzen windows, mean over the batch and the channels.
 
         sum_ij p(i, j) log(p(i, j) / (p(i) p(j)))
 
     A voxel counts in all bins, by a Gaussian around its intensity that is as wide as a bin; its shares add up to 1.
 
     Args:
-        first, second: (N, 1, D, H, W), in [0, 1]; values outside are clipped.
+        first, second: (N, C, D, H, W), in [0, 1]; values outside are clipped.
         bins: their centres go from 0 to 1.
 
     Returns:
@@ -81,9 +84,9 @@ def mutual_information(first: Tensor, second: Tensor, *, bins: int = 32) -> Tens
 
 
 def _shares(image: Tensor, bins: int) -> Tensor:
-    """Share of every voxel in every bin, (N, bins, voxels)."""
+    """Share of every voxel in every bin, (N C, bins, voxels)."""
     centres = torch.linspace(0, 1, bins, device=image.device)
-    distance = (image.float().clamp(0, 1).flatten(1)[:, None] - centres[:, None]) * (bins - 1)
+    distance = (image.float().clamp(0, 1).flatten(0, 1).flatten(1)[:, None] - centres[:, None]) * (bins - 1)
     return (-0.5 * distance.square()).softmax(1)
 
 
@@ -91,7 +94,7 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the
 
 
 def ms_ssim(first: Tensor, second: Tensor, *, window: int = 7, most_scales: int = 5) -> Tensor:
-    """Multi-scale structural similarity, mean over the batch.
+    """Multi-scale structural similarity, mean over the batch and the channels.
 
         product over scales k of s_k^w_k,  s_k: contrast and structure; at the coarsest scale luminance, too
 
@@ -100,7 +103,7 @@ def ms_ssim(first: Tensor, second: Tensor, *, window: int = 7, most_scales: int 
     of these scales are normalised to add up to 1. An axis shorter than the window shortens the window.
 
     Args:
-        first, second: (N, 1, D, H, W), in [0, 1].
+        first, second: (N, C, D, H, W), in [0, 1].
         window: voxels an axis; odd.
         most_scales: 1: plain SSIM.
 
@@ -110,7 +113,7 @@ def ms_ssim(first: Tensor, second: Tensor, *, window: int = 7, most_scales: int 
     Source: Wang, Simoncelli, Bovik, Asilomar 2003; a window of 7 as SST's published code.
     """
     with torch.autocast(first.device.type, enabled=False):
-        first, second = first.float(), second.float()
+        first, second = (image.float().flatten(0, 1)[:, None] for image in (first, second))
         shortest = min(first.shape[2:])
         window = min(window, shortest - 1 + shortest % 2)
         scales = sum(shortest >> k >= window for k in range(most_scales))

@@ -12,7 +12,7 @@ class RegistrationNetwork(nn.Module):
     """A network over [fixed, moving] as a map of image pairs to displacements.
 
     Args:
-        body: (N, 2, D, H, W) -> (N, 3, D, H, W).
+        body: (N, 2 C, D, H, W) -> (N, 3, D, H, W), for images of C channels.
         diffeomorphic: the body's output is a stationary velocity field, integrated at half resolution in 7 steps.
         antisymmetric: the output is half the difference of the body's outputs for the pair and for the swapped pair, so
             that it changes sign when the roles are swapped. The body then cannot learn shifts that are the same for
@@ -26,7 +26,7 @@ class RegistrationNetwork(nn.Module):
         self.antisymmetric = antisymmetric
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Images (N, 1, D, H, W) -> displacement (N, 3, D, H, W), voxels, float32."""
+        """Images (N, C, D, H, W) -> displacement (N, 3, D, H, W), voxels, float32."""
         if self.antisymmetric:
             return self._displacement(self._half_difference(moving, fixed))
         return self._displacement(self.body(torch.cat([fixed, moving], 1)))

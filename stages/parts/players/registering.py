@@ -18,7 +18,7 @@ from stages.parts.warps import one_hot, warp, warp_probabilities
 class Registered:
     """Registered pairs; with both directions, the second half of every tensor is the first with roles swapped."""
 
-    moving: Tensor  # (N or 2N, 1, D, H, W)
+    moving: Tensor  # (N or 2N, channels, D, H, W)
     fixed: Tensor
     displacement: Tensor  # (N or 2N, 3, D, H, W), moving to fixed
     directions: int  # 1 or 2
@@ -33,7 +33,7 @@ class Registered:
 
 
 def register(network: RegistrationNetwork, moving: Tensor, fixed: Tensor, *, both_ways: bool) -> Registered:
-    """Register pairs (N, 1, D, H, W); both directions go through the network as one batch."""
+    """Register pairs (N, channels, D, H, W); both directions go through the network as one batch."""
     if not both_ways:
         return Registered(moving, fixed, network(moving, fixed), directions=1)
     displacement = network.both_ways(moving, fixed)
