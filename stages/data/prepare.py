@@ -67,7 +67,7 @@ def bring_scan(config: Config, looked: Looked, reference: tuple, grid: Grid, to:
         return Outcome(looked.case, examined.facts)
     if looked.has_changed:
         return Outcome(looked.case, examined.facts, _changed(looked.case))
-    normalised, record = prepare(examined.image, unpacked(reference), config.preprocess, kept=looked.kept)
+    normalised, record = prepare(examined.image, unpacked(reference), config.preprocess, grid, kept=looked.kept)
     about: dict[str, Any] = {"record": record}
     if examined.label is not None:
         about["faces"] = border_faces(classes_of(examined.label, config, looked.case))
@@ -76,11 +76,12 @@ def bring_scan(config: Config, looked: Looked, reference: tuple, grid: Grid, to:
     )
 
 
-def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Path) -> Outcome:
+def spill_atlas(config: Config, looked: Looked, reference: tuple | None, grid: Grid | None, to: Path) -> Outcome:
     """Align an atlas and spill it for `bring_atlas`.
 
     Args:
         reference: `packed`; None: this atlas is the reference.
+        grid: that the reference alone would have.
         to: the file to write; not written for a faulty scan.
     """
     examined = examine(config, looked)
@@ -91,7 +92,7 @@ def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Pat
         return Outcome(looked.case, examined.facts, _changed(looked.case))
     normalised, low, high = normalise(image, config.preprocess)
     fixed = unpacked(reference) if reference else coarsened(normalised, config.preprocess.align_spacing_mm)
-    record = _record(image, aligned(fixed, normalised, config.preprocess, looked.kept), low, high)
+    record = _record(image, aligned(fixed, normalised, config.preprocess, grid, looked.kept), low, high)
     classes = classes_of(label, config, looked.case)
     about = {"record": record, "faces": border_faces(classes)}
     voxels, *about["geometry"] = packed(normalised)
@@ -168,13 +169,14 @@ def _save(to: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Non
 
 
 def prepare(
-    image: sitk.Image, reference: sitk.Image, settings: PreprocessSettings, *, kept: Path | None = None
+    image: sitk.Image, reference: sitk.Image, settings: PreprocessSettings, grid: Grid, *, kept: Path | None = None
 ) -> tuple[sitk.Image, dict[str, Any]]:
     """Normalise and align one scan.
 
     Args:
         image: float32, as stored.
         reference: the image that it is aligned to, in [0, 1].
+        grid: see `stages.data.alignments.aligned`.
         kept: workspace in which alignments are kept.
 
     Returns:
@@ -183,7 +185,7 @@ def prepare(
         "size", "spacing", "origin" and "direction" (x, y, z).
     """
     normalised, low, high = normalise(image, settings)
-    return normalised, _record(image, aligned(reference, normalised, settings, kept), low, high)
+    return normalised, _record(image, aligned(reference, normalised, settings, grid, kept), low, high)
 
 
 def _record(image: sitk.Image, alignment: dict[str, Any], low: float, high: float) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def prepare_new(
         to = unpacked(reference)
         if fault := unlike_reference(geometry_of(image), geometry_of(to), case):
             return place, str(fault)
-        normalised, record = prepare(image, to, settings)
+        normalised, record = prepare(image, to, settings, grid)
         return place, (image_on_grid(normalised, record, grid, case), record)
     except LrlsError as error:
         return place, str(error)
