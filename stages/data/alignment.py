@@ -1,10 +1,17 @@
-"""Alignment of a scan to the reference by ANTs. ANTs repeats itself only with a seed and one thread in the process."""
+"""Alignment of a scan to the reference by ANTs. ANTs repeats itself only with a seed and one thread in the process.
+
+Coarse to fine. Both images are shrunk to cubes whose size follows from the reference's extent, so that neither
+millimetres nor thick slices matter. There many positions are rated by how they fit, ANTs improves the best few of them,
+and the best result alone is refined on finer copies.
+"""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +23,34 @@ if TYPE_CHECKING:
 MOST_SCALING = 1.6  # singular values of a believable affine map between two people, and 1 / this
 SAME_FIT = 0.01  # ANTs optimises another measure: a scan that lies right already may fit this much worse afterwards
 
+SHIFT = 0.1  # of the reference's extent along each axis: so far apart lie the positions that are rated
+MOST_STARTS = 6  # that ANTs improves
+MUCH_WORSE = 0.1  # in fit: positions so far below the best one are left
+
+Box = tuple[list[float], list[float]]  # lowest and highest (x, y, z) in mm along the reference's axes
+Fit = Callable[["sitk.Image", "sitk.Image", np.ndarray], float]
+
+
+class Level(NamedTuple):
+    """Copies of the two images, and what ANTs does with them.
+
+    Args:
+        voxels: of the reference's copy, about; an image with fewer is taken as it is.
+        sampling: share of the voxels that ANTs draws.
+        iterations, shrink: of ANTs's own levels, coarse to fine; ANTs stops earlier where it gains nothing.
+        smooth: ANTs's smoothing, in voxels.
+    """
+
+    voxels: int
+    sampling: float
+    iterations: tuple[int, ...]
+    shrink: tuple[int, ...]
+    smooth: tuple[int, ...]
+
+
+COARSE = Level(voxels=2**13, sampling=0.25, iterations=(30,), shrink=(1,), smooth=(0,))
+FINE = Level(voxels=2**17, sampling=0.125, iterations=(100, 50), shrink=(2, 1), smooth=(1, 0))
+
 
 def align(
     reference: sitk.Image,
@@ -25,13 +60,14 @@ def align(
     seed: int,
     contrast: Literal["same", "any"] = "same",
     unit_mm: float = 1.0,
+    region: Box | None = None,
 ) -> dict[str, Any]:
     """Map of the reference's space to the scan's.
 
-    ANTs starts twice, from the images' centres of mass and from their boxes' centres, and the better result is kept.
-    A result that fits clearly worse than the centres of mass alone, or that scales beyond `MOST_SCALING`, is refused.
-    If it is refused, or if ANTs fails on this scan, the centres of mass are aligned instead; so they are where they
-    fit as well.
+    Positions round three are rated: the images' centres of mass on one another, their boxes' centres, and where the
+    headers put them. A result that fits clearly worse than the centres of mass alone, or that scales beyond
+    `MOST_SCALING`, is refused. If it is refused, or if ANTs fails on this scan, the centres of mass are aligned
+    instead; so they are where they fit as well.
 
     Args:
         reference, scan: intensities in [0, 1], one orientation.
@@ -41,42 +77,134 @@ def align(
             equal intensities in one image lie on equal intensities in the other. ANTs itself optimises mutual
             information in both cases.
         unit_mm: the length that ANTs sees as 1 mm: its steps are made for people; see `stages.parts.lengths`.
+        region: the part of the reference that matters, if not all does. Fits are means of the whole reference's and of
+            the region's: the whole tells one vertebra from the next, the region a heart from the chest round it. ANTs
+            refines the region alone.
 
     Returns:
         "matrix": 4 x 4, homogeneous, points of the reference in mm (x, y, z; LPS) -> points of the scan.
-        "correlation": of the two images after alignment, or the root of their correlation ratio.
+        "correlation": of the two whole images after alignment, or the root of their correlation ratio.
         "fell_back": whether ANTs failed or its result was refused.
 
     Raises:
         LrlsError: ANTs fails on the reference itself, so that the scan is not to blame.
     """
     fit = correlation if contrast == "same" else correlation_ratio
-    boxes = np.eye(4)
-    boxes[:3, 3] = box_centre(scan) - box_centre(reference)
     if kind in ("none", "centre"):
-        matrix = boxes if kind == "centre" else np.eye(4)
+        matrix = _shift(box_centre(scan) - box_centre(reference)) if kind == "centre" else np.eye(4)
         return {"matrix": matrix, "correlation": fit(reference, scan, matrix), "fell_back": False}
-    centres = np.eye(4)
-    centres[:3, 3] = centre_of_mass(scan) - centre_of_mass(reference)
-    floor = fit(reference, scan, centres)
+    centres = _shift(centre_of_mass(scan) - centre_of_mass(reference))
+    views = [reference] if region is None else [reference, cropped(reference, region)]
+    floor = _mean_fit(fit, views, scan, centres)
     try:
-        ends = [_ants(reference, scan, start, kind=kind, seed=seed, unit_mm=unit_mm) for start in (centres, boxes)]
+        ends = _coarse_to_fine(views, scan, fit, kind=kind, seed=seed, unit_mm=unit_mm)
     except RuntimeError:  # "Registration failed"
-        check_ants(lambda: _ants(reference, reference, np.eye(4), kind=kind, seed=seed, unit_mm=unit_mm))
-        return {"matrix": centres, "correlation": floor, "fell_back": True}
-    fits = [fit(reference, scan, end) for end in ends]
+        check_ants(lambda: _ants(reference, reference, np.eye(4), FINE, kind="Rigid", seed=seed, unit_mm=unit_mm))
+        return {"matrix": centres, "correlation": fit(reference, scan, centres), "fell_back": True}
+    fits = [_mean_fit(fit, views, scan, end) if is_believable(end) else -2.0 for end in ends]
     best = int(np.argmax(fits))
-    scales = np.linalg.svd(ends[best][:3, :3], compute_uv=False)
-    is_believable = scales.max() <= MOST_SCALING and scales.min() >= 1 / MOST_SCALING
-    if fits[best] < floor or not is_believable:
-        fell_back = fits[best] < floor - SAME_FIT or not is_believable
-        return {"matrix": centres, "correlation": floor, "fell_back": fell_back}
-    return {"matrix": ends[best], "correlation": fits[best], "fell_back": False}
+    matrix = ends[best] if fits[best] >= floor else centres
+    fell_back = fits[best] < floor - SAME_FIT
+    return {"matrix": matrix, "correlation": fit(reference, scan, matrix), "fell_back": fell_back}
+
+
+def is_believable(matrix: np.ndarray) -> bool:
+    """Whether a map scales within `MOST_SCALING` in every direction."""
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return bool(scales.max() <= MOST_SCALING and scales.min() >= 1 / MOST_SCALING)
+
+
+def _mean_fit(fit: Fit, views: Sequence[sitk.Image], scan: sitk.Image, matrix: np.ndarray) -> float:
+    return sum(fit(view, scan, matrix) for view in views) / len(views)
+
+
+def _coarse_to_fine(
+    views: Sequence[sitk.Image], scan: sitk.Image, fit: Fit, *, kind: str, seed: int, unit_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What ANTs refines the best map of the coarse copies to, and that map.
+
+    Args:
+        views: the reference, and perhaps a region of it.
+    """
+    edge_mm = edge_of_cubes(views[0], COARSE.voxels)
+    small, small_scan = [shrunk(view, edge_mm) for view in views], shrunk(scan, edge_mm)
+    # An affine map would stretch blurred voxels, and what only one of the images shows.
+    coarse_kind = {"rigid": "Rigid", "affine": "Similarity"}[kind]
+    ends = [
+        _ants(small[0], small_scan, start, COARSE, kind=coarse_kind, seed=seed, unit_mm=unit_mm)
+        for start in _best_starts(small, small_scan, fit)
+    ]
+    best = max(ends, key=lambda end: _mean_fit(fit, small, small_scan, end) if is_believable(end) else -1.0)
+    edge_mm = edge_of_cubes(views[-1], FINE.voxels)
+    fixed, moving = shrunk(views[-1], edge_mm), shrunk(scan, edge_mm)
+    return _ants(fixed, moving, best, FINE, kind=kind.capitalize(), seed=seed, unit_mm=unit_mm), best
+
+
+def _best_starts(views: Sequence[sitk.Image], scan: sitk.Image, fit: Fit) -> list[np.ndarray]:
+    """The translations that fit best, best first, no two of them neighbours."""
+    reference = views[0]
+    step = SHIFT * np.array(reference.GetSize()) * reference.GetSpacing()
+    axes = np.array(reference.GetDirection()).reshape(3, 3)
+    middles = (
+        centre_of_mass(scan) - centre_of_mass(reference),
+        box_centre(scan) - box_centre(reference),
+        np.zeros(3),  # where the headers put them
+    )
+    offsets = list(itertools.product((0, -1, 1), repeat=3))
+    shifts = [middle + axes @ (step * offset) for middle in middles for offset in offsets]
+    fits = np.array([_mean_fit(fit, views, scan, _shift(shift)) for shift in shifts])
+    chosen: list[np.ndarray] = []
+    for place in np.argsort(-fits, kind="stable"):
+        if fits[place] < fits.max() - MUCH_WORSE or len(chosen) == MOST_STARTS:
+            break
+        apart = [np.abs(axes.T @ (shifts[place] - other) / step).max() for other in chosen]
+        if min(apart, default=np.inf) > 1.5:
+            chosen.append(shifts[place])
+    return [_shift(shift) for shift in chosen]
+
+
+def _shift(by: np.ndarray) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, 3] = by
+    return matrix
+
+
+def edge_of_cubes(image: sitk.Image, voxels: int) -> float:
+    """Edge in mm of cubes of which about `voxels` fill the image, where axes that are coarser stay as they are."""
+    spacing = np.array(image.GetSpacing())
+    extent = np.array(image.GetSize()) * spacing
+    edge = float(min(spacing))
+    while (extent / np.maximum(spacing, edge)).prod() > voxels:
+        edge *= 1.02
+    return edge
+
+
+def cropped(image: sitk.Image, box: Box) -> sitk.Image:
+    """The part of an image that lies in a box along its axes; the whole image if none does."""
+    axes = np.array(image.GetDirection()).reshape(3, 3)
+    ends = np.array([image.TransformPhysicalPointToContinuousIndex((axes @ np.array(end)).tolist()) for end in box])
+    low = np.maximum(0, np.floor(ends.min(0))).astype(int)
+    high = np.minimum(image.GetSize(), np.ceil(ends.max(0)) + 1).astype(int)
+    if (high <= low).any():
+        return image
+    return image[tuple(slice(first, last) for first, last in zip(low.tolist(), high.tolist(), strict=True))]
+
+
+def shrunk(image: sitk.Image, edge_mm: float) -> sitk.Image:
+    """Means over whole voxels of the image, so many along each axis that they come nearest to `edge_mm`."""
+    import SimpleITK as sitk
+
+    factors = [
+        max(1, min(size, round(edge_mm / spacing)))
+        for size, spacing in zip(image.GetSize(), image.GetSpacing(), strict=True)
+    ]
+    return sitk.BinShrink(image, factors) if max(factors) > 1 else image
 
 
 def _ants(
-    reference: sitk.Image, scan: sitk.Image, start: np.ndarray, *, kind: str, seed: int, unit_mm: float
+    reference: sitk.Image, scan: sitk.Image, start: np.ndarray, level: Level, *, kind: str, seed: int, unit_mm: float
 ) -> np.ndarray:
+    """The map that ANTs makes of a start; `kind` is ANTs's name of it."""
     import ants
 
     # `registration(random_seed=...)` alone does not reach ANTs; 0 would mean a seed from the clock.
@@ -96,9 +224,13 @@ def _ants(
         result = ants.registration(
             fixed=ants_image(reference, unit_mm),
             moving=ants_image(scan, unit_mm),
-            type_of_transform={"rigid": "Rigid", "affine": "Affine"}[kind],
+            type_of_transform=kind,
             initial_transform=initial,
             outprefix=str(Path(folder) / "align_"),
+            aff_iterations=level.iterations,
+            aff_shrink_factors=level.shrink,
+            aff_smoothing_sigmas=level.smooth,
+            aff_random_sampling_rate=level.sampling,
         )
         transform = ants.read_transform(result["fwdtransforms"][0])
     parameters, centre = np.array(transform.parameters), np.array(transform.fixed_parameters)

@@ -12,26 +12,32 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from stages.artifacts.cohort import Grid
 from stages.artifacts.digests import digest_of
 from stages.config import PreprocessSettings
-from stages.data.alignment import align
+from stages.data.alignment import Box, align
 from stages.data.digests import image_digest
 from stages.data.intensities import coarsened
 from stages.data.kept import keep, kept_folder, read_kept
 from stages.parts.lengths import unit_mm
 
-VERSION = 2  # of `stages.data.alignment`; after a change everything is aligned again
+VERSION = 3  # of `stages.data.alignment`; after a change everything is aligned again
 SEED = 0  # of ANTs's sampling
 
 
 def aligned(
-    reference: sitk.Image, normalised: sitk.Image, settings: PreprocessSettings, kept: Path | None = None
+    reference: sitk.Image,
+    normalised: sitk.Image,
+    settings: PreprocessSettings,
+    grid: Grid | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """The result of `stages.data.alignment.align` for a scan, JSON-able; for the reference itself, the identity.
 
     Args:
         reference: `coarsened`, in [0, 1].
         normalised: the scan in [0, 1], in one orientation.
+        grid: where answers are given, in the reference's space: what lies there is aligned; None: the whole reference.
         kept: workspace in which alignments are kept.
     """
     scan = coarsened(normalised, settings.align_spacing_mm)
@@ -39,18 +45,27 @@ def aligned(
     images = [image_digest(image) for image in (reference, scan)]
     if images[0] == images[1]:
         return {"matrix": np.eye(4).tolist(), "correlation": 1.0, "fell_back": False}
+    region = region_of(grid) if grid else None
     file = None
     if kept:
         versions = [VERSION, sitk.Version_VersionString(), importlib.metadata.version("antspyx")]
-        key = digest_of([*versions, *images, settings.align, settings.align_contrast])
+        key = digest_of([*versions, *images, settings.align, settings.align_contrast, region])
         file = kept_folder(kept) / "alignments" / f"{key}.json"
         if (stored := read_kept(file)) and _is_record(stored):
             return stored
-    alignment = align(reference, scan, kind=settings.align, seed=SEED, contrast=settings.align_contrast, unit_mm=unit)
+    kind, contrast = settings.align, settings.align_contrast
+    alignment = align(reference, scan, kind=kind, seed=SEED, contrast=contrast, unit_mm=unit, region=region)
     record = {**alignment, "matrix": np.asarray(alignment["matrix"]).tolist()}
     if file:
         keep(file, record)
     return record
+
+
+def region_of(grid: Grid) -> Box:
+    """The box between the first and the last voxels of a grid, along its axes, which are the reference's."""
+    low = np.array(grid.direction).reshape(3, 3).T @ np.array(grid.origin)
+    high = low + (np.array(grid.shape[::-1]) - 1) * grid.spacing_mm[::-1]
+    return low.tolist(), high.tolist()
 
 
 def _is_record(stored: Any) -> bool:

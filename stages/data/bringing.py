@@ -136,12 +136,14 @@ class Pass:
                 self.notices += self._lost(grid) + self._cut(grid)
                 return reference, grid
             first, *other_atlases = self.atlases
-            spill = [] if self._is_done(first, self.spilled(first)) else [self._spill(first, None)]
+            spill = [] if self._is_done(first, self.spilled(first)) else [self._spill(first)]
             work(spill + check)
             reference = spilled_reference(self.spilled(first), self.config.preprocess)
             geometry = packed(reference)
-            work(self._spill(case, geometry) for case in other_atlases if not self._is_done(case, self.spilled(case)))
-            grid = self._grid(reference)
+            others = [case for case in other_atlases if not self._is_done(case, self.spilled(case))]
+            of_first = self._grid(reference, [first]) if others else None
+            work(self._spill(case, geometry, of_first) for case in others)
+            grid = self._grid(reference, self.atlases)
             waiting = [case for case, done in is_done.items() if not done]
             atlases = [case for case in waiting if case in self.atlases]
             work((bring_atlas, self.config, case, self.spilled(case), grid, self.file(case)) for case in atlases)
@@ -174,8 +176,8 @@ class Pass:
         if outcome.fault:
             self.off_grid.append(outcome.fault)
 
-    def _spill(self, case: str, reference: tuple | None) -> Call:
-        return spill_atlas, self.config, self.looked[case], reference, self.spilled(case)
+    def _spill(self, case: str, reference: tuple | None = None, grid: Grid | None = None) -> Call:
+        return spill_atlas, self.config, self.looked[case], reference, grid, self.spilled(case)
 
     def _bring(self, case: str, reference: tuple, grid: Grid) -> Call:
         return bring_scan, self.config, self.looked[case], reference, grid, self.file(case)
@@ -197,7 +199,7 @@ class Pass:
         return lost_structures(
             self.config, lost, present, grid,
             lambda case: spilled_atlas(self.config, case, self.spilled(case)),
-            lambda spacing_mm: self._grid(reference, spacing_mm=spacing_mm, shape=None),
+            lambda spacing_mm: self._grid(reference, self.atlases, spacing_mm=spacing_mm, shape=None),
         )  # fmt: skip
 
     def _cut(self, grid: Grid, reference: sitk.Image | None = None) -> list[Fault]:
@@ -207,13 +209,13 @@ class Pass:
         cut = {case: dict(shares) for case in labelled if (shares := read_about(self.file(case))["cut"])}
         if reference is None:
             return cut_structures(self.config, cut, grid)
-        whole = self._grid(reference, spacing_mm=grid.spacing_mm, shape=None) if cut else None
+        whole = self._grid(reference, self.atlases, spacing_mm=grid.spacing_mm, shape=None) if cut else None
         return cut_structures(self.config, cut, grid, whole)
 
-    def _grid(self, reference: sitk.Image, **changed: Any) -> Grid:
-        """The grid around the atlases; settings of preprocessing may be changed."""
+    def _grid(self, reference: sitk.Image, atlases: Sequence[str], **changed: Any) -> Grid:
+        """The grid around atlases, the reference first; settings of preprocessing may be changed."""
         settings = self.config.preprocess.model_copy(update=changed)
-        about = [read_about(self.spilled(case)) for case in self.atlases]
+        about = [read_about(self.spilled(case)) for case in atlases]
         if settings.crop == "labels":
             box: Box = union([atlas["box"] for atlas in about])
         else:

@@ -70,7 +70,7 @@ def bring_scan(config: Config, looked: Looked, reference: tuple, grid: Grid, to:
         return Outcome(looked.case, examined.facts)
     if looked.has_changed:
         return Outcome(looked.case, examined.facts, _changed(looked.case))
-    normalised, record = prepare(examined.images, unpacked(reference), config.preprocess, kept=looked.kept)
+    normalised, record = prepare(examined.images, unpacked(reference), config.preprocess, grid, kept=looked.kept)
     about: dict[str, Any] = {"record": record}
     if examined.label is not None:
         about["faces"] = border_faces(classes_of(examined.label, config, looked.case))
@@ -79,11 +79,12 @@ def bring_scan(config: Config, looked: Looked, reference: tuple, grid: Grid, to:
     )
 
 
-def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Path) -> Outcome:
+def spill_atlas(config: Config, looked: Looked, reference: tuple | None, grid: Grid | None, to: Path) -> Outcome:
     """Align an atlas and spill it for `bring_atlas`.
 
     Args:
         reference: `packed`; None: this atlas is the reference.
+        grid: that the reference alone would have.
         to: the file to write; not written for a faulty scan.
     """
     examined = examine(config, looked)
@@ -94,7 +95,7 @@ def spill_atlas(config: Config, looked: Looked, reference: tuple | None, to: Pat
         return Outcome(looked.case, examined.facts, _changed(looked.case))
     (normalised, *others), ranges = _normalised(images, config.preprocess)
     fixed = unpacked(reference) if reference else coarsened(normalised, config.preprocess.align_spacing_mm)
-    record = _record(images[0], aligned(fixed, normalised, config.preprocess, looked.kept), ranges)
+    record = _record(images[0], aligned(fixed, normalised, config.preprocess, grid, looked.kept), ranges)
     classes = classes_of(label, config, looked.case)
     about = {"record": record, "faces": border_faces(classes)}
     voxels, *about["geometry"] = packed(normalised)
@@ -186,13 +187,19 @@ def _save(to: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Non
 
 
 def prepare(
-    images: Sequence[sitk.Image], reference: sitk.Image, settings: PreprocessSettings, *, kept: Path | None = None
+    images: Sequence[sitk.Image],
+    reference: sitk.Image,
+    settings: PreprocessSettings,
+    grid: Grid,
+    *,
+    kept: Path | None = None,
 ) -> tuple[list[sitk.Image], dict[str, Any]]:
     """Normalise and align one scan.
 
     Args:
         images: its channels, float32, as stored; the first one is aligned, and the others with it.
         reference: the image that it is aligned to, in [0, 1].
+        grid: see `stages.data.alignments.aligned`.
         kept: workspace in which alignments are kept.
 
     Returns:
@@ -201,7 +208,7 @@ def prepare(
         list of these, and the scan's own "size", "spacing", "origin" and "direction" (x, y, z).
     """
     normalised, ranges = _normalised(images, settings)
-    return normalised, _record(images[0], aligned(reference, normalised[0], settings, kept), ranges)
+    return normalised, _record(images[0], aligned(reference, normalised[0], settings, grid, kept), ranges)
 
 
 def _normalised(images: Sequence[sitk.Image], settings: PreprocessSettings) -> tuple[list[sitk.Image], list[Any]]:
@@ -248,7 +255,7 @@ def prepare_new(
         to = unpacked(reference)
         if fault := unlike_reference(geometry_of(images[0]), geometry_of(to), case):
             return place, str(fault)
-        normalised, record = prepare(images, to, settings)
+        normalised, record = prepare(images, to, settings, grid)
         return place, (_on_grid(normalised, record, grid, case), record)
     except LrlsError as error:
         return place, str(error)
