@@ -25,7 +25,6 @@ SAME_FIT = 0.01  # ANTs optimises another measure: a scan that lies right alread
 
 SHIFT = 0.1  # of the reference's extent along each axis: so far apart lie the positions that are rated
 MOST_STARTS = 6  # that ANTs improves
-SMALLER = 16  # times fewer voxels than the reference, at least, has the copy that positions are rated on
 MUCH_WORSE = 0.1  # in fit: positions so far below the best one are left
 
 Box = tuple[list[float], list[float]]  # lowest and highest (x, y, z) in mm along the reference's axes
@@ -128,7 +127,7 @@ def _coarse_to_fine(
     Args:
         views: the reference, and perhaps a region of it.
     """
-    edge_mm = edge_of_cubes(views[0], min(COARSE.voxels, views[0].GetNumberOfPixels() // SMALLER))
+    edge_mm = edge_of_cubes(views[0], COARSE.voxels)
     small, small_scan = [shrunk(view, edge_mm) for view in views], shrunk(scan, edge_mm)
     # An affine map would stretch blurred voxels, and what only one of the images shows.
     coarse_kind = {"rigid": "Rigid", "affine": "Similarity"}[kind]
