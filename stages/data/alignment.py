@@ -94,7 +94,8 @@ def align(
         matrix = _shift(box_centre(scan) - box_centre(reference)) if kind == "centre" else np.eye(4)
         return {"matrix": matrix, "correlation": fit(reference, scan, matrix), "fell_back": False}
     centres = _shift(centre_of_mass(scan) - centre_of_mass(reference))
-    views = [reference] if region is None else [reference, cropped(reference, region)]
+    part = reference if region is None else cropped(reference, region)
+    views = [reference] if part.GetSize() == reference.GetSize() else [reference, part]
     floor = _mean_fit(fit, views, scan, centres)
     try:
         ends = _coarse_to_fine(views, scan, fit, kind=kind, seed=seed, unit_mm=unit_mm)
