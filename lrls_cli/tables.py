@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from stages.artifacts.comparison import Comparison
     from stages.artifacts.found import Found
+    from stages.artifacts.plan import Plan
     from stages.artifacts.scores import Scores
     from stages.artifacts.suggestion import Suggestion
     from stages.data.intake import Fault
@@ -30,6 +31,21 @@ MOST_OF_A_KIND = 20  # faults of one kind in a list
 def _plain(value: object) -> str:
     """A cell or title as it stands: rich would read brackets in names as styles."""
     return escape(printable(str(value)))
+
+
+def print_plan(plan: Plan) -> None:
+    """A row per choice, and the time that the run will take."""
+    from stages.planning.table import duration
+
+    budget, more = plan.budget_s, any(row["more"] for row in plan.table)
+    table = Table(title=f"plan for {duration(budget)}" if budget else "plan", title_justify="left")
+    for heading in ("choice", "", "reason", "cost", *(["with twice the time"] if more else [])):
+        table.add_column(heading, overflow="fold")
+    for row in plan.table:
+        cells = (row["choice"], row["value"], row["reason"], row["cost"], *([row["more"]] if more else []))
+        table.add_row(*map(_plain, cells))
+    Console(width=None if Console().is_terminal else 160).print(table)
+    tell(f"the run will take about {duration(plan.total_s)} to the last weights")
 
 
 def print_scores(method: str, scores: Scores) -> None:

@@ -1,0 +1,135 @@
+"""The plan of a run: measured, chosen and stored, or found again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+
+from stages.artifacts.digests import digest_of
+from stages.artifacts.draft import Draft
+from stages.artifacts.files import atomic_write_text
+from stages.artifacts.plan import Plan
+from stages.artifacts.store import make
+from stages.config import Config
+from stages.data.checks import cases_of, cheap_faults, folder_fault
+from stages.data.facts import Known, Looked
+from stages.data.kept import keep, kept_folder, read_kept
+from stages.data.subsets import roles_of
+from stages.device import Device, choose_device
+from stages.errors import LrlsError
+from stages.methods import find_method, training_of
+from stages.planning.choosing import Choices, GridOption, Measured, TooShort, choose, least_budget_s
+from stages.planning.measuring import CannotMeasure, measure
+from stages.planning.obeying import BEST, as_settings, asked, given
+from stages.planning.table import duration, rows
+from stages.progress import say
+
+VERSION = 1  # of the rules and measurements; after a change everything is planned anew
+
+
+def plan_of_run(config: Config, budget_s: float | None, *, force: bool = False) -> Plan | None:
+    """The plan for a budget, or without one; None: scans have faults, which `preprocess` reports.
+
+    Args:
+        config: as the file has it.
+        force: measure again.
+
+    Raises:
+        LrlsError: no plan fits into the budget.
+    """
+    if folder_fault(config) or not config.part("atlases") or not config.part("unlabeled"):
+        return None
+    roles, beside = roles_of(config, "train")
+    looked = Known(config).look(cases_of(config, roles, beside))
+    if cheap_faults(config, looked, roles, beside):
+        return None
+    device = choose_device(config)
+    steps = training_of(find_method(BEST), config, "train_seg").steps or 1
+    hand = given(config, steps)
+    contents = digest_of([[case, list(looked[case].digests)] for role in roles for case in config.part(role)])
+    key = digest_of([VERSION, asked(config), str(device), config.preprocess.workers, contents])
+    found: list[tuple[Measured, Choices]] = []
+
+    def ready() -> None:
+        measured = _measured(config, looked, device, key, networks=_networks(hand.network), force=force)
+        found.append((measured, _chosen(measured, budget_s, hand)))
+
+    def write(draft: Draft) -> None:
+        draft.device = str(device)
+        ((measured, choices),) = found
+        draft.add_elapsed(measured.took_s)
+        doubled = choose(measured, 2 * budget_s, hand) if budget_s else None
+        about = {
+            "settings": as_settings(choices, measured.scans) if budget_s else {},
+            "steps": choices.steps,
+            "seconds": dict(choices.seconds),
+            "table": rows(measured, choices, doubled, hand, num_structures=len(config.structures)),
+            "measured": asdict(measured),
+        }
+        atomic_write_text(draft.folder / "plan.json", json.dumps(about, indent=1))
+
+    settings = {"asked": asked(config), "budget_s": budget_s, "device": str(device), "version": VERSION}
+    try:
+        return make(
+            Plan,
+            config.workspace / Plan.KIND,
+            write,
+            made_by="plan",
+            settings=settings | ({} if budget_s else {"steps": steps}),
+            seed=0,  # nothing is drawn, and runs with several seeds share a plan
+            inputs={"scans": contents},
+            force=force,
+            ready=ready,
+        )
+    except CannotMeasure:
+        return None
+
+
+def _networks(by_hand: str | None) -> list[str]:
+    return [by_hand] if by_hand else ["light", "full"]
+
+
+def _measured(
+    config: Config, looked: Mapping[str, Looked], device: Device, key: str, *, networks: list[str], force: bool
+) -> Measured:
+    """Measure, or find what an earlier plan measured, so that plans of all budgets agree."""
+    file = kept_folder(config.workspace) / "costs" / f"{key}.json"
+    if not force and (stored := read_kept(file)):
+        with suppress(KeyError, TypeError, ValueError):
+            return replace(_read(stored), took_s=0.0)  # what took time then takes none now
+    say("planning: timing an alignment, a registration, and steps of networks")
+    began = time.monotonic()
+    measured = measure(config, looked, device, networks=networks)
+    measured = replace(measured, took_s=time.monotonic() - began)
+    keep(file, asdict(measured))
+    return measured
+
+
+def _read(stored: dict) -> Measured:
+    grids = [
+        GridOption(tuple(grid["spacing_mm"]), tuple(grid["shape"]), grid["ceiling"], tuple(grid["lost"]))
+        for grid in stored["grids"]
+    ]
+    return Measured(**{**stored, "grids": tuple(grids)})
+
+
+def _chosen(measured: Measured, budget_s: float | None, hand: object) -> Choices:
+    try:
+        return choose(measured, budget_s, hand)  # type: ignore[arg-type]
+    except TooShort:
+        pass
+    assert budget_s is not None
+    try:
+        enough = f"give it {least_budget_s(measured, hand) / 60:.0f}m or more"  # type: ignore[arg-type]
+    except TooShort:
+        raise LrlsError(
+            "no grid that keeps the structures fits into the memory of this machine; set a coarser "
+            "preprocess.spacing_mm, or take structures out."
+        ) from None
+    raise LrlsError(
+        f"--budget: {duration(budget_s)} are too short here: an alignment takes {measured.align_s:.0f} s, "
+        f"and the coarsest grid that keeps the structures needs more for registration and training; {enough}."
+    )
