@@ -90,7 +90,7 @@ def run(
         return artifact
 
     if budget and not (method.train_reg or method.train_seg):
-        tell(f"{method.name} trains nothing: --budget has no effect")
+        tell(f"{method.name} trains nothing: --budget sets the grid and the scans alone")
     # Faults of device and round are reported before hours of alignment.
     if method.train_reg or method.train_seg:
         choose_device(config)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MARGIN = 0.04  # of the budget: checkpoints, pictures, a machine that slows down
-OVERHEAD_S = 8.0  # starting processes, reading the cohort
+OVERHEAD_S = 3.0  # reading and verifying what the stages before wrote
 ALIGNING, COUPLING = 0.25, 0.3  # of the budget, at most
 LEAST_SCANS = LEAST_COUPLES = 4
 MOST_COUPLES = 150
@@ -69,6 +69,7 @@ class Measured:
         scans, atlases: unlabelled and labelled scans that are listed.
         align_workers, couple_workers: processes.
         tissue_at_edges: share of the first atlas's faces that show tissue.
+        start_s: until processes work, for alignments and again for couples.
         way: precision and threads, in words.
         took_s: time that measuring took.
     """
@@ -84,6 +85,7 @@ class Measured:
     align_workers: int = 1
     couple_workers: int = 1
     tissue_at_edges: float = 0.0
+    start_s: float = 3.0
     way: str = ""
     took_s: float = 0.0
 
@@ -99,6 +101,10 @@ class Measured:
         """Whether there is memory for a step."""
         needed = MEMORY * self.step_bytes[network] * grid.voxels * batch_size
         return self.free_bytes is None or needed < self.free_bytes
+
+    @property
+    def overhead_s(self) -> float:
+        return OVERHEAD_S + 2 * self.start_s
 
     def align_all_s(self, scans: int) -> float:
         """Seconds that bringing the atlases and so many other scans to the grid takes; the first atlas is aligned."""
@@ -160,7 +166,7 @@ def choose(measured: Measured, budget_s: float | None, given: Given | None = Non
     given = given or Given()
     if budget_s is None:
         return _as_the_recipe_says(measured, given)
-    usable = budget_s * (1 - MARGIN) - OVERHEAD_S - measured.took_s
+    usable = budget_s * (1 - MARGIN) - measured.overhead_s - measured.took_s
     options = [_on(grid, measured, usable, given) for grid in measured.allowed() if _fits_at_all(measured, grid, given)]
     for least in (STEPS_OF_A_GRID, LEAST_STEPS):
         enough = [option for option in options if option.steps >= least]
@@ -220,7 +226,7 @@ def _choices(
     steps = int(left / step_s)
     return Choices(
         grid, grid == measured.grids[0], network, batch_size, _augmentation(measured, given), couples, scans, steps,
-        {"planning": measured.took_s, **before, "training": steps * step_s, "the rest": OVERHEAD_S},
+        {"planning": measured.took_s, **before, "training": steps * step_s, "the rest": measured.overhead_s},
     )  # fmt: skip
 
 
@@ -250,7 +256,7 @@ def _as_the_recipe_says(measured: Measured, given: Given) -> Choices:
         "alignment": measured.align_all_s(scans),
         "couples": measured.couple_all_s(couples, grid),
         "training": given.steps * measured.step_of(grid, network, batch_size),
-        "the rest": OVERHEAD_S,
+        "the rest": measured.overhead_s,
     }
     augmentation = given.augmentation or "strong"
     return Choices(grid, True, network, batch_size, augmentation, couples, scans, given.steps, seconds)

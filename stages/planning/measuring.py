@@ -84,7 +84,7 @@ def measure(config: Config, looked: Mapping[str, Looked], device: Device, *, net
         small = timed_grid(derive, grids[0])
         if bring_atlas(config, atlases[0], spilled, small, atlas_file).fault:
             raise CannotMeasure
-        align_s = _align_seconds(config, looked, scans, packed(reference), small, scan_file, processes)
+        align_s, start_s = _align_seconds(config, looked, scans, packed(reference), small, scan_file, processes)
         registers = _recipe(config, networks[0], _stand_in(config, small))
         couple_s = _couple_seconds(registers, atlas_file, scan_file, small, device, config)
         tissue = _tissue_at_edges(spilled)
@@ -96,30 +96,33 @@ def measure(config: Config, looked: Mapping[str, Looked], device: Device, *, net
         grids=tuple(grids), align_s=align_s, couple_s=couple_s, step_s=step_s, step_bytes=step_bytes,
         scans=len(scans), atlases=len(atlases), free_bytes=device.free_bytes(),
         align_workers=workers, couple_workers=1 if on_gpu else workers,
-        tissue_at_edges=tissue, way=str(device), took_s=time.monotonic() - began,
+        tissue_at_edges=tissue, start_s=start_s, way=str(device), took_s=time.monotonic() - began,
     )  # fmt: skip
 
 
 def _align_seconds(
     config: Config, looked: Mapping[str, Looked], scans: list[str], reference: tuple, grid: Grid, to: Path,
     processes: Processes,
-) -> float:  # fmt: skip
-    """Seconds that a process takes to bring a scan to the grid, of the first scan whose alignment is not kept yet."""
-    seconds = None
+) -> tuple[float, float]:  # fmt: skip
+    """Seconds that a process takes to bring a scan to the grid, and to start.
+
+    Of the first scan whose alignment is not kept yet: one that is known takes no time.
+    """
+    seconds, start_s = 0.0, None
     for case in scans[:TRIED_SCANS]:
-        before = _kept_alignments(config)
+        kept, began = _kept_alignments(config), time.monotonic()
         call = (config, looked[case], reference, grid, to)
         if config.preprocess.align in ("none", "centre"):
             outcome, seconds = _timed(*call)
         else:
             outcome, seconds = next(iter(processes.each(_timed_with_ants, [call])))
+        if start_s is None:
+            start_s = time.monotonic() - began - seconds
         if outcome.fault or not to.exists():
             raise CannotMeasure
-        if _kept_alignments(config) != before:
+        if _kept_alignments(config) != kept:
             break
-    if seconds is None:
-        raise CannotMeasure
-    return seconds
+    return seconds, start_s or 0.0
 
 
 def _timed(config: Config, looked: Looked, reference: tuple, grid: Grid, to: Path) -> tuple[Outcome, float]:

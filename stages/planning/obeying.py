@@ -5,7 +5,7 @@ Whatever is set by hand wins, in each section: a plan fills in only what the fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +45,16 @@ def settled(path: Path, overrides: list[str]) -> Settled:
 
 def newest_plan(config: Config) -> Plan | None:
     """The newest plan that was made for these scans, structures and settings; None: there is none."""
-    wanted = asked(config)
-    for version in reversed(listed_versions(Plan, config.workspace / Plan.KIND)):
+    return next(fitting_plans(config), None)
+
+
+def fitting_plans(config: Config) -> Iterator[Plan]:
+    """The plans that were made for these scans, structures and settings, with whatever budget; the newest first."""
+    versions = listed_versions(Plan, config.workspace / Plan.KIND)
+    wanted = asked(config) if versions else {}
+    for version in reversed(versions):
         if version.manifest.identity.config.get("asked") == wanted:
-            return Plan.open(version.folder)
-    return None
+            yield Plan.open(version.folder)
 
 
 def asked(config: Config) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from stages.data.facts import Known, Looked
 from stages.data.kept import keep, kept_folder, read_kept
 from stages.data.subsets import roles_of
 from stages.device import Device, choose_device
-from stages.errors import LrlsError
+from stages.errors import LrlsError, plural
 from stages.methods import find_method, training_of
-from stages.planning.choosing import Choices, GridOption, Measured, TooShort, choose, least_budget_s
+from stages.planning.choosing import Choices, Given, GridOption, Measured, TooShort, choose, least_budget_s
 from stages.planning.measuring import CannotMeasure, measure
 from stages.planning.obeying import BEST, as_settings, asked, given
 from stages.planning.table import duration, rows
@@ -116,20 +116,24 @@ def _read(stored: dict) -> Measured:
     return Measured(**{**stored, "grids": tuple(grids)})
 
 
-def _chosen(measured: Measured, budget_s: float | None, hand: object) -> Choices:
+def _chosen(measured: Measured, budget_s: float | None, hand: Given) -> Choices:
+    """As `choose`; a budget that is too short is refused in a line that says what the smallest one is spent on."""
     try:
-        return choose(measured, budget_s, hand)  # type: ignore[arg-type]
+        return choose(measured, budget_s, hand)
     except TooShort:
         pass
     assert budget_s is not None
     try:
-        enough = f"give it {least_budget_s(measured, hand) / 60:.0f}m or more"  # type: ignore[arg-type]
+        enough_s = least_budget_s(measured, hand)
     except TooShort:
         raise LrlsError(
             "no grid that keeps the structures fits into the memory of this machine; set a coarser "
             "preprocess.spacing_mm, or take structures out."
         ) from None
+    least = choose(measured, enough_s, hand)
+    spent = {what: duration(seconds) for what, seconds in least.seconds.items()}
     raise LrlsError(
-        f"--budget: {duration(budget_s)} are too short here: an alignment takes {measured.align_s:.0f} s, "
-        f"and the coarsest grid that keeps the structures needs more for registration and training; {enough}."
+        f"--budget: {duration(budget_s)} are too short here: the least is {plural(least.scans, 'alignment')} "
+        f"({spent['alignment']}), {plural(least.couples, 'couple')} ({spent['couples']}) and {least.steps} steps on "
+        f"{least.grid} ({spent['training']}); give it {enough_s / 60:.0f}m or more."
     )
