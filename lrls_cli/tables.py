@@ -40,7 +40,7 @@ def print_plan(plan: Plan) -> None:
     budget, more = plan.budget_s, any(row["more"] for row in plan.table)
     table = Table(title=f"plan for {duration(budget)}" if budget else "plan", title_justify="left")
     for heading in ("choice", "", "reason", "cost", *(["with twice the time"] if more else [])):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("choice", ""))
     for row in plan.table:
         cells = (row["choice"], row["value"], row["reason"], row["cost"], *([row["more"]] if more else []))
         table.add_row(*map(_plain, cells))

@@ -52,7 +52,9 @@ class GridOption:
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        return f"{' x '.join(map(str, self.shape))} voxels of {' x '.join(f'{mm:.3g}' for mm in self.spacing_mm)} mm"
+        edges = [f"{mm:.3g}" for mm in self.spacing_mm]
+        edges = edges[:1] if len(set(edges)) == 1 else edges
+        return f"{' x '.join(map(str, self.shape))} voxels of {' x '.join(edges)} mm"
 
 
 @dataclass(frozen=True)

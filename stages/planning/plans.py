@@ -66,7 +66,7 @@ def plan_of_run(config: Config, budget_s: float | None, *, force: bool = False) 
             "settings": as_settings(choices, measured.scans) if budget_s else {},
             "steps": choices.steps,
             "seconds": dict(choices.seconds),
-            "table": rows(measured, choices, doubled, hand, num_structures=len(config.structures)),
+            "table": rows(measured, choices, doubled, hand),
             "measured": asdict(measured),
         }
         atomic_write_text(draft.folder / "plan.json", json.dumps(about, indent=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from stages.planning.choosing import ALIGNING, COUPLING, STEPS_OF_A_GRID, STEPS_OF_FULL, Choices, Given, Measured
 
@@ -18,9 +18,7 @@ class Row:
     more: str = ""
 
 
-def rows(
-    measured: Measured, choices: Choices, doubled: Choices | None, given: Given, *, num_structures: int = 1
-) -> list[dict[str, str]]:
+def rows(measured: Measured, choices: Choices, doubled: Choices | None, given: Given) -> list[dict[str, str]]:
     """The table of a plan.
 
     Args:
@@ -28,7 +26,7 @@ def rows(
     """
     made = [
         _scans(measured, choices),
-        _grid(measured, choices, doubled, num_structures),
+        _grid(measured, choices),
         _couples(measured, choices, given),
         _network(measured, choices, given),
         Row("couples a step", str(choices.batch_size), _hand(given.batch_size) or _by_steps(choices)),
@@ -37,23 +35,12 @@ def rows(
         Row("precision", measured.way, "measured"),
     ]
     if doubled:
-        values = [row.value for row in _values(measured, doubled)]
+        later = rows(measured, doubled, None, given)
         made = [
-            Row(row.choice, row.value, row.reason, row.cost, value if value != row.value else "")
-            for row, value in zip(made, values, strict=True)
+            replace(row, more=other["value"] if other["value"] != row.value else "")
+            for row, other in zip(made, later, strict=True)
         ]
     return [asdict(row) for row in made]
-
-
-def _values(measured: Measured, choices: Choices) -> list[Row]:
-    """The rows of other choices, for their values."""
-    return [
-        Row("", value, "")
-        for value in (
-            str(choices.scans), str(choices.grid), str(choices.couples), choices.network, str(choices.batch_size),
-            choices.augmentation, str(choices.steps), measured.way,
-        )
-    ]  # fmt: skip
 
 
 def duration(seconds: float) -> str:
@@ -68,12 +55,16 @@ def _hand(value: object) -> str:
 
 
 def _scans(measured: Measured, choices: Choices) -> Row:
-    reason = "all" if choices.scans == measured.scans else f"of {measured.scans}; more than {ALIGNING:.0%} of the time"
+    reason = (
+        "all"
+        if choices.scans == measured.scans
+        else f"of {measured.scans}; all would take over {ALIGNING:.0%} of the time"
+    )
     cost = f"{duration(choices.seconds['alignment'])}, {measured.align_s:.1f} s each"
     return Row("unlabelled scans", str(choices.scans), reason, cost)
 
 
-def _grid(measured: Measured, choices: Choices, doubled: Choices | None, num_structures: int) -> Row:
+def _grid(measured: Measured, choices: Choices) -> Row:
     grid = choices.grid
     if len(measured.grids) == 1:
         reason = "set by hand"
@@ -90,7 +81,11 @@ def _couples(measured: Measured, choices: Choices, given: Given) -> Row:
     if given.couples is not None:
         reason = "set by hand"
     else:
-        reason = "each atlas with each scan" if choices.couples == possible else f"{COUPLING:.0%} of the time"
+        reason = (
+            "each atlas with each scan"
+            if choices.couples == possible
+            else f"more would take over {COUPLING:.0%} of the time"
+        )
     each = measured.couple_s * choices.grid.voxels
     return Row("couples", str(choices.couples), reason, f"{duration(choices.seconds['couples'])}, {each:.1f} s each")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_slow_machine_takes_a_coarser_grid_on_which_the_light_network_gets_its
 def test_more_time_never_takes_a_coarser_grid_or_fewer_scans():
     slow = measured(**SLOW)
     chosen = [choose(slow, 60.0 * minutes) for minutes in range(5, 240, 5)]
-    assert all(b.grid.voxels >= a.grid.voxels for a, b in zip(chosen, chosen[1:], strict=False))
+    assert all(b.grid.voxels >= a.grid.voxels for a, b in pairwise(chosen))
     assert chosen[-1].scans >= chosen[0].scans
 
 
