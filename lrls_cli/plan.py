@@ -23,6 +23,7 @@ def plan(
     from stages.config import load_config
     from stages.errors import LrlsError
     from stages.planning.plans import plan_of_run
+    from stages.planning.table import duration
     from stages.training.budget import Budget
 
     seconds = Budget.parse(budget).seconds if budget is not None else None
@@ -32,4 +33,5 @@ def plan(
     if made is None:
         raise LrlsError("no plan can be made of these scans; `lrls check` says why.")
     print_plan(made)
+    tell(f"the run will take about {duration(made.total_s)} to the last weights")
     tell(made.folder)

@@ -34,7 +34,7 @@ def _plain(value: object) -> str:
 
 
 def print_plan(plan: Plan) -> None:
-    """A row per choice, and the time that the run will take."""
+    """A row per choice."""
     from stages.planning.table import duration
 
     budget, more = plan.budget_s, any(row["more"] for row in plan.table)
@@ -45,7 +45,6 @@ def print_plan(plan: Plan) -> None:
         cells = (row["choice"], row["value"], row["reason"], row["cost"], *([row["more"]] if more else []))
         table.add_row(*map(_plain, cells))
     Console(width=None if Console().is_terminal else 160).print(table)
-    tell(f"the run will take about {duration(plan.total_s)} to the last weights")
 
 
 def print_scores(method: str, scores: Scores) -> None:

@@ -27,7 +27,8 @@ from stages.generate import generate
 from stages.methods import find_method, plan_of, settings_read, training_of
 from stages.methods.recipe import STAGE_OF, Generate, Method, Recipe, Step, Train
 from stages.planning.obeying import BEST, RIVALS, newest_plan, obey
-from stages.planning.plans import plan_of_run
+from stages.planning.plans import plan_of_run, seconds_of
+from stages.planning.table import duration
 from stages.preprocess import preprocess
 from stages.train_reg import train_registration
 from stages.train_seg import train_segmentation
@@ -105,6 +106,8 @@ def run(
         if planned.budget_s == in_time:
             show(planned)
             spent_on.append(planned)
+            if (seconds := seconds_of(planned, config, method)) is not None:
+                tell(f"the run will take about {duration(seconds)} to the last weights")
     plan = plan_of(method, config)
     cohort = preprocess(config, method.cohort, needs_unlabeled=plan.looks_at_unlabeled)
     told(cohort)

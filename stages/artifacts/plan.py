@@ -53,8 +53,13 @@ class Plan(Artifact):
         budget = self.manifest.identity.config.get("budget_s")
         return float(budget) if isinstance(budget, int | float) else None
 
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What it was chosen from; raises LrlsError if the file is damaged."""
+        return self._read()["measured"]
+
     def _read(self) -> dict[str, Any]:
         values = self.read_json("plan.json")
-        if not isinstance(values, dict) or not {"settings", "table", "seconds"} <= values.keys():
+        if not isinstance(values, dict) or not {"settings", "table", "seconds", "measured"} <= values.keys():
             raise self.damaged("plan.json")
         return values

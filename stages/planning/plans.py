@@ -20,10 +20,11 @@ from stages.data.kept import keep, kept_folder, read_kept
 from stages.data.subsets import roles_of
 from stages.device import Device, choose_device
 from stages.errors import LrlsError, plural
-from stages.methods import find_method, training_of
+from stages.methods import find_method, settings_of, training_of
+from stages.methods.recipe import Method
 from stages.planning.choosing import Choices, Given, GridOption, Measured, TooShort, choose, least_budget_s
 from stages.planning.measuring import CannotMeasure, measure
-from stages.planning.obeying import BEST, as_settings, asked, given
+from stages.planning.obeying import BEST, RIVALS, as_settings, asked, given
 from stages.planning.table import duration, rows
 from stages.progress import say
 
@@ -88,6 +89,30 @@ def plan_of_run(config: Config, budget_s: float | None, *, force: bool = False) 
         return None
 
 
+def seconds_of(plan: Plan, config: Config, method: Method) -> float | None:
+    """Seconds that a run of a method takes to its last weights; None: unknown.
+
+    Args:
+        config: as the plan fills it in.
+    """
+    if method.name == BEST or (plan.budget_s and method.train_seg):
+        return plan.total_s
+    if method.name not in RIVALS:
+        return None
+    try:
+        measured = read_measured(plan.measured)
+    except (KeyError, TypeError, ValueError):
+        raise plan.damaged("plan.json") from None
+    training = training_of(method, config, "train_seg")
+    network = settings_of(method, config).segmentation_network  # type: ignore[attr-defined]
+    if network not in measured.step_s:
+        return None
+    assert training.steps is not None and training.batch_size is not None
+    scans = measured.scans + (len(config.part("supervised")) if method.cohort == "supervised" else 0)
+    step_s = measured.step_of(measured.grids[0], network, training.batch_size)
+    return measured.took_s + measured.overhead_s + measured.align_all_s(scans) + training.steps * step_s
+
+
 def _networks(by_hand: str | None) -> list[str]:
     return [by_hand] if by_hand else ["light", "full"]
 
@@ -99,7 +124,7 @@ def _measured(
     file = kept_folder(config.workspace) / "costs" / f"{key}.json"
     if not force and (stored := read_kept(file)):
         with suppress(KeyError, TypeError, ValueError):
-            return replace(_read(stored), took_s=0.0)  # what took time then takes none now
+            return replace(read_measured(stored), took_s=0.0)  # what took time then takes none now
     say("planning: timing an alignment, a registration, and steps of networks")
     began = time.monotonic()
     measured = measure(config, looked, device, networks=networks)
@@ -108,7 +133,7 @@ def _measured(
     return measured
 
 
-def _read(stored: dict) -> Measured:
+def read_measured(stored: dict) -> Measured:
     grids = [
         GridOption(tuple(grid["spacing_mm"]), tuple(grid["shape"]), grid["ceiling"], tuple(grid["lost"]))
         for grid in stored["grids"]
