@@ -148,7 +148,7 @@ def peak_memory_mib() -> float:
 
 
 def configuration(precision: str) -> Config:
-    return Config.model_construct(device="cpu", precision=precision, threads=None)
+    return Config.model_construct(workspace=Path(), device="cpu", precision=precision, threads=None)
 
 
 def processor() -> dict[str, Any]:

@@ -116,8 +116,10 @@ def test_what_the_file_sets_is_given_to_the_rules():
 def open_project(tmp_path, new_project, monkeypatch) -> Project:
     """A project that leaves grid, network and steps open, on a machine where a plan takes a coarser grid."""
     project = new_project(tmp_path, preprocess={"spacing_mm": None, "shape": None})
-    text = project.config_file.read_text(encoding="utf-8").replace("  spacing_mm: null\n", "").replace(
-        "  shape: null\n", ""
+    text = (
+        project.config_file.read_text(encoding="utf-8")
+        .replace("  spacing_mm: null\n", "")
+        .replace("  shape: null\n", "")
     )
     project.config_file.write_text(text, encoding="utf-8")
     grids = (GridOption((1.5, 1.5, 1.5), (48, 40, 48)), GridOption((3.0, 3.0, 3.0), (24, 16, 24)))
