@@ -113,10 +113,11 @@ class Project:
         return read_manifest(self.workspace / target / version)
 
     def digests(self) -> dict[str, str]:
-        """Content digest of every artifact of the workspace."""
+        """Content digest of every artifact of the workspace but plans, which hold what was measured."""
         return {
             folder.relative_to(self.workspace).as_posix(): manifest.digest
             for folder, manifest in history(self.workspace)
+            if manifest.identity.kind != "plan"
         }
 
 

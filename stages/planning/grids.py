@@ -18,7 +18,7 @@ from stages.planning.choosing import GridOption
 COARSER = 1.26  # from one grid to the next, of the finest axes: half the voxels where all axes are alike
 MOST_GRIDS = 7
 LEAST_VOXELS = 16**3
-TIMED_VOXELS = 120_000  # of the grid on which costs are measured
+TIMED_VOXELS = 64_000  # of the grid on which costs are measured
 AROUND = 3  # voxels of the label map round a structure
 
 Deriving = Callable[[tuple[float, float, float] | None], Grid]

@@ -194,7 +194,7 @@ def test_a_published_method_without_a_budget_obeys_the_newest_plan_and_makes_non
 def test_plan_prints_what_run_would_do_and_runs_nothing(open_project):
     done = open_project.made("plan", "--budget", "2m")
     assert "24 x 16 x 24 voxels of 3 mm" in done.out and "with twice the time" in done.out
-    assert set(open_project.digests()) == {"plan/v0001"}
+    assert open_project.digests() == {}
     open_project.made("plan", "--budget", "2m")
     assert open_project.versions("plan") == ["v0001"]
     open_project.made("plan", "--budget", "2m", "--force")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from stages.artifacts.weights_file import read_weights
+from stages.training import loop
 from stages.training.clock import Clock
 
 
@@ -53,3 +57,30 @@ def test_a_resumed_training_counts_on():
     clock = Clock(1000)
     assert clock.steps(501, 1000, 501.0) == 1000  # the first look of a session has nothing to compare with
     assert clock.steps(600, 1000, 700.0) < 1000
+
+
+def test_a_training_takes_the_steps_that_its_clock_says_and_keeps_them_over_a_stop(project, no_pictures, monkeypatch):
+    command = ("run", "--method", "unet", "--until", "train-seg", "--budget", "10m")
+    monkeypatch.setattr("stages.training.budget.step_seconds", lambda _: 0.5)
+    real = loop.learning_rate
+
+    def stops(peak: float, step: int, *others: Any) -> float:
+        if step == 5:
+            raise KeyboardInterrupt
+        return real(peak, step, *others)
+
+    with monkeypatch.context() as first:
+        first.setattr(Clock, "steps", lambda self, step, steps, elapsed_s: 7 if step > 2 else steps)
+        first.setattr(loop, "learning_rate", stops)
+        assert project.lrls(*command).code != 0
+    monkeypatch.setattr(Clock, "steps", lambda self, step, steps, elapsed_s: steps)
+    project.made(*command)
+    assert project.manifest("unet/segmentation").identity.config["train_seg"]["steps"] > 1000  # as they were counted
+    folder = project.workspace / "unet" / "segmentation" / "v0001"
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert log[-1]["step"] == 7
+    _, about = read_weights(folder / "weights.safetensors")
+    assert about == {"method": "unet", "steps": "7"}
+    before = project.digests()
+    project.made(*command)
+    assert project.digests() == before
