@@ -44,7 +44,7 @@ def run(
     made = run_all(
         load_config(config, settings), method, until=until.value, round=round,  # type: ignore[arg-type]
         budget=Budget.parse(budget) if budget is not None else None,
-        force=force, tell=tell, show=print_plan,
+        force=force, tell=tell, show=lambda plan: print_plan(plan.table, plan.budget_s),
     )  # fmt: skip
     if made.scores:
         print_scores(method, made.scores)

@@ -13,12 +13,11 @@ from lrls_cli.echo import tell
 from stages.errors import plural, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from stages.artifacts.comparison import Comparison
     from stages.artifacts.found import Found
-    from stages.artifacts.plan import Plan
     from stages.artifacts.scores import Scores
     from stages.artifacts.suggestion import Suggestion
     from stages.data.intake import Fault
@@ -33,15 +32,15 @@ def _plain(value: object) -> str:
     return escape(printable(str(value)))
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(rows: Sequence[Mapping[str, str]], budget_s: float | None) -> None:
     """A row per choice."""
     from stages.planning.table import duration
 
-    budget, more = plan.budget_s, any(row["more"] for row in plan.table)
-    table = Table(title=f"plan for {duration(budget)}" if budget else "plan", title_justify="left")
+    more = any(row["more"] for row in rows)
+    table = Table(title=f"plan for {duration(budget_s)}" if budget_s else "plan", title_justify="left")
     for heading in ("choice", "", "reason", "cost", *(["with twice the time"] if more else [])):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("choice", ""))
-    for row in plan.table:
+    for row in rows:
         cells = (row["choice"], row["value"], row["reason"], row["cost"], *([row["more"]] if more else []))
         table.add_row(*map(_plain, cells))
     Console(width=None if Console().is_terminal else 160).print(table)

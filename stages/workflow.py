@@ -14,6 +14,7 @@ from stages.artifacts.made import Made, Role
 from stages.artifacts.manifest import Artifact, peek_manifest
 from stages.artifacts.plan import Plan
 from stages.artifacts.scores import Scores
+from stages.artifacts.steps import Steps
 from stages.artifacts.store import latest, versions, with_digest
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config, MethodStage, StageName
@@ -263,7 +264,9 @@ def run_stage(
     role = next(role for role, name in STAGE_OF.items() if name == stage)
     step = plan_of(method, config).step(role, number)
     inputs = used_by(step, made) if step else {}  # without a step, the stage says what to do
-    if budget_s and isinstance(step, Train) and step.phases:
+    # Published methods train by a plan's time only where they were run by a budget.
+    in_time = method.name in (BEST, *RIVALS) or versions(config.workspace / method.name / Steps.KIND)
+    if budget_s and in_time and isinstance(step, Train) and step.phases:
         spent_on = [made.cohort, *made.artifacts.values()]
         config, clock = with_steps(
             Budget(seconds=budget_s), step, config, method_name, made.cohort, round=number, inputs=inputs,

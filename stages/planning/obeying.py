@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from stages.artifacts.cohort import Cohort
 from stages.artifacts.plan import Plan
 from stages.artifacts.store import listed_versions
 from stages.config import Config, PreprocessSettings, TrainSettings, load_config
+from stages.data.subsets import cohort_folder, cohort_settings
 from stages.methods import find_method, settings_of
 from stages.planning.choosing import Choices, Given
 
@@ -30,17 +32,25 @@ class Settled(NamedTuple):
 
 
 def settled(path: Path, overrides: list[str]) -> Settled:
-    """The configuration file as the newest plan that fits it fills it in.
+    """The configuration file as the newest plan that fits it, and that a run has obeyed, fills it in.
 
     Raises:
         LrlsError: see `load_config`; or the plan is damaged.
     """
     config = load_config(path, overrides)
-    plan = newest_plan(config)
-    if plan is None:
+    obeyed = [Settled(obey(config, plan), plan.budget_s) for plan in fitting_plans(config)]
+    if not obeyed:
         return Settled(config, None)
+    newest = next((settled for settled in obeyed if _has_cohort(settled.config)), obeyed[0])
     by_hand = any(override.partition("=")[0].strip().endswith(".steps") for override in overrides)
-    return Settled(obey(config, plan), None if by_hand else plan.budget_s)
+    return newest._replace(budget_s=None) if by_hand else newest
+
+
+def _has_cohort(config: Config) -> bool:
+    """Whether there is a cohort of these settings: a run whose plan was obeyed came so far."""
+    wanted = cohort_settings(config, "train")
+    versions = listed_versions(Cohort, cohort_folder(config, "train"))
+    return any(version.manifest.identity.config == wanted for version in versions)
 
 
 def newest_plan(config: Config) -> Plan | None:

@@ -15,7 +15,7 @@ from stages.config import Config
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.planning.choosing import GridOption
-from stages.planning.obeying import asked, filled_in, given, newest_plan, obey
+from stages.planning.obeying import asked, filled_in, fitting_plans, given, newest_plan, obey
 from stages.planning.plans import plan_of_run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -151,6 +151,15 @@ def test_a_run_obeys_its_plan_and_other_commands_find_what_it_made(open_project,
     open_project.made("predict", str(scan), "--method", "best", "--out", str(open_project.folder / "out"))
 
 
+def test_a_plan_that_no_run_has_obeyed_yet_hides_nothing(open_project, in_this_process):
+    open_project.made("run", "--budget", "2m", "--until", "train-seg")
+    plan_of_run(open_project.config.model_copy(), 36000.0)  # a finer grid, for a run that was stopped at once
+    assert [plan.budget_s for plan in fitting_plans(open_project.config)] == [36000, 120]
+    before = open_project.digests()
+    open_project.made("train-seg", "--method", "best")
+    assert open_project.digests() == before
+
+
 def test_a_rival_takes_the_plans_grid_and_batch(open_project, in_this_process):
     for method in ("best", "unet", "supervised"):
         open_project.made("run", "--method", method, "--budget", "2m", "--until", "train-seg")
@@ -194,11 +203,9 @@ def test_a_published_method_without_a_budget_obeys_the_newest_plan_and_makes_non
 def test_plan_prints_what_run_would_do_and_runs_nothing(open_project):
     done = open_project.made("plan", "--budget", "2m")
     assert "24 x 16 x 24 voxels of 3 mm" in done.out and "with twice the time" in done.out
-    assert open_project.digests() == {}
-    open_project.made("plan", "--budget", "2m")
-    assert open_project.versions("plan") == ["v0001"]
+    assert open_project.digests() == {} and open_project.versions("plan") == []  # nothing that later commands obey
     open_project.made("plan", "--budget", "2m", "--force")
-    assert open_project.versions("plan") == ["v0001", "v0002"]
+    assert open_project.versions("plan") == ["v0001"]
     assert "expected a time" in open_project.lrls("plan", "--budget", "200steps").err
 
 
@@ -210,9 +217,11 @@ def test_costs_are_measured_once_for_all_budgets(open_project, monkeypatch):
 
 
 def test_a_scan_that_changed_is_planned_for_anew(open_project, monkeypatch):
-    open_project.made("plan")
+    plan_of_run(open_project.config, None)
+    plan_of_run(open_project.config, None)
+    assert open_project.versions("plan") == ["v0001"]
     monkeypatch.setattr("stages.data.facts.Looked.digests", property(lambda looked: (digest_of(looked.case),)))
-    open_project.made("plan")
+    plan_of_run(open_project.config, None)
     assert open_project.versions("plan") == ["v0001", "v0002"]
 
 
@@ -226,6 +235,6 @@ def test_faults_of_scans_are_told_as_preprocess_tells_them(open_project):
 
 
 def test_a_plan_that_changed_since_it_was_made_is_not_obeyed(open_project):
-    open_project.made("plan", "--budget", "2m")
+    plan_of_run(open_project.config, 120)
     (open_project.workspace / "plan" / "v0001" / "plan.json").write_text("[]", encoding="utf-8")
     assert "plan.json" in open_project.lrls("preprocess").err
