@@ -30,7 +30,7 @@ def calibrate(
     from stages.planning.obeying import settled
     from stages.workflow import trained
 
-    loaded = settled(config, settings).config
+    loaded = settled(config, settings, method).config
     made = trained(loaded, method, round=round)
     calibration = stage(made, loaded, method, network_only=network_only, couples=couples, force=force)
     tell(f"estimates of DSC are off by {calibration.read().error:.3f} on average, on generated couples")

@@ -21,7 +21,7 @@ def evaluate(
     from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    scores = run_stage(settled(config, settings).config, method, "eval", round=round, force=force, tell=tell)
+    scores = run_stage(settled(config, settings, method).config, method, "eval", round=round, force=force, tell=tell)
     assert isinstance(scores, Scores)
     print_scores(method, scores)
     tell(scores.folder)

@@ -40,7 +40,7 @@ def export(
     from stages.planning.obeying import settled
     from stages.workflow import trained
 
-    loaded = settled(config, settings).config
+    loaded = settled(config, settings, method).config
     made = trained(loaded, method, round=round)
     if to is To.nnunet:
         from stages.nnunet import export_nnunet

@@ -19,5 +19,5 @@ def generate(
     from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    made = run_stage(settled(config, settings).config, method, "generate", round=round, force=force, tell=tell)
+    made = run_stage(settled(config, settings, method).config, method, "generate", round=round, force=force, tell=tell)
     tell(made.folder)

@@ -47,7 +47,7 @@ def predict(
             raise LrlsError(f"{model} is neither an exported model nor a project's YAML file; name one of them first.")
         if method is None:
             raise LrlsError("--method is missing: name the trained method of the project, see `lrls methods`.")
-        config = settled(model, settings).config
+        config = settled(model, settings, method).config
         made = trained(config, method, round=round)
         opened = calibrated_model(made, config, method)
     if opened.calibration is None:

@@ -19,6 +19,6 @@ def train_reg(
     from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    loaded, budget_s = settled(config, settings)
+    loaded, budget_s = settled(config, settings, method)
     made = run_stage(loaded, method, "train-reg", round=round, force=force, budget_s=budget_s)
     tell(made.folder)

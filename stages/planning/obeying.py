@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.generated import Generated
 from stages.artifacts.plan import Plan
 from stages.artifacts.store import listed_versions
+from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config, PreprocessSettings, TrainSettings, load_config
-from stages.data.subsets import cohort_folder, cohort_settings
+from stages.data.subsets import Part, cohort_folder, cohort_settings
 from stages.methods import find_method, settings_of
 from stages.planning.choosing import Choices, Given
 
@@ -31,8 +33,11 @@ class Settled(NamedTuple):
     budget_s: float | None
 
 
-def settled(path: Path, overrides: list[str]) -> Settled:
+def settled(path: Path, overrides: list[str], method_name: str | None = None) -> Settled:
     """The configuration file as the newest plan that fits it, and that a run has obeyed, fills it in.
+
+    Args:
+        method_name: whose artifacts are asked for; a plan by which it was trained comes first.
 
     Raises:
         LrlsError: see `load_config`; or the plan is damaged.
@@ -41,16 +46,28 @@ def settled(path: Path, overrides: list[str]) -> Settled:
     obeyed = [Settled(obey(config, plan), plan.budget_s) for plan in fitting_plans(config)]
     if not obeyed:
         return Settled(config, None)
-    newest = next((settled for settled in obeyed if _has_cohort(settled.config)), obeyed[0])
+    newest = max(obeyed, key=lambda settled: _came_so_far(settled.config, method_name))  # the first of equals
     by_hand = any(override.partition("=")[0].strip().endswith(".steps") for override in overrides)
     return newest._replace(budget_s=None) if by_hand else newest
 
 
-def _has_cohort(config: Config) -> bool:
-    """Whether there is a cohort of these settings: a run whose plan was obeyed came so far."""
-    wanted = cohort_settings(config, "train")
-    versions = listed_versions(Cohort, cohort_folder(config, "train"))
-    return any(version.manifest.identity.config == wanted for version in versions)
+def _came_so_far(config: Config, method_name: str | None) -> int:
+    """How far runs of these settings came: 0: no cohort, 1: a cohort, 2: something that the method made of it."""
+    part: Part = find_method(method_name).cohort if method_name else "train"
+    wanted = cohort_settings(config, part)
+    cohorts = [
+        version.manifest.digest
+        for version in listed_versions(Cohort, cohort_folder(config, part))
+        if version.manifest.identity.config == wanted
+    ]
+    if not cohorts or not method_name:
+        return min(len(cohorts), 1)
+    made = [
+        version.manifest.identity.inputs.get("cohort")
+        for kind in (Registration, Generated, Segmentation)
+        for version in listed_versions(kind, config.workspace / method_name / kind.KIND)
+    ]
+    return 2 if set(made) & set(cohorts) else 1
 
 
 def newest_plan(config: Config) -> Plan | None:

@@ -160,6 +160,16 @@ def test_a_plan_that_no_run_has_obeyed_yet_hides_nothing(open_project, in_this_p
     assert open_project.digests() == before
 
 
+def test_a_method_is_found_by_the_plan_that_it_was_trained_by(open_project, in_this_process):
+    open_project.made("run", "--budget", "2m", "--until", "train-seg")
+    open_project.made("run", "--method", "unet", "--until", "train-seg")  # another plan, another grid
+    assert open_project.versions("cohort") == ["v0001", "v0002"]
+    for method, cohort in (("best", "v0001"), ("unet", "v0002")):
+        open_project.made("eval", "--method", method, "--set", "eval.part=dev")
+        scored = open_project.manifest(f"{method}/scores").identity.inputs["cohort"]
+        assert scored == open_project.manifest("cohort", cohort).digest
+
+
 def test_a_rival_takes_the_plans_grid_and_batch(open_project, in_this_process):
     for method in ("best", "unet", "supervised"):
         open_project.made("run", "--method", method, "--budget", "2m", "--until", "train-seg")
