@@ -27,10 +27,10 @@ def calibrate(
     """
     # Imported here so that `lrls --help` does not wait for torch.
     from stages.calibrate import calibrate as stage
-    from stages.config import load_config
+    from stages.planning.obeying import settled
     from stages.workflow import trained
 
-    loaded = load_config(config, settings)
+    loaded = settled(config, settings, method).config
     made = trained(loaded, method, round=round)
     calibration = stage(made, loaded, method, network_only=network_only, couples=couples, force=force)
     tell(f"estimates of DSC are off by {calibration.read().error:.3f} on average, on generated couples")

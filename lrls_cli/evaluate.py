@@ -18,10 +18,10 @@ def evaluate(
     # Imported here so that `lrls --help` does not wait for torch.
     from lrls_cli.tables import print_scores
     from stages.artifacts.scores import Scores
-    from stages.config import load_config
+    from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    scores = run_stage(load_config(config, settings), method, "eval", round=round, force=force, tell=tell)
+    scores = run_stage(settled(config, settings, method).config, method, "eval", round=round, force=force, tell=tell)
     assert isinstance(scores, Scores)
     print_scores(method, scores)
     tell(scores.folder)

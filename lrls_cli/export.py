@@ -36,11 +36,11 @@ def export(
     Example: lrls export lrls.yaml --method best --out model.zip
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from stages.config import load_config
     from stages.errors import plural
+    from stages.planning.obeying import settled
     from stages.workflow import trained
 
-    loaded = load_config(config, settings)
+    loaded = settled(config, settings, method).config
     made = trained(loaded, method, round=round)
     if to is To.nnunet:
         from stages.nnunet import export_nnunet

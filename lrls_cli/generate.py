@@ -16,8 +16,8 @@ def generate(
     Example: lrls generate lrls.yaml --method brbs
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from stages.config import load_config
+    from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    made = run_stage(load_config(config, settings), method, "generate", round=round, force=force, tell=tell)
+    made = run_stage(settled(config, settings, method).config, method, "generate", round=round, force=force, tell=tell)
     tell(made.folder)

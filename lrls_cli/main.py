@@ -18,6 +18,7 @@ from lrls_cli.history import history
 from lrls_cli.init import init
 from lrls_cli.methods import methods
 from lrls_cli.phantom import phantom
+from lrls_cli.plan import plan
 from lrls_cli.predict import predict
 from lrls_cli.preprocess import preprocess
 from lrls_cli.run import run
@@ -43,6 +44,7 @@ app.command("train-reg")(train_reg)
 app.command()(generate)
 app.command("train-seg")(train_seg)
 app.command("eval")(evaluate)
+app.command()(plan)
 app.command()(run)
 app.command()(predict)
 app.command()(calibrate)

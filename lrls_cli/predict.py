@@ -40,14 +40,14 @@ def predict(
         opened = running_on(open_model(model), settings)
     else:
         from stages.calibrate import calibrated_model
-        from stages.config import load_config
+        from stages.planning.obeying import settled
         from stages.workflow import trained
 
         if model.suffix not in (".yaml", ".yml"):
             raise LrlsError(f"{model} is neither an exported model nor a project's YAML file; name one of them first.")
         if method is None:
             raise LrlsError("--method is missing: name the trained method of the project, see `lrls methods`.")
-        config = load_config(model, settings)
+        config = settled(model, settings, method).config
         made = trained(config, method, round=round)
         opened = calibrated_model(made, config, method)
     if opened.calibration is None:

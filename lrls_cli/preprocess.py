@@ -31,11 +31,11 @@ def preprocess(
     Example: lrls preprocess lrls.yaml
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
-    from stages.config import load_config
     from stages.errors import plural
+    from stages.planning.obeying import settled
     from stages.preprocess import preprocess as stage
 
-    cohort = stage(load_config(config, settings), part.value, force=force)
+    cohort = stage(settled(config, settings).config, part.value, force=force)
     grid = cohort.grid
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
     tell(f"{plural(len(cohort.cases), 'scan')} on {' x '.join(map(str, grid.shape))} voxels of {spacing} mm")

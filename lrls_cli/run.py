@@ -21,22 +21,22 @@ class Until(StrEnum):
 
 def run(
     config: ConfigFile,
-    method: MethodName,
+    method: MethodName = "best",
     settings: Settings = [],  # noqa: B006
     until: Annotated[Until, typer.Option(help="The last stage to run.")] = Until.eval,
     budget: Annotated[
         str | None,
-        typer.Option(help="Time to the last weights: 90s, 10m, 2h (or 2000steps); sets how long the stages train."),
+        typer.Option(help="Time to the last weights: 90s, 10m, 2h; the plan is made for it. Or steps: 2000steps."),
     ] = None,
     round: Annotated[int | None, typer.Option(help="The last round to run, of methods with rounds.")] = None,
     force: Force = False,
 ) -> None:
-    """Run all stages of a method; artifacts that are up to date are not made again.
+    """Plan what the time allows, then run all stages of a method; artifacts that are up to date are not made again.
 
-    Example: lrls run lrls.yaml --method brbs --budget 30m
+    Example: lrls run lrls.yaml --budget 30m
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from lrls_cli.tables import print_scores
+    from lrls_cli.tables import print_plan, print_scores
     from stages.config import load_config
     from stages.training.budget import Budget
     from stages.workflow import run as run_all
@@ -44,7 +44,7 @@ def run(
     made = run_all(
         load_config(config, settings), method, until=until.value, round=round,  # type: ignore[arg-type]
         budget=Budget.parse(budget) if budget is not None else None,
-        force=force, tell=tell,
+        force=force, tell=tell, show=lambda plan: print_plan(plan.table, plan.budget_s),
     )  # fmt: skip
     if made.scores:
         print_scores(method, made.scores)

@@ -13,7 +13,7 @@ from lrls_cli.echo import tell
 from stages.errors import plural, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from stages.artifacts.comparison import Comparison
@@ -30,6 +30,20 @@ MOST_OF_A_KIND = 20  # faults of one kind in a list
 def _plain(value: object) -> str:
     """A cell or title as it stands: rich would read brackets in names as styles."""
     return escape(printable(str(value)))
+
+
+def print_plan(rows: Sequence[Mapping[str, str]], budget_s: float | None) -> None:
+    """A row per choice."""
+    from stages.planning.table import duration
+
+    more = any(row["more"] for row in rows)
+    table = Table(title=f"plan for {duration(budget_s)}" if budget_s else "plan", title_justify="left")
+    for heading in ("choice", "", "reason", "cost", *(["with twice the time"] if more else [])):
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("choice", ""))
+    for row in rows:
+        cells = (row["choice"], row["value"], row["reason"], row["cost"], *([row["more"]] if more else []))
+        table.add_row(*map(_plain, cells))
+    Console(width=None if Console().is_terminal else 160).print(table)
 
 
 def print_scores(method: str, scores: Scores) -> None:

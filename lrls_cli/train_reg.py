@@ -16,7 +16,9 @@ def train_reg(
     Example: lrls train-reg lrls.yaml --method brbs
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from stages.config import load_config
+    from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    tell(run_stage(load_config(config, settings), method, "train-reg", round=round, force=force).folder)
+    loaded, budget_s = settled(config, settings, method)
+    made = run_stage(loaded, method, "train-reg", round=round, force=force, budget_s=budget_s)
+    tell(made.folder)

@@ -19,6 +19,7 @@ from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method
 from stages.parts.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
+from stages.planning.obeying import fitting_plans, obey
 from stages.text_files import yaml_value
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
@@ -33,7 +34,8 @@ def newest_scores(
     """The newest scores of a method with a seed, on the part that `eval.part` names; the last round of a run.
 
     Scores on exactly the scans that the part lists come first. Among these, runs come first whose settings are those
-    of the configuration and the row; steps do not count, because `--budget` sets them. If there is no such run, the
+    of the configuration and the row, as it stands or as a plan filled it in; steps do not count, because `--budget`
+    sets them. If there is no such run, the
     newest one is taken, and a line says how it differs.
 
     Args:
@@ -49,6 +51,7 @@ def newest_scores(
     given = dict(_setting(setting, row) for setting in asked)
     wanted = {name: _read(config, name, value) for name, value in given.items()}
     said = _settings_in(config, method, wanted)
+    by_plan = [_settings_in(obey(config, plan), method, wanted) for plan in fitting_plans(config)]
     wanted = {name: said[name] for name in wanted}
     truths = {f"truth/{case}" for case in config.part(config.eval.part)}
     runs, known = list[tuple[Listed, dict[str, Any]]](), set[str]()
@@ -67,7 +70,11 @@ def newest_scores(
             *({"rounds"} if "round" in wanted else ()),
         }  # a round does not depend on how many follow
         free |= method.settings.of_later_rounds() if wanted.get("round") == 0 else set()
-        as_said = [(scores, had) for scores, had in runs if not _differing(had, said, but=free)]
+        as_said = [
+            (scores, had)
+            for scores, had in runs
+            if any(not _differing(had, each, but=free) for each in (said, *by_plan))
+        ]
         if not as_said:
             newest, had = runs[0]
             others = (_other(name, had[name], said[name]) for name in _differing(had, said, but=free)[:3])

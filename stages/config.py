@@ -140,6 +140,9 @@ class PreprocessSettings(Section):
         description="A derived spacing is coarsened, its finest axes first, until the grid has no more voxels than "
         "this.",
     )
+    most_unlabeled: int | None = Field(
+        None, ge=1, description="Only so many scans of data.unlabeled are used, the first ones; null: all."
+    )
     intensity: IntensitySettings = IntensitySettings()
     n4: bool = Field(False, description="N4 bias field correction before anything else (MR).")
     workers: int | None = Field(
@@ -205,9 +208,11 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the hardware is made for it, otherwise fp32."
+        "auto", description="auto: the faster one on this processor; measured once for a workspace."
     )
-    threads: int | None = Field(None, ge=1, le=MOST_AT_ONCE, description="CPU threads; default: all cores.")
+    threads: int | None = Field(
+        None, ge=1, le=MOST_AT_ONCE, description="CPU threads; default: all cores, or fewer where that is faster."
+    )
     preprocess: PreprocessSettings = PreprocessSettings()
     train_reg: TrainSettings = TrainSettings()
     generate: GenerateSettings = GenerateSettings()
@@ -250,6 +255,8 @@ class Config(Section):
     def part(self, name: str) -> list[str]:
         """Case ids of a part of the split ("atlases", "unlabeled", "supervised", "dev" or "test").
 
+        Of "unlabeled", those that `preprocess.most_unlabeled` leaves.
+
         Raises:
             LrlsError: the part names a list that the split file does not hold.
         """
@@ -260,8 +267,10 @@ class Config(Section):
                     f"data.{name} names the list '{shortened(role)}', but data.split is not set; "
                     "set data.split to the JSON file or list the case ids."
                 )
-            return self._listed(name, role)
-        return list(role)
+            cases = self._listed(name, role)
+        else:
+            cases = list(role)
+        return cases[: self.preprocess.most_unlabeled] if name == "unlabeled" else cases
 
     def _listed(self, part: str, name: str) -> list[str]:
         """The case ids that the split file lists under a name."""

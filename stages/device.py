@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import dtype as TorchType
@@ -13,6 +14,8 @@ from stages.config import Config
 from stages.cores import available_cores
 from stages.errors import LrlsError
 from stages.memory import available_bytes, limit_memory
+from stages.progress import say
+from stages.speed import TYPES, cpu_has_bf16, fastest_here
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,30 @@ class Device:
 
 
 def choose_device(config: Config) -> Device:
-    """The device and precision that the configuration asks for.
+    """The device, precision and number of threads that the configuration asks for, or that are the fastest here.
 
     Raises:
         LrlsError: CUDA is asked for, and torch finds no GPU.
     """
-    torch.set_num_threads(config.threads or available_cores())
     keep_freed_memory()
     if config.device == "cuda" and not torch.cuda.is_available():
         raise LrlsError("device is cuda, but torch finds no CUDA GPU; set device: auto, or install torch's CUDA build.")
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    if not on_gpu:  # CUDA reserves addresses beyond the memory
-        limit_memory()
-    if config.precision == "fp32":
-        return Device(device, torch.float32)
-    fast = torch.cuda.is_bf16_supported() if on_gpu else cpu_has_bf16()
-    return Device(device, torch.bfloat16 if fast or config.precision == "bf16" else torch.float32)
+    asked = None if config.precision == "auto" else config.precision
+    if config.device != "cpu" and torch.cuda.is_available():
+        torch.set_num_threads(config.threads or available_cores())
+        fast = asked == "bf16" or (asked is None and torch.cuda.is_bf16_supported())
+        return Device(torch.device("cuda"), torch.bfloat16 if fast else torch.float32)
+    limit_memory()  # not with CUDA, which reserves addresses beyond the memory
+    if asked == "bf16" and not cpu_has_bf16():
+        _say_slow()
+    way = fastest_here(config.workspace, precision=asked, threads=config.threads)
+    torch.set_num_threads(way.threads)
+    return Device(torch.device("cpu"), TYPES[way.precision])
+
+
+@lru_cache
+def _say_slow() -> None:
+    say("note: precision is bf16, which this processor has no instructions for; fp32 is faster here.")
 
 
 def keep_freed_memory() -> None:
@@ -70,8 +80,3 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, 2**30)
     mallopt(M_TRIM_THRESHOLD, 2**30)
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

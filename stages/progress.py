@@ -56,7 +56,7 @@ class Progress:
         self.done += 1
         self.note = printable(note) or self.note
         if self.bar:
-            self.bar.update(self.task, advance=1, note=self.note)
+            self.bar.update(self.task, advance=1, total=self.total, note=self.note)
         elif self.done == self.total or time.monotonic() - self.printed > PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
             elapsed = self.printed - self.began

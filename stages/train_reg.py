@@ -10,6 +10,7 @@ from stages.config import Config
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of
 from stages.methods.recipe import Recipe, Train
+from stages.training.clock import Clock
 from stages.training.loop import Run
 from stages.training.runs import Inputs, make_trained
 
@@ -22,12 +23,14 @@ def train_registration(
     round: int = 0,
     inputs: Inputs | None = None,
     force: bool = False,
+    clock: Clock | None = None,
 ) -> Registration:
     """Train a method's registration networks on the cohort.
 
     Args:
         round: 0, or a round of a method with rounds.
         inputs: what the method's recipe says that this step uses.
+        clock: keeps the training within a time.
 
     Raises:
         LrlsError: the method learns no registration.
@@ -54,5 +57,14 @@ def train_registration(
         registration_overlay(rows, draft.folder / "registration.png", structures=cohort.structures)
 
     return make_trained(
-        Registration, step, cohort, config, method, round=round, inputs=inputs or {}, force=force, draw=draw
+        Registration,
+        step,
+        cohort,
+        config,
+        method,
+        round=round,
+        inputs=inputs or {},
+        force=force,
+        clock=clock,
+        draw=draw,
     )

@@ -9,6 +9,7 @@ from stages.config import Config
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of
 from stages.methods.recipe import Recipe, Train
+from stages.training.clock import Clock
 from stages.training.loop import Run
 from stages.training.runs import Inputs, make_trained
 
@@ -21,6 +22,7 @@ def train_segmentation(
     round: int = 0,
     inputs: Inputs | None = None,
     force: bool = False,
+    clock: Clock | None = None,
 ) -> Segmentation:
     """Train a method's segmentation network; without phases, keep what `train-reg` trained beside the registration.
 
@@ -28,6 +30,7 @@ def train_segmentation(
         cohort: labelled (and unlabelled) scans.
         round: 0, or a round of a method with rounds.
         inputs: what the method's recipe says that this step uses.
+        clock: keeps the training within a time.
 
     Raises:
         LrlsError: the method trains no segmentation network.
@@ -43,5 +46,14 @@ def train_segmentation(
         loss_curves(run.log, draft.folder / "losses.png")
 
     return make_trained(
-        Segmentation, step, cohort, config, method, round=round, inputs=inputs or {}, force=force, draw=draw
+        Segmentation,
+        step,
+        cohort,
+        config,
+        method,
+        round=round,
+        inputs=inputs or {},
+        force=force,
+        clock=clock,
+        draw=draw,
     )

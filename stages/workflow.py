@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,9 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.made import Made, Role
 from stages.artifacts.manifest import Artifact, peek_manifest
+from stages.artifacts.plan import Plan
 from stages.artifacts.scores import Scores
+from stages.artifacts.steps import Steps
 from stages.artifacts.store import latest, versions, with_digest
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config, MethodStage, StageName
@@ -25,6 +28,9 @@ from stages.evaluate import evaluate
 from stages.generate import generate
 from stages.methods import check_channels, find_method, plan_of, settings_read, training_of
 from stages.methods.recipe import STAGE_OF, Generate, Method, Recipe, Step, Train
+from stages.planning.obeying import BEST, RIVALS, newest_plan, obey
+from stages.planning.plans import plan_of_run, seconds_of
+from stages.planning.table import duration
 from stages.preprocess import preprocess
 from stages.train_reg import train_registration
 from stages.train_seg import train_segmentation
@@ -63,17 +69,20 @@ def run(
     budget: Budget | None = None,
     force: bool = False,
     tell: Callable[[str], None] = print,
+    show: Callable[[Plan], None] = lambda plan: None,
 ) -> Made:
-    """Run every stage of a method in turn; artifacts that are up to date are not made again.
+    """Plan, then run every stage of a method in turn; artifacts that are up to date are not made again.
 
     Args:
+        config: as the file has it; the plan fills in what it leaves open.
         until: the last stage.
         round: the last round; none: as many as the method has.
-        budget: how long training may take; none: the steps that the configuration says.
-        force: make everything of the method again, but not the cohort.
+        budget: time to the last weights, or steps; none: the steps that the configuration says.
+        force: make everything of the method again, but neither the plan nor the cohort.
         tell: receives a line per stage.
+        show: receives the plan before anything else is made.
     """
-    method = find_method(method_name)
+    method, began = find_method(method_name), time.monotonic()
     spent_on: list[Artifact] = []
 
     def told(artifact: Artifact) -> Artifact:
@@ -84,16 +93,26 @@ def run(
         return artifact
 
     if budget and not (method.train_reg or method.train_seg):
-        tell(f"{method.name} trains nothing: --budget has no effect")
+        tell(f"{method.name} trains nothing: --budget sets the grid and the scans alone")
     # Faults of device and round are reported before hours of alignment.
     if method.train_reg or method.train_seg:
         choose_device(config)
     if first := first_channels(config):
         check_channels(method, first[1])
-    plan = plan_of(method, config)
-    last = plan.last_round if round is None else checked_round(method, plan, round)
+    last = plan_of(method, config).last_round
+    if round is not None:
+        last = checked_round(method, plan_of(method, config), round)
     if until == "eval" and config.part(config.eval.part):
         _check_labels(config)
+    in_time = budget.seconds if budget else None
+    if planned := _planned(config, method, in_time):
+        config = obey(config, planned)
+        if planned.budget_s == in_time:
+            show(planned)
+            spent_on.append(planned)
+            if (seconds := seconds_of(planned, config, method)) is not None:
+                tell(f"the run will take about {duration(seconds)} to the last weights")
+    plan = plan_of(method, config)
     cohort = preprocess(config, method.cohort, needs_unlabeled=plan.looks_at_unlabeled)
     told(cohort)
     made, make = Made(cohort), makers(tell)
@@ -101,15 +120,19 @@ def run(
         if plan.last_round:
             tell(f"round {number} of {plan.last_round}")
         for step in steps_until(plan, number, until if number == last else "eval"):
-            inputs, settings = used_by(step, made), config
+            inputs = used_by(step, made)
             if budget and isinstance(step, Train) and step.phases:
-                settings = with_steps(
+                settings, clock = with_steps(
                     budget, step, config, method_name, cohort, round=number, inputs=inputs, spent_on=spent_on,
-                    force=force,
+                    force=force, began=began, refuses=not planned or method.name not in (BEST, *RIVALS),
                 )  # fmt: skip
                 steps = training_of(method, settings, SECTION[step.makes]).steps
                 tell(f"{STAGE_OF[step.makes]}: {steps} steps")
-            artifact = make[step.makes](cohort, settings, method_name, round=number, inputs=inputs, force=force)
+                artifact = make[step.makes](
+                    cohort, settings, method_name, round=number, inputs=inputs, force=force, clock=clock
+                )
+            else:
+                artifact = make[step.makes](cohort, config, method_name, round=number, inputs=inputs, force=force)
             made = made.and_then(step.makes, told(artifact), number)
     if until == "eval" and not config.part(config.eval.part):
         tell(f"nothing to score: data.{config.eval.part} lists no scan")
@@ -120,6 +143,13 @@ def run(
         told(scores)
         made = replace(made, scores=scores)
     return made
+
+
+def _planned(config: Config, method: Method, budget_s: float | None) -> Plan | None:
+    """The plan that a run obeys: its own, or, where it neither has a budget nor is planned for, the newest one."""
+    if budget_s is None and method.name not in (BEST, *RIVALS):
+        return newest_plan(config)
+    return plan_of_run(config, budget_s)
 
 
 def steps_until(plan: Recipe, round: int, until: StageName) -> list[Step]:
@@ -219,12 +249,15 @@ def run_stage(
     *,
     round: int | None = None,
     force: bool = False,
+    budget_s: float | None = None,
     tell: Callable[[str], None] = print,
 ) -> Artifact:
     """One stage on the newest cohort of these settings and the newest artifacts that were made from it.
 
     Args:
+        config: settled, as of `stages.planning.obeying.settled`.
         round: of a method with rounds; none: the last one for `eval`, otherwise the first.
+        budget_s: of the plan that the configuration obeys: training takes the steps that `run` takes.
     """
     method = find_method(method_name)
     made, number = newest(config, method, round, until=stage)
@@ -234,6 +267,17 @@ def run_stage(
     role = next(role for role, name in STAGE_OF.items() if name == stage)
     step = plan_of(method, config).step(role, number)
     inputs = used_by(step, made) if step else {}  # without a step, the stage says what to do
+    # Published methods train by a plan's time only where they were run by a budget.
+    in_time = method.name in (BEST, *RIVALS) or versions(config.workspace / method.name / Steps.KIND)
+    if budget_s and in_time and isinstance(step, Train) and step.phases:
+        spent_on = [made.cohort, *made.artifacts.values()]
+        config, clock = with_steps(
+            Budget(seconds=budget_s), step, config, method_name, made.cohort, round=number, inputs=inputs,
+            spent_on=spent_on, force=force,
+        )  # fmt: skip
+        return makers(tell)[role](
+            made.cohort, config, method_name, round=number, inputs=inputs, force=force, clock=clock
+        )
     return makers(tell)[role](made.cohort, config, method_name, round=number, inputs=inputs, force=force)
 
 

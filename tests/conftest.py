@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +24,9 @@ from stages.artifacts.store import history, versions
 from stages.config import Config, load_config
 from stages.data.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 from stages.parts import losses
+from stages.planning.choosing import GridOption, Measured
 
+NAMES = ("light", "full", "brbs")  # of segmentation networks
 CASES = ("atlas_1", "atlas_2", "free_1", "free_2", "dev_1", "test_1", "test_2")
 SETTINGS = {
     "workspace": "runs",
@@ -111,10 +113,11 @@ class Project:
         return read_manifest(self.workspace / target / version)
 
     def digests(self) -> dict[str, str]:
-        """Content digest of every artifact of the workspace."""
+        """Content digest of every artifact of the workspace but plans, which hold what was measured."""
         return {
             folder.relative_to(self.workspace).as_posix(): manifest.digest
             for folder, manifest in history(self.workspace)
+            if manifest.identity.kind != "plan"
         }
 
 
@@ -191,6 +194,24 @@ def work_here(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     work_here(monkeypatch)
+
+
+MADE_UP = Measured(
+    grids=(GridOption((2.0, 2.0, 2.0), (24, 16, 24)),),
+    align_s=0.01, couple_s=1e-7, step_s={"light": 1e-7, "full": 1.0, "brbs": 1.0}, step_bytes=dict.fromkeys(NAMES, 1.0),
+    scans=2, way="cpu, fp32, 1 threads",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed for plans and devices: that takes seconds in every workspace."""
+
+    def measure(config: Config, *_: object, **__: object) -> Measured:
+        return replace(MADE_UP, scans=len(config.part("unlabeled")), atlases=len(config.part("atlases")))
+
+    monkeypatch.setattr("stages.planning.plans.measure", measure)
+    monkeypatch.setattr("stages.speed._measured", lambda ways: ways[0])
 
 
 PICTURES = (

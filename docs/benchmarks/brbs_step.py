@@ -31,13 +31,14 @@ sys.path.insert(0, str(HERE))
 from plain_brbs import Draws, PlainBRBS  # noqa: E402
 
 from stages.config import Config  # noqa: E402
-from stages.device import Device, choose_device, cpu_has_bf16  # noqa: E402
+from stages.device import Device, choose_device  # noqa: E402
 from stages.methods import brbs  # noqa: E402
 from stages.methods.recipe import Task  # noqa: E402
 from stages.parts.batches.drawing import Draw  # noqa: E402
 from stages.parts.batches.pairs import Triplet  # noqa: E402
 from stages.parts.batches.space_style import Beta  # noqa: E402
 from stages.parts.networks.unet import UNet  # noqa: E402
+from stages.speed import cpu_has_bf16  # noqa: E402
 from stages.training import loop as training  # noqa: E402
 
 SHAPE, CLASSES = (48, 64, 48), 3
@@ -147,7 +148,7 @@ def peak_memory_mib() -> float:
 
 
 def configuration(precision: str) -> Config:
-    return Config.model_construct(device="cpu", precision=precision, threads=None)
+    return Config.model_construct(workspace=Path(), device="cpu", precision=precision, threads=None)
 
 
 def processor() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from stages.artifacts.generated import Generated
 from stages.artifacts.manifest import Artifact
 from stages.artifacts.plan import Plan
 from stages.artifacts.scores import Scores
+from stages.artifacts.steps import Steps
 from stages.artifacts.suggestion import Suggestion
 from stages.artifacts.weights import Registration, Segmentation
 
@@ -22,5 +23,6 @@ _ALL: tuple[type[Artifact], ...] = (
     Comparison,
     Suggestion,
     Plan,
+    Steps,
 )
 KINDS: dict[str, type[Artifact]] = {kind.KIND: kind for kind in _ALL}

@@ -6,7 +6,6 @@ After the first fault the pass only checks, so that the message can say how many
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from stages.config import Config
 from stages.data.checks import facts_of_killed, faults_among
 from stages.data.facts import Looked, ScanFacts, faults_of, known_facts
 from stages.data.faults import Fault, refuse
-from stages.data.grid import FOREGROUND, Box, derive_grid, image_box, packed, union
+from stages.data.grid import derive_grid, packed
 from stages.data.lost import cut_structures, lost_structures
 from stages.data.prepare import (
     Outcome,
@@ -216,12 +215,8 @@ class Pass:
         """The grid around atlases, the reference first; settings of preprocessing may be changed."""
         settings = self.config.preprocess.model_copy(update=changed)
         about = [read_about(self.spilled(case)) for case in atlases]
-        if settings.crop == "labels":
-            box: Box = union([atlas["box"] for atlas in about])
-        else:
-            box = image_box(reference, above=FOREGROUND if settings.crop == "foreground" else -math.inf)
+        box, shown = held_and_shown(settings, reference, [atlas["box"] for atlas in about if "box" in atlas])
         spacing, origin, _ = about[0]["geometry"]
-        shown = image_box(reference, above=0)  # 0 is the background of brain-extracted scans
         return derive_grid(settings, box, reference.GetDirection(), spacing, origin, shown)
 
 

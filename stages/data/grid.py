@@ -179,6 +179,18 @@ def image_box(reference: sitk.Image, *, above: float = -math.inf) -> Box:
     return _box(_points(reference, mask if mask.any() else ~mask), reference.GetDirection())
 
 
+def held_and_shown(settings: PreprocessSettings, reference: sitk.Image, labels: Sequence[Box]) -> tuple[Box, Box]:
+    """The box that a grid must hold by `preprocess.crop`, and the box of what the reference shows.
+
+    Args:
+        labels: the box of each atlas's structures.
+    """
+    shown = image_box(reference, above=0)  # 0 is the background of brain-extracted scans
+    if settings.crop == "labels":
+        return union(list(labels)), shown
+    return image_box(reference, above=FOREGROUND if settings.crop == "foreground" else -math.inf), shown
+
+
 def union(boxes: list[Box]) -> Box:
     low, high = np.array([box[0] for box in boxes]).min(0), np.array([box[1] for box in boxes]).max(0)
     return low.tolist(), high.tolist()

@@ -25,7 +25,7 @@ ELASTIC_MM = {20.0: 1.0, 11.0: 0.35}  # wavelength scale: root mean square of ea
 
 CONFIG = """\
 # A synthetic cohort of {scans} scans, made by `lrls phantom {folder} --scans {scans} --seed {seed}`.
-# Try it: `lrls check {folder}/lrls.yaml`, then `lrls run {folder}/lrls.yaml --method brbs`.
+# Try it: `lrls check {folder}/lrls.yaml`, then `lrls run {folder}/lrls.yaml --budget 2m`.
 # Paths are relative to this file.
 workspace: {workspace}
 

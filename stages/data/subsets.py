@@ -24,7 +24,7 @@ def cohort_folder(config: Config, part: Part) -> Path:
 def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
     """The settings that a cohort depends on, besides the scans."""
     return {
-        "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers"}),
+        "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers", "most_unlabeled"}),
         "structures": [[name, values] for name, values in config.structure_values().items()],  # in the order of classes
         "others": config.others,
         "members": {role: config.part(role) for role in MEMBERS[part]},

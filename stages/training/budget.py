@@ -1,8 +1,9 @@
 """Budgets: the number of steps that fit into a given time on this machine, measured before a stage trains.
 
 Time counts from the start of `lrls run` to the last weights, with preprocessing and without `eval`. Earlier artifacts
-count with the time that they took. A plan is an artifact: the same command again, on the same device and with as many
-threads, finds the same steps, and so the finished stages or the checkpoint to go on from.
+count with the time that they took. The number is an artifact: the same command again, on the same device and with as
+many threads, finds the same steps, and so the finished stages or the checkpoint to go on from. While the stage trains,
+a clock corrects it (`stages.training.clock`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.manifest import Artifact
-from stages.artifacts.plan import Plan
+from stages.artifacts.steps import Steps
 from stages.artifacts.store import Listed, listed_versions, make
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError, shortened
 from stages.methods import find_method, plan_of, recipe_of, settings_read, training_of
 from stages.methods.recipe import STAGE_OF, Generate, Recipe, Train
+from stages.training.clock import Clock
 from stages.training.loop import step_seconds
 from stages.training.runs import SECTION, Inputs, TrainSection, run_of
 
@@ -75,8 +77,10 @@ def with_steps(
     inputs: Inputs | None = None,
     spent_on: Sequence[Artifact] = (),
     force: bool = False,
-) -> Config:
-    """The configuration with the optimiser steps of a training step that the budget allows.
+    began: float | None = None,
+    refuses: bool = True,
+) -> tuple[Config, Clock | None]:
+    """The configuration with the optimiser steps of a training step that the budget allows, and the clock of a time.
 
     Args:
         step: of the method's plan.
@@ -84,7 +88,9 @@ def with_steps(
         round: of a method with rounds; the time is shared among all training that is left in all rounds.
         inputs: other artifacts that the step will read.
         spent_on: artifacts made so far; the time that they took is spent.
-        force: measure again even if there is a plan.
+        force: measure again even if that was done.
+        began: `time.monotonic` at the start of the command, which has spent the time since then, too.
+        refuses: whether too short a time is an error; otherwise it is exceeded by `LEAST_STEPS`.
 
     Raises:
         LrlsError: the time left is too short for `LEAST_STEPS`.
@@ -95,23 +101,27 @@ def with_steps(
     if budget.steps is not None:
         own = {name: training_of(method, config, name).steps or 1 for _, name in shares}
         all_steps = sum(own[name] * share for (_, name), share in shares.items())
-        return _set_steps(config, method_name, section, max(1, int(budget.steps * own[section] / all_steps + 0.5)))
+        return _set_steps(
+            config, method_name, section, max(1, int(budget.steps * own[section] / all_steps + 0.5))
+        ), None
     seconds = budget.seconds
     assert seconds is not None and stage in ("train-reg", "train-seg")
     device = choose_device(config)
     settings = settings_read(method, config, stage, round=round, trains=True)
     settings[section] = {key: value for key, value in settings[section].items() if key != "steps"}
-    target = config.workspace / method.name / Plan.KIND
+    target = config.workspace / method.name / Steps.KIND
     given: dict[str, Artifact] = {"cohort": cohort, **(inputs or {})}
 
     def write(draft: Draft) -> None:
         draft.device = str(device)
         place = list(shares).index((round, section))
-        earlier = _earlier_plans(target, seconds, list(shares)[:place], cohort, config.seed)
+        earlier = _earlier_counts(target, seconds, list(shares)[:place], cohort, config.seed)
         manifests = [made.manifest for made in (*given.values(), *spent_on)] + [plan.manifest for plan in earlier]
         unique = {manifest.digest: manifest for manifest in manifests}
         spent = sum(manifest.wall_time_s for manifest in unique.values())
-        began = time.monotonic()
+        started = time.monotonic()
+        if began is not None:  # what artifacts do not count: starting, verifying, finding them
+            spent = max(spent, started - began)
         recipe = recipe_of(method, cohort, config)
         with tempfile.TemporaryDirectory() as folder:
             nowhere, own = Draft(Path(folder)), recipe.step(step.makes, round)
@@ -119,13 +129,14 @@ def with_steps(
             run = run_of(own, recipe, cohort, config, method, device, nowhere, round=round, inputs=inputs)
             step_s = step_seconds(run)
             generate_s = _generate_seconds(recipe, round, own, cohort, config, device, nowhere)
-        measuring = time.monotonic() - began
+        measuring = time.monotonic() - started
         share = _share_of_time(shares, method.registration_share, (round, section))
         left = (seconds * (1 - MARGIN) - spent - generate_s) * share
         steps = int((left - measuring) / step_s)
-        plan = {"steps": steps, "step_s": step_s, "spent_s": spent, "generate_s": generate_s, "left_s": left}
-        atomic_write_text(draft.folder / "plan.json", json.dumps(plan, indent=1))
-        if steps < LEAST_STEPS:
+        about = {"steps": max(steps, LEAST_STEPS), "step_s": step_s, "spent_s": spent, "generate_s": generate_s}
+        about |= {"left_s": left, "allowed_s": max(left - measuring, LEAST_STEPS * step_s)}
+        atomic_write_text(draft.folder / "steps.json", json.dumps(about, indent=1))
+        if steps < LEAST_STEPS and refuses:
             enough = (spent + generate_s + (LEAST_STEPS * step_s + measuring) / share) / (1 - MARGIN)
             raise LrlsError(
                 f"--budget: {max(left - measuring, 0):.0f} s are left for {stage}, "
@@ -133,8 +144,8 @@ def with_steps(
                 f"give it {-(-enough // 60):.0f}m or more."
             )
 
-    plan = make(
-        Plan,
+    counted = make(
+        Steps,
         target,
         write,
         made_by="budget",
@@ -144,7 +155,7 @@ def with_steps(
         inputs=given,
         force=force,
     )
-    return _set_steps(config, method_name, section, plan.steps)
+    return _set_steps(config, method_name, section, counted.steps), Clock(counted.allowed_s)
 
 
 def _generate_seconds(
@@ -180,12 +191,12 @@ def _share_of_time(
     return weights[now[1]] * shares[now] / sum(left)
 
 
-def _earlier_plans(
+def _earlier_counts(
     target: Path, seconds: float, before: Sequence[tuple[int, TrainSection]], cohort: Cohort, seed: int
 ) -> list[Listed]:
-    """The newest plan of every earlier step with the same budget: measuring took time."""
+    """The newest count of every earlier step with the same budget: measuring took time."""
     newest: dict[tuple[int, str], Listed] = {}
-    for plan in listed_versions(Plan, target):
+    for plan in listed_versions(Steps, target):
         about = plan.manifest.identity
         key = (about.round, str(about.config.get("stage")))
         alike = about.inputs.get("cohort") == cohort.manifest.digest and about.seed == seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ def refuse_what_cannot_fit(
     in_memory = 2 * voxels * cohort.channels * len(cohort.cases)  # images, float16
     if free is None or in_memory + MOST_BYTES * most * voxels < free:
         return
-    measured = _kept_bytes(step, cohort, config, method, settings.batch_size, round)
+    measured = kept_bytes(step, cohort, config, method, settings.batch_size, round)
     for phase, number in zip(step.phases, measured, strict=True):
         batch_size = phase.batch_size or settings.batch_size
         of_batch = number * voxels * batch_size / (2 if device.dtype == torch.bfloat16 else 1)
@@ -106,13 +106,11 @@ def refuse_what_cannot_fit(
             )
 
 
-def _kept_bytes(
-    step: Train, cohort: Cohort, config: Config, method: Method, batch_size: int, round: int
-) -> list[float]:
+def kept_bytes(step: Train, cohort: Cohort, config: Config, method: Method, batch_size: int, round: int) -> list[float]:
     """Bytes that each phase keeps for the gradients, per voxel of a sample; 0: it could not be measured."""
     with torch.random.fork_rng(devices=[]):
         task = replace(task_of(cohort, config.seed), shape=(EDGE, EDGE, EDGE))
-        recipe, data = method.recipe(task, settings_of(method, config)), _small(cohort)
+        recipe, data = method.recipe(task, settings_of(method, config)), noise(cohort)
         same = recipe.step(step.makes, round)
         assert isinstance(same, Train)
         networks = [*recipe.networks.values(), *same.as_before.values()]
@@ -141,44 +139,50 @@ def _kept_by(phase: Phase, data: Scans, batch_size: int, weights: set[int]) -> f
     return most / batch_size / EDGE**3
 
 
+Shape = tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class _Couple:
-    """A generated couple, and a path of the bank, of the small grid."""
+    """A generated couple, image and label."""
 
     scan: str
+    image: Tensor
+    label: Tensor
     atlas: str = ""
-    image: Tensor = field(default_factory=lambda: torch.rand(1, EDGE, EDGE, EDGE))
-    label: Tensor = field(default_factory=lambda: torch.zeros(EDGE, EDGE, EDGE, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
 class _Bank:
     couples: Sequence[tuple[int, int]]
+    shape: Shape
     channels: int
 
     def displacement(self, couple: int) -> Tensor:
-        return torch.zeros(3, EDGE, EDGE, EDGE)
+        return torch.zeros(3, *self.shape)
 
     def style(self, couple: int) -> Tensor:
-        return torch.zeros(self.channels, EDGE, EDGE, EDGE)
+        return torch.zeros(self.channels, *self.shape)
 
 
-def _small(cohort: Cohort) -> Scans:
-    """Scans of noise on the small grid, in the parts of the cohort."""
+def noise(cohort: Cohort, shape: Shape = (EDGE, EDGE, EDGE)) -> Scans:
+    """Scans of noise on a small grid, in the parts of the cohort, whose own scans are not read."""
     names = cohort.cases[:64]
     atlases = [names.index(case) for case in cohort.parts.get("atlases", []) if case in names]
     labelled = atlases or range(len(names))
-    label = torch.arange(EDGE**3).reshape(EDGE, EDGE, EDGE) % cohort.num_classes
+    label = torch.arange(math.prod(shape)).reshape(shape) % cohort.num_classes
     return Scans(
         names=names,
-        images=torch.rand(len(names), cohort.channels, EDGE, EDGE, EDGE).half(),
+        images=torch.rand(len(names), cohort.channels, *shape).half(),
         labels={place: label.short() for place in labelled},
         atlases=atlases,
         unlabeled=[names.index(case) for case in cohort.parts.get("unlabeled", []) if case in names],
         num_classes=cohort.num_classes,
         spacing_mm=cohort.grid.spacing_mm,
         bank=_Bank(
-            [(place, other) for place in atlases for other in range(len(names)) if other != place], cohort.channels
+            [(place, other) for place in atlases for other in range(len(names)) if other != place],
+            shape,
+            cohort.channels,
         ),
-        samples=[_Couple(names[-1])],
+        samples=[_Couple(names[-1], torch.rand(cohort.channels, *shape), torch.zeros(shape, dtype=torch.int64))],
     )

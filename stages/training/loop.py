@@ -24,6 +24,7 @@ from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
 from stages.progress import Progress, say
+from stages.training.clock import Clock
 from stages.training.fitting import Size, told_in_one_line
 from stages.training.schedules import learning_rate
 
@@ -43,6 +44,7 @@ class Run:
     draft: Draft
     frozen: Sequence[nn.Module] = ()  # used, never trained
     size: Size | None = None  # for messages about memory
+    clock: Clock | None = None  # corrects the steps of the last phase
     generator: torch.Generator = field(init=False)
     log: list[dict[str, Any]] = field(default_factory=list)
 
@@ -91,9 +93,12 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
     draw = _draw(run, phase)
     optimizers = [_optimizer(player, settings) for player in phase.players]
     averages = [_average(player, settings) for player in phase.players]
+    clock = run.clock if index == len(run.phases) - 1 else None
     step = 0
     if state:
         step = state["step"]
+        if step and clock:
+            steps = state["steps"]  # as corrected
         if step:  # a phase that has just ended leaves no players' state
             for optimizer, average, saved in zip(optimizers, averages, state["players"], strict=True):
                 optimizer.load_state_dict(saved["optimizer"])
@@ -115,6 +120,8 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
                 average.update()
                 watch.see(player.name, terms, step + 1, batch.scans)
             step += 1
+            if clock and (corrected := clock.steps(step, steps, run.draft.elapsed_s())) != steps:
+                steps = progress.total = corrected
             saves = step % settings.checkpoint_steps == 0 or step == steps
             if step % LOG_STEPS == 0 or saves:
                 record = watch.record(step)
@@ -287,6 +294,7 @@ def _save(
         {
             "phase": index + ended,
             "step": 0 if ended else step,
+            "steps": steps,
             "networks": {name: network.state_dict() for name, network in run.networks.items()},
             "players": [
                 {"optimizer": optimizer.state_dict(), "average": average.dump()}

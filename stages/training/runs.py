@@ -19,6 +19,7 @@ from stages.methods import recipe_of, settings_read, training_of
 from stages.methods.recipe import Method, Recipe, Train
 from stages.parts.batches.scans import Scans
 from stages.seeds import derive
+from stages.training.clock import Clock
 from stages.training.fitting import refuse_what_cannot_fit, size_of
 from stages.training.loop import Run, train
 
@@ -54,6 +55,7 @@ def run_of(
     *,
     round: int = 0,
     inputs: Inputs | None = None,
+    clock: Clock | None = None,
 ) -> Run:
     """The training run of a step, from the networks' current weights.
 
@@ -79,6 +81,7 @@ def run_of(
         draft=draft,
         frozen=[*step.as_before.values(), *still],
         size=size,
+        clock=clock,
     )
 
 
@@ -92,12 +95,14 @@ def make_trained(
     round: int,
     inputs: Inputs,
     force: bool,
+    clock: Clock | None,
     draw: Callable[[Draft, Recipe, Run], None],
 ) -> Trained:
     """Train a step's networks and store them, or find them finished; a stopped run is resumed.
 
     Args:
         step: of the method's plan; its networks hold no weights.
+        clock: corrects the number of steps; what was taken then stands in the weights' header, as "steps".
         draw: draws the stage's own pictures, beside the step's pages.
     """
     stage: Literal["train-reg", "train-seg"] = "train-reg" if kind is Registration else "train-seg"
@@ -109,12 +114,15 @@ def make_trained(
         recipe.load(inputs.values())
         own = recipe.step(kind.KIND, round)  # type: ignore[arg-type]
         assert isinstance(own, Train)
+        about = {"method": method.name}
         if own.phases:
-            run = run_of(own, recipe, cohort, config, method, device, draft, round=round, inputs=inputs)
-            train(run)
+            run = run_of(own, recipe, cohort, config, method, device, draft, round=round, inputs=inputs, clock=clock)
+            log = train(run)
+            if clock and log:
+                about["steps"] = str(log[-1]["step"])
             draw(draft, recipe, run)
             draw_pages(own, cohort, run)
-        save_weights(recipe.trained(own), draft.folder / "weights.safetensors", {"method": method.name})
+        save_weights(recipe.trained(own), draft.folder / "weights.safetensors", about)
 
     return make(
         kind,

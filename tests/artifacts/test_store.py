@@ -23,6 +23,7 @@ from stages.artifacts.generated import Generated
 from stages.artifacts.kinds import KINDS
 from stages.artifacts.manifest import MANIFEST, Artifact, Identity, peek_manifest, read_manifest
 from stages.artifacts.plan import Plan
+from stages.artifacts.steps import Steps
 from stages.artifacts.store import (
     Draft,
     find_finished,
@@ -686,7 +687,8 @@ def test_what_stopped_runs_left_and_what_cannot_be_read_is_listed(tmp_path):
     ("kind", "name", "read"),
     [
         (Generated, "generated.h5", lambda artifact: artifact.open_file()),
-        (Plan, "plan.json", lambda artifact: artifact.steps),
+        (Plan, "plan.json", lambda artifact: artifact.table),
+        (Steps, "steps.json", lambda artifact: artifact.allowed_s),
         (Calibrated, "calibration.json", lambda artifact: artifact.read()),
     ],
 )

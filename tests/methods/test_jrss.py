@@ -597,10 +597,10 @@ def test_every_stage_of_every_round_gets_its_share_of_the_time(copied, monkeypat
     )
     plans = [
         (
-            copied.manifest("jrss/plan", v).identity,
-            json.loads((copied.workspace / "jrss" / "plan" / v / "plan.json").read_text()),
+            copied.manifest("jrss/steps", v).identity,
+            json.loads((copied.workspace / "jrss" / "steps" / v / "steps.json").read_text()),
         )
-        for v in copied.versions("jrss/plan")
+        for v in copied.versions("jrss/steps")
     ]
     assert [(p.round, p.config["stage"]) for p, _ in plans] == [
         (n, stage) for n in range(3) for stage in ("train_reg", "train_seg")

@@ -57,7 +57,7 @@ def test_anything_else_is_answered_with_the_forms(text):
 
 
 def plan_of(project: Project, method: str, version: str = "v0001") -> dict[str, float]:
-    return json.loads((project.workspace / method / "plan" / version / "plan.json").read_text())
+    return json.loads((project.workspace / method / "steps" / version / "steps.json").read_text())
 
 
 def took(project: Project, *targets: str) -> float:
@@ -67,9 +67,9 @@ def took(project: Project, *targets: str) -> float:
 def test_one_stage_gets_all_the_time(project, half_a_second):
     project.made("run", "--method", "unet", "--until", "train-seg", "--budget", "10m")
     plan = plan_of(project, "unet")
-    assert plan["spent_s"] == pytest.approx(took(project, "cohort"))
+    assert took(project, "cohort", "plan") <= plan["spent_s"] < took(project, "cohort", "plan") + 20
     assert plan["left_s"] == pytest.approx(600 * (1 - budgets.MARGIN) - plan["spent_s"])
-    measuring = took(project, "unet/plan")
+    measuring = took(project, "unet/steps")
     assert (plan["left_s"] - measuring) / 0.5 - 1 <= plan["steps"] <= plan["left_s"] / 0.5
     assert half_a_second[0].settings.steps == 4  # as the configuration has it: measuring is no training
 
@@ -79,12 +79,12 @@ def test_two_stages_share_the_time_and_the_second_gets_what_is_left(project, hal
     project.made("run", "--method", "brbs", "--until", "train-seg", "--budget", "2h")
     first, second = plan_of(project, "brbs"), plan_of(project, "brbs", "v0002")
     assert first["generate_s"] > 0
-    available = 7200 * (1 - budgets.MARGIN) - took(project, "cohort") - first["generate_s"]
+    available = 7200 * (1 - budgets.MARGIN) - first["spent_s"] - first["generate_s"]
     assert first["left_s"] == pytest.approx(available / 2)
     assert steps_of(project, "brbs/registration", "train_reg") == [first["steps"]]
-    spent = took(project, "cohort", "brbs/registration", "brbs/generated", "brbs/plan")
-    assert second["spent_s"] == pytest.approx(spent)
-    assert second["left_s"] == pytest.approx(7200 * (1 - budgets.MARGIN) - spent)
+    made = ("cohort", "plan", "brbs/registration", "brbs/generated", "brbs/steps")
+    assert took(project, *made) <= second["spent_s"] < took(project, *made) + 20
+    assert second["left_s"] == pytest.approx(7200 * (1 - budgets.MARGIN) - second["spent_s"])
     assert steps_of(project, "brbs/segmentation", "train_seg") == [second["steps"]]
 
 
@@ -97,15 +97,23 @@ def test_the_same_command_again_keeps_the_steps_and_force_measures_anew(project,
     assert project.versions("unet/segmentation") == ["v0001"]
     project.made(*command, "--force")
     assert len(half_a_second) == 2
-    assert project.versions("unet/plan") == ["v0001", "v0002"]
+    assert project.versions("unet/steps") == ["v0001", "v0002"]
 
 
-def test_too_short_a_budget_says_how_short(project, half_a_second):
-    done = project.lrls("run", "--method", "unet", "--until", "train-seg", "--budget", "5s")
+def test_too_short_a_budget_for_a_published_method_says_how_short(project, half_a_second, monkeypatch):
+    monkeypatch.setattr(budgets, "step_seconds", lambda _: 60.0)
+    done = project.lrls("run", "--method", "brbs", "--until", "train-seg", "--budget", "5m")
     assert done.code == 1
-    assert "s are left for train-seg, whose steps take 0.5 s: room for " in done.err
+    assert "s are left for train-reg, whose steps take 60.0 s: room for " in done.err
     assert re.search(r"expected at least 20; give it \d+m or more\.\n$", done.err)
-    assert project.versions("unet/plan") == []
+    assert project.versions("brbs/steps") == []
+
+
+def test_a_method_that_the_plan_is_made_for_is_trained_even_where_the_machine_has_turned_slow(project, monkeypatch):
+    monkeypatch.setattr(budgets, "step_seconds", lambda _: 60.0)
+    monkeypatch.setattr("stages.training.runs.train", lambda _: [])
+    project.made("run", "--method", "unet", "--until", "train-seg", "--budget", "5m")
+    assert steps_of(project, "unet/segmentation", "train_seg") == [budgets.LEAST_STEPS]
 
 
 def test_steps_are_divided_as_the_configuration_does(project):
@@ -147,11 +155,9 @@ def test_what_is_generated_between_two_trainings_is_measured_and_taken_off(proje
     first, second = plan_of(project, "brbs"), plan_of(project, "brbs", "v0002")
     assert measured == [("PathBank", ["free_1", "free_2"])]  # before the first of them alone
     assert (first["generate_s"], second["generate_s"]) == (100, 0)
-    available = 7200 * (1 - budgets.MARGIN) - took(project, "cohort") - 100
+    available = 7200 * (1 - budgets.MARGIN) - first["spent_s"] - 100
     assert first["left_s"] == pytest.approx(available / 2)
-    assert second["spent_s"] == pytest.approx(
-        took(project, "cohort", "brbs/registration", "brbs/generated", "brbs/plan")
-    )  # what it did take
+    assert second["spent_s"] < took(project, "cohort", "plan", "brbs/registration", "brbs/generated", "brbs/steps") + 20
 
 
 def test_the_time_of_generated_data_is_that_of_a_registration_times_couples_and_ways(project, tmp_path, monkeypatch):
@@ -194,7 +200,7 @@ def test_networks_are_built_once_for_each_artifact_and_not_at_all_where_all_is_u
     command = ("run", "--method", "brbs", "--until", "train-seg", "--budget")
     project.made(*command, "2h")
     made = [name for name in project.digests() if name.startswith("brbs/")]
-    assert len(made) == 5  # two plans, and what `run` makes
+    assert len(made) == 5  # steps of two stages, and what `run` makes
     assert built == ["brbs"] * 5
     project.made(*command, "2h")
     assert len(built) == 5
@@ -204,7 +210,7 @@ def test_networks_are_built_once_for_each_artifact_and_not_at_all_where_all_is_u
 
 def test_a_method_that_trains_nothing_says_that_a_budget_has_no_effect(project):
     assert (
-        "affine trains nothing: --budget has no effect"
+        "affine trains nothing: --budget sets the grid and the scans alone"
         in project.made("run", "--method", "affine", "--budget", "1m").out
     )
 

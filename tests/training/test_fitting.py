@@ -17,7 +17,7 @@ from stages.device import Device
 from stages.errors import LrlsError
 from stages.memory import available_bytes, is_out_of_memory, limit_memory
 from stages.methods import METHODS, plan_of, training_of
-from stages.training.fitting import _kept_bytes
+from stages.training.fitting import kept_bytes
 from stages.training.runs import SECTION
 from stages.workflow import opened_cohort
 
@@ -110,7 +110,7 @@ def test_what_a_method_keeps_is_measured_without_a_change_of_random_numbers(meth
     before = torch.get_rng_state()
     for number, step in plan_of(METHODS[method], config, cohort).training_steps()[:2]:
         batch_size = training_of(METHODS[method], config, SECTION[step.makes]).batch_size
-        kept = _kept_bytes(step, cohort, config, METHODS[method], batch_size, number)
+        kept = kept_bytes(step, cohort, config, METHODS[method], batch_size, number)
         assert len(kept) == len(step.phases)
         assert all(10 < number_of_bytes < 10_000 for number_of_bytes in kept), kept
     assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,1 @@
+"""What a run does with its time: measured first, then chosen, stored as an artifact, and obeyed."""

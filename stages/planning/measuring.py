@@ -1,0 +1,221 @@
+"""What a run's parts cost here, in seconds, from one alignment, one registration and a few steps of each network.
+
+Networks and registration are timed on a small grid with the ratios of the real one, and counted by voxels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from stages.answering.registering import displacements
+from stages.artifacts.cohort import Cohort, Grid
+from stages.artifacts.draft import Draft
+from stages.config import Config
+from stages.cores import available_cores
+from stages.data.facts import Looked
+from stages.data.grid import derive_grid, held_and_shown, packed
+from stages.data.intake import first_channels
+from stages.data.kept import kept_folder
+from stages.data.prepare import (
+    Outcome,
+    bring_atlas,
+    bring_scan,
+    read_about,
+    spill_atlas,
+    spilled_atlas,
+    spilled_reference,
+)
+from stages.device import Device
+from stages.errors import LrlsError
+from stages.methods import find_method, plan_of, recipe_of, training_of
+from stages.methods.recipe import Generate, Recipe, Train
+from stages.planning.choosing import Measured
+from stages.planning.grids import Spacing, candidates, timed_grid
+from stages.processes import Processes
+from stages.training.fitting import kept_bytes, noise
+from stages.training.loop import Run, step_seconds
+
+BEST = "best"  # whose parts are timed
+TRIED_SCANS = 3
+TISSUE = 0.1  # of the intensities' range
+PATIENCE_S = 5.0  # of the steps of a network
+
+
+class CannotMeasure(Exception):
+    """A scan that is needed for it has a fault; `preprocess` says which."""
+
+
+def measure(config: Config, looked: Mapping[str, Looked], device: Device, *, networks: list[str]) -> Measured:
+    """Measure; the alignment that is timed is kept in the workspace.
+
+    Args:
+        looked: the atlases and unlabelled scans.
+        networks: the candidates of S.
+
+    Raises:
+        CannotMeasure: a scan has a fault.
+    """
+    began = time.monotonic()
+    atlases, scans = config.part("atlases"), config.part("unlabeled")
+    settings, structures = config.preprocess, list(config.structures)
+    with tempfile.TemporaryDirectory() as folder, Processes(1) as processes:
+        spilled, atlas_file, scan_file = (Path(folder) / f"{name}.npz" for name in ("spilled", "atlas", "scan"))
+        spill_atlas(config, looked[atlases[0]], None, spilled)
+        if not spilled.exists():
+            raise CannotMeasure
+        reference, about = spilled_reference(spilled, settings), read_about(spilled)
+        box, shown = held_and_shown(settings, reference, [about["box"]] if "box" in about else [])
+        spacing, origin, _ = about["geometry"]
+
+        def derive(spacing_mm: Spacing | None) -> Grid:
+            changed = {} if spacing_mm is None else {"spacing_mm": spacing_mm, "shape": None}
+            wanted = settings.model_copy(update=changed)
+            return derive_grid(wanted, box, reference.GetDirection(), spacing, origin, shown)
+
+        may_change = settings.spacing_mm is None and settings.shape is None
+        grids = candidates(derive, spilled_atlas(config, atlases[0], spilled), structures, may_change=may_change)
+        small = timed_grid(derive, grids[0])
+        if bring_atlas(config, atlases[0], spilled, small, atlas_file).fault:
+            raise CannotMeasure
+        align_s, start_s = _align_seconds(config, looked, scans, packed(reference), small, scan_file, processes)
+        registers = _recipe(config, networks[0], _stand_in(config, small))
+        couple_s = _couple_seconds(registers, atlas_file, scan_file, small, device, config)
+        tissue = _tissue_at_edges(spilled)
+    with torch.random.fork_rng(devices=[]):
+        step_s = {network: _step_seconds(config, network, small, device) for network in networks}
+        step_bytes = {network: _step_bytes(config, network, small) for network in networks}
+    workers, on_gpu = settings.workers or available_cores(), device.torch.type != "cpu"
+    return Measured(
+        grids=tuple(grids), align_s=align_s, couple_s=couple_s, step_s=step_s, step_bytes=step_bytes,
+        scans=len(scans), atlases=len(atlases), free_bytes=device.free_bytes(),
+        align_workers=workers, couple_workers=1 if on_gpu else workers,
+        tissue_at_edges=tissue, start_s=start_s, way=str(device), took_s=time.monotonic() - began,
+    )  # fmt: skip
+
+
+def _align_seconds(
+    config: Config, looked: Mapping[str, Looked], scans: list[str], reference: tuple, grid: Grid, to: Path,
+    processes: Processes,
+) -> tuple[float, float]:  # fmt: skip
+    """Seconds that a process takes to bring a scan to the grid, and to start.
+
+    Of the first scan whose alignment is not kept yet: one that is known takes no time.
+    """
+    seconds, start_s = 0.0, None
+    for case in scans[:TRIED_SCANS]:
+        kept, began = _kept_alignments(config), time.monotonic()
+        call = (config, looked[case], reference, grid, to)
+        if config.preprocess.align in ("none", "centre"):
+            outcome, seconds = _timed(*call)
+        else:
+            outcome, seconds = next(iter(processes.each(_timed_with_ants, [call])))
+        if start_s is None:
+            start_s = time.monotonic() - began - seconds
+        if outcome.fault or not to.exists():
+            raise CannotMeasure
+        if _kept_alignments(config) != kept:
+            break
+    return seconds, start_s or 0.0
+
+
+def _timed(config: Config, looked: Looked, reference: tuple, grid: Grid, to: Path) -> tuple[Outcome, float]:
+    began = time.monotonic()
+    outcome = bring_scan(config, looked, reference, grid, to)
+    return outcome, time.monotonic() - began
+
+
+def _timed_with_ants(*arguments: Any) -> tuple[Outcome, float]:
+    with suppress(ImportError):
+        import ants  # noqa: F401  # takes seconds, once for a process
+    return _timed(*arguments)
+
+
+def _kept_alignments(config: Config) -> int:
+    folder = kept_folder(config.workspace) / "alignments"
+    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+
+
+def _stand_in(config: Config, grid: Grid) -> Cohort:
+    """A cohort without scans, for networks to be built from."""
+    parts = {part: config.part(part) for part in ("atlases", "unlabeled")}
+    _, channels = first_channels(config) or ("", 1)
+    return Cohort(Path(), cast(Any, None), grid, tuple(config.structures), parts, (), channels=channels)
+
+
+def _with_network(config: Config, network: str) -> Config:
+    own = config.methods.get(BEST, {}) | {"segmentation_network": network}
+    return config.model_copy(update={"methods": config.methods | {BEST: own}})
+
+
+def _recipe(config: Config, network: str, cohort: Cohort) -> Recipe:
+    return recipe_of(find_method(BEST), cohort, _with_network(config, network))
+
+
+def _couple_seconds(
+    recipe: Recipe, atlas_file: Path, scan_file: Path, grid: Grid, device: Device, config: Config
+) -> float:
+    """Seconds of a couple's registration per voxel; 0: the recipe registers none."""
+    steps = [step for number in range(len(recipe.rounds)) for step in recipe.steps(number)]
+    if recipe.answer.registers is None or not any(isinstance(step, Generate) for step in steps):
+        return 0.0
+    pair = []
+    for file in (atlas_file, scan_file):
+        with np.load(file) as stored:
+            pair.append(stored["image"])
+    began = time.monotonic()
+    next(
+        displacements(
+            recipe.answer.registers, [(pair[0], pair[1])], ["scan"], spacing_mm=grid.spacing_mm, device=device,
+            config=config,
+        )
+    )  # fmt: skip
+    return (time.monotonic() - began) / float(np.prod(grid.shape))
+
+
+def _step_seconds(config: Config, network: str, grid: Grid, device: Device) -> float:
+    """Seconds of a training step of one couple per voxel."""
+    config, method, cohort = _with_network(config, network), find_method(BEST), _stand_in(config, grid)
+    recipe = recipe_of(method, cohort, config)
+    step = _learning(recipe)
+    data = noise(cohort, grid.shape)
+    data = replace(
+        data,
+        images=data.images.to(device.torch),
+        labels={place: label.to(device.torch) for place, label in data.labels.items()},
+    )
+    settings = training_of(method, config, "train_seg").model_copy(update={"batch_size": 1})
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(step.phases, recipe.trained(step), data, settings, device, 0, Draft(Path(folder)))
+        return step_seconds(run, most=3, patience_s=PATIENCE_S) / data.images[0, 0].numel()
+
+
+def _step_bytes(config: Config, network: str, grid: Grid) -> float:
+    """Bytes that a step of one couple keeps per voxel."""
+    config, method, cohort = _with_network(config, network), find_method(BEST), _stand_in(config, grid)
+    recipe = plan_of(method, config, cohort)
+    return max(kept_bytes(_learning(recipe), cohort, config, method, 1, 0))
+
+
+def _learning(recipe: Recipe) -> Train:
+    step = recipe.step("segmentation", recipe.last_round)
+    if not isinstance(step, Train):
+        raise LrlsError(f"{BEST} trains no segmentation network.")
+    return step
+
+
+def _tissue_at_edges(spilled: Path) -> float:
+    """Share of the atlas's six faces that show tissue."""
+    with np.load(spilled) as stored:
+        voxels = stored["voxels"]
+    faces = [voxels.take(place, axis) for axis in range(3) for place in (0, -1)]
+    shown = np.concatenate([face.ravel() for face in faces]) > TISSUE
+    return float(shown.mean())
