@@ -33,8 +33,8 @@ class Settings(AnswerSettings):
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
     space: bool = Field(True, description="S learns from atlases in the shapes of scans (S3P); off: in their own.")
     most_paths: int | None = Field(150, ge=1, description="Most couples (atlas, scan) to register; null: all.")
-    coarse_steps: int = Field(60, ge=0, description="Steps of instance optimisation at half the resolution.")
-    fine_steps: int = Field(40, ge=0, description="Steps of instance optimisation at full resolution.")
+    coarse_steps: int = Field(40, ge=0, description="Steps of instance optimisation on each of two coarser levels.")
+    fine_steps: int = Field(15, ge=0, description="Steps of instance optimisation at full resolution.")
     smoothness_weight: float = Field(1.0, ge=0, description="Weight of the displacement's smoothness.")
     fuse: Annotated[bool, ANSWER] = Field(
         True, description="The answer is the mean of S's probabilities and the propagated label; off: S alone."
@@ -64,7 +64,10 @@ def build(task: Task, settings: Settings) -> Recipe:
         answer=Answer(
             network=S,
             registers=InstanceOptimisation(
-                settings.coarse_steps, settings.fine_steps, smoothness=settings.smoothness_weight
+                settings.coarse_steps,
+                settings.fine_steps,
+                smoothness=settings.smoothness_weight,
+                spacing_mm=task.spacing_mm,
             ),
             fuse=settings.fuse,
             flat_borders=settings.flat_borders,

@@ -208,7 +208,10 @@ def build(task: Task, settings: Settings) -> Recipe:
     return Recipe(
         networks={name: network for name, network in networks.items() if network is not None},
         rounds=[[*([Train("registration", [registration_phase(R, settings)])] if R else []), generate, distil]],
-        answer=Answer(network=student, registers=R or InstanceOptimisation(smoothness=settings.smoothness_weight)),
+        answer=Answer(
+            network=student,
+            registers=R or InstanceOptimisation(smoothness=settings.smoothness_weight, spacing_mm=task.spacing_mm),
+        ),
     )
 
 

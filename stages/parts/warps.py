@@ -155,6 +155,12 @@ def integrate(velocity: Tensor, *, steps: int = 7) -> Tensor:
     return displacement
 
 
+def squarings_for(velocity: Tensor) -> int:
+    """Squarings after which a velocity's first step is at most half a voxel along each axis; 1 to 8."""
+    largest = float(velocity.detach().abs().max())
+    return min(8, max(1, math.ceil(math.log2(max(2 * largest, 2.0)))))
+
+
 def affine_displacement(matrix: Tensor, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Tensor:
     """Displacement of a linear map about the grid's centre.
 

@@ -14,6 +14,7 @@ from monai.losses import (
 )
 
 from stages.parts.losses import (
+    LnccTo,
     anatomy_difference_loss,
     bending_energy_loss,
     contrastive_loss,
@@ -89,6 +90,30 @@ def test_lncc_is_the_definition_worked_out_in_a_loop(window, shape):
     first, second = pair(shape)
     expected = lncc_by_loops(first, second, window)
     np.testing.assert_allclose(lncc(first, second, window=window)[0, 0].numpy(), expected, atol=1e-4)
+
+
+def test_lncc_to_a_fixed_image_is_lncc_loss_with_its_gradient():
+    moving = torch.rand(1, 2, 9, 10, 11, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    fixed = torch.rand(1, 2, 9, 10, 11, generator=torch.Generator().manual_seed(1))
+    plain = sum(lncc_loss(moving[:, k : k + 1], fixed[:, k : k + 1], window=5) for k in range(2)) / 2
+    quick = LnccTo(fixed, (5, 5, 5))(moving)
+    assert float(quick) == pytest.approx(float(plain), abs=1e-6)
+    (expected,), (found,) = torch.autograd.grad(plain, moving), torch.autograd.grad(2 * quick, moving)
+    torch.testing.assert_close(found, 2 * expected, atol=1e-7, rtol=1e-3)
+
+
+def test_lncc_to_a_fixed_image_on_every_second_window():
+    moving, fixed = (torch.rand(1, 1, 9, 10, 11, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    at = lncc(moving, fixed, window=5)[..., ::2, :]
+    assert float(LnccTo(fixed, (5, 5, 5), (1, 2, 1))(moving)) == pytest.approx(1 - float(at.mean()), abs=1e-6)
+    moving.requires_grad_(True)
+    (found,) = torch.autograd.grad(LnccTo(fixed, (3, 5, 1), (1, 2, 1))(moving), moving)
+    step = torch.zeros_like(moving)
+    step[0, 0, 4, 5, 6] = 1e-2
+    with torch.no_grad():
+        similarity = LnccTo(fixed, (3, 5, 1), (1, 2, 1))
+        slope = (similarity(moving + step) - similarity(moving - step)) / 2e-2
+    assert float(found[0, 0, 4, 5, 6]) == pytest.approx(float(slope), rel=0.02, abs=1e-5)
 
 
 def test_lncc_loss_is_one_plus_monais_negative_value_on_textured_images():

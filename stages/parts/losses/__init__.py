@@ -23,6 +23,7 @@ from stages.parts.losses.inverse import (
 from stages.parts.losses.overlap import counted_dice_loss, dice_loss, soft_dice
 from stages.parts.losses.similarity import (
     SCALE_WEIGHTS,
+    LnccTo,
     box_sum,
     lncc,
     lncc_loss,
@@ -39,6 +40,7 @@ from stages.parts.losses.smoothness import (
 
 __all__ = [
     "SCALE_WEIGHTS",
+    "LnccTo",
     "absolute_gradient_loss",
     "anatomy_difference_loss",
     "bending_energy_loss",
