@@ -22,7 +22,7 @@ from stages.config import Config
 from stages.data.checks import facts_of_killed, faults_among
 from stages.data.facts import Looked, ScanFacts, faults_of, known_facts
 from stages.data.faults import Fault, refuse
-from stages.data.grid import derive_grid, packed
+from stages.data.grid import derive_grid, held_and_shown, packed
 from stages.data.lost import cut_structures, lost_structures
 from stages.data.prepare import (
     Outcome,

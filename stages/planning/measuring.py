@@ -69,7 +69,7 @@ def measure(config: Config, looked: Mapping[str, Looked], device: Device, *, net
     settings, structures = config.preprocess, list(config.structures)
     with tempfile.TemporaryDirectory() as folder, Processes(1) as processes:
         spilled, atlas_file, scan_file = (Path(folder) / f"{name}.npz" for name in ("spilled", "atlas", "scan"))
-        spill_atlas(config, looked[atlases[0]], None, spilled)
+        spill_atlas(config, looked[atlases[0]], None, None, spilled)
         if not spilled.exists():
             raise CannotMeasure
         reference, about = spilled_reference(spilled, settings), read_about(spilled)
