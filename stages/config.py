@@ -109,12 +109,10 @@ class PreprocessSettings(Section):
         description="How a fit is judged: by correlation (same), or by correlation ratio (any), for scans whose "
         "contrast differs from the first atlas's.",
     )
-    align_spacing_mm: float | None = Field(
-        None,
-        gt=0,
-        description="Scans with over 2^21 voxels are aligned at this spacing (mm); default: 2, or as much of scans "
-        "that are not of human size.",
-    )
+    align_spacing_mm: Length | None = Field(
+        None, description="Scans with over 2^21 voxels are aligned at this spacing (mm); default: 2, or as much of "
+        "scans that are not of human size.",
+    )  # fmt: skip
     crop: Literal["labels", "foreground", "none"] = Field(
         "labels", description="The grid covers the atlases' labels, the reference's foreground, or its whole image."
     )

@@ -12,8 +12,11 @@ from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import VoxelMorphUNet
 
-SegmentationName = Literal["brbs", "full", "light"]
-SEGMENTATION_NAMES = "brbs (BRBS's U-Net), full (the same with InstanceNorm), or light (half resolution)."
+SegmentationName = Literal["brbs", "full", "light", "small"]
+SEGMENTATION_NAMES = (
+    "brbs (BRBS's U-Net), full (the same with InstanceNorm), light (half resolution), or small (the same with half the "
+    "channels)."
+)
 
 
 def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -> nn.Module:
@@ -24,8 +27,9 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
         name: the network's name in the recipe; its initial weights depend on it and the seed alone.
     """
     with task.initialises(name):
-        if kind == "light":
-            return LightUNet(task.channels, task.num_classes, task.shape, spacing_mm=task.spacing_mm)
+        if kind in ("light", "small"):
+            widths = (32, 64, 128, 256) if kind == "light" else (16, 32, 64, 128)
+            return LightUNet(task.channels, task.num_classes, task.shape, widths, spacing_mm=task.spacing_mm)
         per_group = {"brbs": 4, "full": 1}[kind]
         return UNet(task.channels, task.num_classes, task.shape, per_group, task.spacing_mm)
 

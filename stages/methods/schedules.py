@@ -27,7 +27,7 @@ def short_training(
 
 def full_or_light_rate(segmentation_network: str) -> float:
     """Peak learning rate of a short training of S."""
-    return 3e-3 if segmentation_network == "light" else 2e-3
+    return 3e-3 if segmentation_network in ("light", "small") else 2e-3
 
 
 def joint_training(steps: int, *, learning_rate: float) -> TrainSettings:
