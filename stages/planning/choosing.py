@@ -27,7 +27,7 @@ STEPS_OF_A_GRID, STEPS_OF_FULL, STEPS_OF_TWO = 600, 1000, 1000
 LEAST_STEPS = 100
 LEAST_CEILING = 0.85  # DSC of the atlas's own label after a round trip over the grid
 MEMORY = 1.5  # a step takes about this much of what is kept for the gradients
-EDGES_OF_A_CROP = 0.5  # share of an image's faces that show tissue, from which it is a crop
+SCALED = 0.08  # |log scaling| left after alignment, from which scans differ in more than their details
 
 Augmentation = Literal["mild", "strong"]
 
@@ -70,7 +70,7 @@ class Measured:
         free_bytes: memory that there is; None: unknown.
         scans, atlases: unlabelled and labelled scans that are listed.
         align_workers, couple_workers: processes.
-        tissue_at_edges: share of the first atlas's faces that show tissue.
+        residual_scaling: see `stages.planning.residual`; mean over the registered scans.
         start_s: until processes work, for alignments and again for couples.
         way: precision and threads, in words.
         took_s: time that measuring took.
@@ -86,7 +86,7 @@ class Measured:
     free_bytes: int | None = None
     align_workers: int = 1
     couple_workers: int = 1
-    tissue_at_edges: float = 0.0
+    residual_scaling: float = 0.0
     start_s: float = 3.0
     way: str = ""
     took_s: float = 0.0
@@ -246,8 +246,8 @@ def _refined(cheapest: Choices, measured: Measured, usable: float, given: Given)
 
 
 def _augmentation(measured: Measured, given: Given) -> str:
-    """Strong where the image is a crop of the body, whose place in it varies; mild where it shows the whole organ."""
-    return given.augmentation or ("strong" if measured.tissue_at_edges > EDGES_OF_A_CROP else "mild")
+    """Strong where alignment leaves structures of other proportions, mild where it leaves details."""
+    return given.augmentation or ("strong" if measured.residual_scaling > SCALED else "mild")
 
 
 def _as_the_recipe_says(measured: Measured, given: Given) -> Choices:

@@ -40,13 +40,14 @@ from stages.methods import find_method, plan_of, recipe_of, training_of
 from stages.methods.recipe import Generate, Recipe, Train
 from stages.planning.choosing import Measured
 from stages.planning.grids import Spacing, candidates, timed_grid
+from stages.planning.residual import residual_scaling
 from stages.processes import Processes
 from stages.training.fitting import kept_bytes, noise
 from stages.training.loop import Run, step_seconds
 
 BEST = "best"  # whose parts are timed
 TRIED_SCANS = 3
-TISSUE = 0.1  # of the intensities' range
+MEASURED_SCANS = 2  # that are registered; the second call is warm
 PATIENCE_S = 5.0  # of the steps of a network
 
 
@@ -86,10 +87,15 @@ def measure(config: Config, looked: Mapping[str, Looked], device: Device, *, net
         small = timed_grid(derive, grids[0])
         if bring_atlas(config, atlases[0], spilled, small, atlas_file).fault:
             raise CannotMeasure
-        align_s, start_s = _align_seconds(config, looked, scans, packed(reference), small, scan_file, processes)
         registers = _recipe(config, networks[0], _stand_in(config, small))
-        couple_s = _couple_seconds(registers, atlas_file, scan_file, small, device, config)
-        tissue = _tissue_at_edges(spilled)
+        align_s, couple_s, start_s, scalings = 0.0, 0.0, 0.0, []
+        for turn in range(min(MEASURED_SCANS, len(scans))):
+            turned = scans[turn:] + scans[:turn]
+            align_s, started_s = _align_seconds(config, looked, turned, packed(reference), small, scan_file, processes)
+            start_s = max(start_s, started_s)  # the second scan finds the processes started
+            couple_s, displacement = _couple_seconds(registers, atlas_file, scan_file, small, device, config)
+            if displacement is not None:
+                scalings.append(residual_scaling(displacement, _label_of(atlas_file), small.spacing_mm))
     with torch.random.fork_rng(devices=[]):
         step_s = {network: _step_seconds(config, network, small, device) for network in networks}
         step_bytes = {network: _step_bytes(config, network, small) for network in networks}
@@ -98,7 +104,8 @@ def measure(config: Config, looked: Mapping[str, Looked], device: Device, *, net
         grids=tuple(grids), align_s=align_s, couple_s=couple_s, step_s=step_s, step_bytes=step_bytes,
         scans=len(scans), atlases=len(atlases), free_bytes=device.free_bytes(),
         align_workers=workers, couple_workers=1 if on_gpu else workers,
-        tissue_at_edges=tissue, start_s=start_s, way=str(device), took_s=time.monotonic() - began,
+        residual_scaling=float(np.mean(scalings or [1.0])),
+        start_s=start_s, way=str(device), took_s=time.monotonic() - began,
     )  # fmt: skip
 
 
@@ -162,23 +169,28 @@ def _recipe(config: Config, network: str, cohort: Cohort) -> Recipe:
 
 def _couple_seconds(
     recipe: Recipe, atlas_file: Path, scan_file: Path, grid: Grid, device: Device, config: Config
-) -> float:
-    """Seconds of a couple's registration per voxel; 0: the recipe registers none."""
+) -> tuple[float, np.ndarray | None]:
+    """Seconds of a couple's registration per voxel, and its displacement; 0 and None: the recipe registers none."""
     steps = [step for number in range(len(recipe.rounds)) for step in recipe.steps(number)]
     if recipe.answer.registers is None or not any(isinstance(step, Generate) for step in steps):
-        return 0.0
+        return 0.0, None
     pair = []
     for file in (atlas_file, scan_file):
         with np.load(file) as stored:
             pair.append(stored["image"])
     began = time.monotonic()
-    next(
+    _, displacement = next(
         displacements(
             recipe.answer.registers, [(pair[0], pair[1])], ["scan"], spacing_mm=grid.spacing_mm, device=device,
             config=config,
         )
     )  # fmt: skip
-    return (time.monotonic() - began) / float(np.prod(grid.shape))
+    return (time.monotonic() - began) / float(np.prod(grid.shape)), displacement
+
+
+def _label_of(atlas_file: Path) -> np.ndarray:
+    with np.load(atlas_file) as stored:
+        return stored["label"]
 
 
 def _step_seconds(config: Config, network: str, grid: Grid, device: Device) -> float:
@@ -210,12 +222,3 @@ def _learning(recipe: Recipe) -> Train:
     if not isinstance(step, Train):
         raise LrlsError(f"{BEST} trains no segmentation network.")
     return step
-
-
-def _tissue_at_edges(spilled: Path) -> float:
-    """Share of the atlas's six faces that show tissue."""
-    with np.load(spilled) as stored:
-        voxels = stored["voxels"]
-    faces = [voxels.take(place, axis) for axis in range(3) for place in (0, -1)]
-    shown = np.concatenate([face.ravel() for face in faces]) > TISSUE
-    return float(shown.mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 from stages.planning.choosing import ALIGNING, COUPLING, STEPS_OF_A_GRID, STEPS_OF_FULL, Choices, Given, Measured
@@ -103,7 +104,7 @@ def _by_steps(choices: Choices) -> str:
 def _augmentation(measured: Measured, doubled: Choices | None) -> str:
     if doubled is None:
         return "the recipe's"
-    return f"{measured.tissue_at_edges:.0%} of the image's faces show tissue"
+    return f"alignment leaves structures scaled by {math.exp(measured.residual_scaling) - 1:.0%}"
 
 
 def _steps(measured: Measured, choices: Choices, doubled: Choices | None) -> Row:

@@ -145,8 +145,8 @@ def test_a_network_that_only_the_file_names_is_planned_with():
 
 
 def test_crops_are_augmented_strongly():
-    assert choose(measured(tissue_at_edges=0.9), 1800).augmentation == "strong"
-    assert choose(measured(tissue_at_edges=0.1), 1800).augmentation == "mild"
+    assert choose(measured(residual_scaling=0.2), 1800).augmentation == "strong"
+    assert choose(measured(residual_scaling=0.03), 1800).augmentation == "mild"
 
 
 def test_without_a_budget_the_recipe_decides_and_the_time_is_said():
