@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stages.answering.flat_borders import flatten
@@ -16,7 +17,7 @@ from stages.config import Config
 from stages.data.own_space import classes_in_own_space
 from stages.device import Device
 from stages.methods.recipe import Answer as AnswerBy
-from stages.parts.voting import vote
+from stages.parts.voting import fits, fused, vote
 
 AT_ONCE = 32  # scans per call of `Answering.answers`; limits memory
 
@@ -59,7 +60,8 @@ class Answer:
         network: class probabilities of the segmentation network S; None: the method has no network.
         votes: class probabilities of the propagated labels, on the CPU; None: no labels are propagated.
         fields: displacement of each atlas to the scan, (3, D, H, W), voxels.
-        mean: of `network` and `votes`, or the one that is not None.
+        mean: of `network` and `votes`, weighed by the atlases' fit to the scan, or the one that is not None; see
+            `stages.parts.voting.fused`.
         probabilities: the final answer: `mean` if the method fuses, otherwise `network`, without a network `votes`.
     """
 
@@ -108,22 +110,20 @@ class Answering:
         fields: dict[int, np.ndarray] = {}
         for turn, scan in enumerate(scans):
             network = self.segment(scan.image) if self.answer_by.network is not None else None
-            votes, atlas_fields = None, []
+            votes, atlas_fields, mean = None, [], network
             if self.registers:
                 places = [turn * len(labelled) + k for k in range(len(labelled))]
                 while not all(k in fields for k in places):
                     place, field = next(stream)
                     fields[place] = field
                 atlas_fields = [fields.pop(k) for k in places]
-                votes = vote(labelled, atlas_fields, scan.image, self.num_classes)
-            yield self._combined(scan.case, network, votes, atlas_fields)
-
-    def _combined(self, case: str, network: Tensor | None, votes: Tensor | None, fields: list[np.ndarray]) -> Answer:
-        if network is None:
-            assert votes is not None, "a method without a network propagates labels"
-            return Answer(case, None, votes, fields, votes, votes)
-        mean = network if votes is None else (network + votes.to(network.device)) / 2
-        return Answer(case, network, votes, fields, mean, mean if self.answer_by.fuse else network)
+                votes = mean = vote(labelled, atlas_fields, scan.image, self.num_classes)
+                if network is not None:
+                    fit = torch.stack(fits(labelled, atlas_fields, scan.image)).mean(0)
+                    mean = fused(network, votes.to(network.device), fit.to(network.device))
+            assert mean is not None, "a method without a network propagates labels"
+            answer = mean if network is None or self.answer_by.fuse else network
+            yield Answer(scan.case, network, votes, atlas_fields, mean, answer)
 
     def segment(self, image: np.ndarray) -> Tensor:
         """Class probabilities (C, D, H, W) of the segmentation network for an image on the grid, on the device."""

@@ -37,7 +37,9 @@ class Settings(AnswerSettings):
     fine_steps: int = Field(15, ge=0, description="Steps of instance optimisation at full resolution.")
     smoothness_weight: float = Field(1.0, ge=0, description="Weight of the displacement's smoothness.")
     fuse: Annotated[bool, ANSWER] = Field(
-        True, description="The answer is the mean of S's probabilities and the propagated label; off: S alone."
+        True,
+        description="The answer is the mean of S's probabilities and the propagated label, whose weight is half of how "
+        "well the warped atlas fits the scan there (LNCC); off: S alone.",
     )
     flat_borders: Annotated[bool, ANSWER] = Field(
         True, description="Where the atlases draw a border as one plane of voxels, the answer does, too."

@@ -132,7 +132,7 @@ class Answer:
         network: gives class probabilities of an image; None: the atlases' labels are propagated.
         registers: a network (moving, fixed) -> displacement, a classical method, or gradient descent on each pair; data
             are generated with it, too. None: nothing is registered.
-        fuse: the answer is the mean of the network's probabilities and the propagated ones.
+        fuse: the answer is the network's probabilities and the propagated ones together, see `parts.voting.fused`.
         flat_borders: where the atlases draw a border as one plane of voxels, the network's answer has one, too.
     """
 

@@ -13,6 +13,32 @@ from stages.parts.losses import lncc
 from stages.parts.warps import one_hot, warp, warp_probabilities
 
 
+def fits(
+    atlases: Sequence[tuple[np.ndarray, np.ndarray]], fields: Sequence[np.ndarray], scan: np.ndarray
+) -> list[Tensor]:
+    """How well each warped atlas fits a scan at each voxel: LNCC, mean over the channels, (D, H, W) in [0, 1].
+
+    Args: as of `vote`.
+    """
+    pairs = zip(atlases, fields, strict=True)
+    warped = (warp(as_images(image), torch.from_numpy(field)[None]) for (image, _), field in pairs)
+    return [lncc(image, as_images(scan)).mean(1)[0] for image in warped]
+
+
+def fused(network: Tensor, votes: Tensor, fit: Tensor) -> Tensor:
+    """A network's probabilities and propagated ones, together: half of each where the atlases fit the scan.
+
+        (1 - fit / 2) network + fit / 2 votes
+
+    Where they do not, registration found no correspondence, or there is nothing to see, and the network has the word.
+
+    Args:
+        network, votes: (C, D, H, W).
+        fit: (D, H, W) in [0, 1]; see `fits`.
+    """
+    return torch.lerp(network, votes, fit.clamp(0, 1) / 2)
+
+
 def vote(
     atlases: Sequence[tuple[np.ndarray, np.ndarray]],
     fields: Sequence[np.ndarray],
@@ -33,14 +59,12 @@ def vote(
         (num_classes, D, H, W), sums to 1.
     """
     warped = []
-    similarity = []
-    for (image, label), field in zip(atlases, fields, strict=True):
-        displacement = torch.from_numpy(field)[None]
+    for (_, label), field in zip(atlases, fields, strict=True):
         classes = torch.from_numpy(label.astype(np.int16))[None]
-        warped.append(warp_probabilities(one_hot(classes, num_classes), displacement)[0])
-        similarity.append(float(lncc(warp(as_images(image), displacement), as_images(scan)).mean()))
+        warped.append(warp_probabilities(one_hot(classes, num_classes), torch.from_numpy(field)[None])[0])
     if len(warped) == 1:
         return warped[0]
+    similarity = [float(one.mean()) for one in fits(atlases, fields, scan)]
     ranks = np.argsort(np.argsort(similarity))
     weights = 1 + 1e-3 * torch.from_numpy(ranks).float()
     labels = (probabilities.argmax(0)[None] for probabilities in warped)

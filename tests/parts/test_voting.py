@@ -1,0 +1,35 @@
+"""Fusion of a network with propagated labels where it is clear who is right."""
+
+import numpy as np
+import torch
+
+from stages.parts.voting import fits, fused
+
+SHAPE = (16, 16, 16)
+
+
+def texture(seed):
+    return np.random.default_rng(seed).random(SHAPE).astype(np.float32)
+
+
+def probabilities(of_structure):
+    share = torch.full(SHAPE, float(of_structure))
+    return torch.stack([1 - share, share])
+
+
+def test_an_atlas_fits_itself_and_not_another_image():
+    image, still = texture(0), np.zeros((3, *SHAPE), np.float32)
+    label = np.zeros(SHAPE, np.uint8)
+    same, other = fits([(image, label), (texture(1), label)], [still, still], image)
+    assert same.shape == SHAPE
+    assert float(same.mean()) > 0.99 and float(other.mean()) < 0.2  # windows over the border see zeros
+
+
+def test_half_of_each_where_the_atlas_fits_and_the_network_alone_where_it_does_not():
+    network, votes = probabilities(0.4), probabilities(1.0)
+    fit = torch.zeros(SHAPE)
+    fit[:8] = 1.0
+    answer = fused(network, votes, fit)
+    assert torch.allclose(answer[1, :8], torch.tensor(0.7))
+    assert torch.allclose(answer[1, 8:], torch.tensor(0.4))
+    assert torch.allclose(answer.sum(0), torch.ones(SHAPE))
