@@ -22,7 +22,7 @@ def test_an_atlas_fits_itself_and_not_another_image():
     label = np.zeros(SHAPE, np.uint8)
     same, other = fits([(image, label), (texture(1), label)], [still, still], image)
     assert same.shape == SHAPE
-    assert float(same.mean()) > 0.99 and float(other.mean()) < 0.2  # windows over the border see zeros
+    assert float(same.mean()) > 0.99 and float(other[5:-5, 5:-5, 5:-5].mean()) < 0.05
 
 
 def test_half_of_each_where_the_atlas_fits_and_the_network_alone_where_it_does_not():
