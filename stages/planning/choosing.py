@@ -4,8 +4,9 @@
 
 1. Alignments take at most `ALIGNING` of the budget: otherwise only the first unlabelled scans are used, 4 at least.
 2. Registering couples takes at most `COUPLING` of it: otherwise fewer couples are, 4 at least.
-3. The grid is the finest on which the light network gets `STEPS_OF_A_GRID` steps of one couple; none: the coarsest.
-4. The network is the full one where it gets `STEPS_OF_FULL` steps of two couples.
+3. The grid is the finest on which the cheapest network gets `STEPS_OF_A_GRID` steps of one couple; none: the coarsest.
+4. The network is the costliest one that gets `STEPS_OF_TWO` steps of two couples there, or of all but the full one
+   `STEPS_OF_A_GRID` steps of one couple.
 5. A step has two couples where `STEPS_OF_TWO` steps of them remain.
 
 Source of the numbers: docs/plan.md.
@@ -23,7 +24,7 @@ OVERHEAD_S = 3.0  # reading and verifying what the stages before wrote
 ALIGNING, COUPLING = 0.25, 0.3  # of the budget, at most
 LEAST_SCANS = LEAST_COUPLES = 4
 MOST_COUPLES = 150
-STEPS_OF_A_GRID, STEPS_OF_FULL, STEPS_OF_TWO = 600, 1000, 1000
+STEPS_OF_A_GRID, STEPS_OF_TWO = 600, 1000
 LEAST_STEPS = 100
 LEAST_CEILING = 0.85  # DSC of the atlas's own label after a round trip over the grid
 MEMORY = 1.5  # a step takes about this much of what is kept for the gradients
@@ -103,6 +104,11 @@ class Measured:
         """Whether there is memory for a step."""
         needed = MEMORY * self.step_bytes[network] * grid.voxels * batch_size
         return self.free_bytes is None or needed < self.free_bytes
+
+    @property
+    def cheapest(self) -> str:
+        """The network with the fastest step."""
+        return min(self.step_s, key=self.step_s.__getitem__)
 
     @property
     def overhead_s(self) -> float:
@@ -196,7 +202,7 @@ def _minutes() -> Iterable[int]:
 
 
 def _fits_at_all(measured: Measured, grid: GridOption, given: Given) -> bool:
-    return measured.fits(grid, given.network or "light", given.batch_size or 1)
+    return measured.fits(grid, given.network or measured.cheapest, given.batch_size or 1)
 
 
 def _most_couples(measured: Measured, given: Given) -> int:
@@ -215,7 +221,7 @@ def _on(grid: GridOption, measured: Measured, usable: float, given: Given) -> Ch
         turns = int(COUPLING * usable / (measured.couple_s * grid.voxels))
         couples = min(couples, max(LEAST_COUPLES, turns * measured.couple_workers))
         scans = min(scans, max(LEAST_SCANS, math.ceil(couples / measured.atlases)))
-    network, batch_size = given.network or "light", given.batch_size or 1
+    network, batch_size = given.network or measured.cheapest, given.batch_size or 1
     return _choices(grid, network, batch_size, couples, scans, measured, usable, given)
 
 
@@ -233,15 +239,15 @@ def _choices(
 
 
 def _refined(cheapest: Choices, measured: Measured, usable: float, given: Given) -> Choices:
-    """The same grid with the full network or a batch of two, where enough steps remain."""
-    batch_size = given.batch_size or 2
-    for network in [given.network] if given.network else ["full", "light"]:
-        least = STEPS_OF_FULL if network == "full" and not given.network else STEPS_OF_TWO
-        choices = _choices(
-            cheapest.grid, network, batch_size, cheapest.couples, cheapest.scans, measured, usable, given
-        )
-        if choices.steps >= least and measured.fits(cheapest.grid, network, batch_size):
-            return choices
+    """The same grid with a costlier network or a batch of two, where enough steps remain."""
+    grid = cheapest.grid
+    for network in [given.network] if given.network else sorted(measured.step_s, key=measured.step_s.__getitem__)[::-1]:
+        for batch_size, least in ((2, STEPS_OF_TWO), (1, STEPS_OF_A_GRID)):
+            if (network == "full" and batch_size == 1) or given.batch_size not in (None, batch_size):
+                continue
+            choices = _choices(grid, network, batch_size, cheapest.couples, cheapest.scans, measured, usable, given)
+            if choices.steps >= least and measured.fits(grid, network, batch_size):
+                return choices
     return cheapest
 
 

@@ -56,7 +56,7 @@ class Planning:
             with suppress(KeyError, TypeError, ValueError):
                 return replace(read_measured(stored), took_s=0.0)  # what took time then takes none now
         say("planning: timing an alignment, a registration, and steps of networks")
-        networks = [self.hand.network] if self.hand.network else ["light", "full"]
+        networks = [self.hand.network] if self.hand.network else ["light", "small", "full"]
         measured = measure(self.config, self.looked, self.device, networks=networks)
         keep(file, asdict(measured))
         return measured

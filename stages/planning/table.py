@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 
-from stages.planning.choosing import ALIGNING, COUPLING, STEPS_OF_A_GRID, STEPS_OF_FULL, Choices, Given, Measured
+from stages.planning.choosing import ALIGNING, COUPLING, STEPS_OF_A_GRID, Choices, Given, Measured
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def _couples(measured: Measured, choices: Choices, given: Given) -> Row:
 
 def _network(measured: Measured, choices: Choices, given: Given) -> Row:
     step = measured.step_of(choices.grid, choices.network, choices.batch_size)
-    reason = f"{STEPS_OF_FULL} steps of full fit" if choices.network == "full" else "full is slower"
+    costlier = [name for name, seconds in measured.step_s.items() if seconds > measured.step_s[choices.network]]
+    reason = f"{choices.steps} steps of it fit" if not costlier else f"{' and '.join(costlier)} would get too few steps"
     return Row("network", choices.network, _hand(given.network) or reason, f"{step:.2f} s a step")
 
 

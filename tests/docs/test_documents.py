@@ -20,3 +20,13 @@ def check(config):
 @pytest.mark.parametrize("name", ["hippocampus", "brain"])
 def test_settings_of_the_benchmarks_are_understood(name):
     check(load_config(ROOT / "docs" / "benchmarks" / f"{name}.yaml"))
+
+
+ANY = sorted((ROOT / "docs" / "benchmarks" / "any").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ANY, ids=[path.stem for path in ANY])
+def test_benchmarks_of_any_anatomy_name_data_and_structures_alone(path):
+    assert len(ANY) == 6
+    named = load_config(path).model_fields_set
+    assert named == {"workspace", "data", "structures", "others", "seed"}

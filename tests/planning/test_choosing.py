@@ -62,6 +62,16 @@ def test_a_slow_machine_takes_a_coarser_grid_on_which_the_light_network_gets_its
     assert choose(replace(slow, grids=(finer,)), 1800).steps < choosing.STEPS_OF_A_GRID
 
 
+def test_a_small_network_takes_a_finer_grid_and_a_light_one_where_it_gets_its_steps_there():
+    costs = {"small": 2e-6, "light": 8e-6, "full": 3e-5}
+    slow = measured(**SLOW | {"step_s": costs, "step_bytes": dict.fromkeys(costs, 300.0)})
+    chosen, without = choose(slow, 1800), choose(measured(**SLOW), 1800)
+    assert (chosen.network, without.network) == ("small", "light")
+    assert chosen.grid.voxels > without.grid.voxels
+    coarse = choose(replace(slow, grids=(without.grid,)), 1800)
+    assert coarse.network == "light"
+
+
 def test_more_time_never_takes_a_coarser_grid_or_fewer_scans():
     slow = measured(**SLOW)
     chosen = [choose(slow, 60.0 * minutes) for minutes in range(5, 240, 5)]
