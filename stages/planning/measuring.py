@@ -207,7 +207,7 @@ def _step_seconds(config: Config, network: str, grid: Grid, device: Device) -> f
     settings = training_of(method, config, "train_seg").model_copy(update={"batch_size": 1})
     with tempfile.TemporaryDirectory() as folder:
         run = Run(step.phases, recipe.trained(step), data, settings, device, 0, Draft(Path(folder)))
-        return step_seconds(run, most=3, patience_s=PATIENCE_S) / data.images[0, 0].numel()
+        return step_seconds(run, warm=2, most=4, patience_s=PATIENCE_S, typical=min) / data.images[0, 0].numel()
 
 
 def _step_bytes(config: Config, network: str, grid: Grid) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,15 +137,19 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
                 _save(run, checkpoint, index, step, steps, optimizers, averages)
 
 
-def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 10.0) -> float:
+def step_seconds(
+    run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 10.0,
+    typical: Callable[[list[float]], float] = statistics.median,
+) -> float:  # fmt: skip
     """Seconds that a step of this run takes on this machine, with its phases weighted by their shares.
 
     Takes a few steps of learning rate 0 in every phase; the run's random draws go on.
 
     Args:
         warm: first steps of a phase, which do not count.
-        most: steps of a phase whose median counts.
+        most: steps of a phase that count.
         patience_s: measuring a phase ends after this time, with one step at least.
+        typical: of the steps that count.
     """
     total = 0.0
     for phase in run.phases:
@@ -170,7 +174,7 @@ def step_seconds(run: Run, *, warm: int = 1, most: int = 6, patience_s: float = 
             if run.device.torch.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.monotonic() - started - seldom_s)
-        total += phase.share * statistics.median(times[warm:])
+        total += phase.share * typical(times[warm:])
     return total
 
 
