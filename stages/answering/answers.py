@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from stages.config import Config
 from stages.data.own_space import classes_in_own_space
 from stages.device import Device
 from stages.methods.recipe import Answer as AnswerBy
-from stages.parts.voting import fits, fused, vote
+from stages.parts.voting import fits, fused, learned, vote
 
 AT_ONCE = 32  # scans per call of `Answering.answers`; limits memory
 
@@ -60,8 +61,7 @@ class Answer:
         network: class probabilities of the segmentation network S; None: the method has no network.
         votes: class probabilities of the propagated labels, on the CPU; None: no labels are propagated.
         fields: displacement of each atlas to the scan, (3, D, H, W), voxels.
-        mean: of `network` and `votes`, weighed by the atlases' fit to the scan, or the one that is not None; see
-            `stages.parts.voting.fused`.
+        mean: `network` and `votes` together, see `stages.parts.voting.fused`, or the one that is not None.
         probabilities: the final answer: `mean` if the method fuses, otherwise `network`, without a network `votes`.
     """
 
@@ -120,10 +120,17 @@ class Answering:
                 votes = mean = vote(labelled, atlas_fields, scan.image, self.num_classes)
                 if network is not None:
                     fit = torch.stack(fits(labelled, atlas_fields, scan.image)).mean(0)
-                    mean = fused(network, votes.to(network.device), fit.to(network.device))
+                    mean = fused(network, votes.to(network.device), fit.to(network.device), self._learned)
             assert mean is not None, "a method without a network propagates labels"
             answer = mean if network is None or self.answer_by.fuse else network
             yield Answer(scan.case, network, votes, atlas_fields, mean, answer)
+
+    @cached_property
+    def _learned(self) -> Tensor:
+        """How far the network has learned each class; see `stages.parts.voting.learned`."""
+        answers = [self.segment(atlas.image).argmax(0) for atlas in self.atlases]
+        labels = [torch.from_numpy(atlas.label.astype(np.int64)) for atlas in self.atlases]
+        return learned(answers, labels, self.num_classes)
 
     def segment(self, image: np.ndarray) -> Tensor:
         """Class probabilities (C, D, H, W) of the segmentation network for an image on the grid, on the device."""

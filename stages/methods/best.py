@@ -38,8 +38,8 @@ class Settings(AnswerSettings):
     smoothness_weight: float = Field(1.0, ge=0, description="Weight of the displacement's smoothness.")
     fuse: Annotated[bool, ANSWER] = Field(
         True,
-        description="The answer is the mean of S's probabilities and the propagated label, whose weight is half of how "
-        "well the warped atlas fits the scan there (LNCC); off: S alone.",
+        description="S's probabilities and the propagated label together; the label's weight is half of how well "
+        "the warped atlas fits the scan there (LNCC), and more for what S has not learned; off: S alone.",
     )
     flat_borders: Annotated[bool, ANSWER] = Field(
         True, description="Where the atlases draw a border as one plane of voxels, the answer does, too."

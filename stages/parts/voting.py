@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.parts.channels import as_images
 from stages.parts.losses import lncc
+from stages.parts.metrics import dice_per_class
 from stages.parts.warps import one_hot, warp, warp_probabilities
 
 
@@ -25,18 +26,43 @@ def fits(
     return [lncc(image, as_images(scan)).mean(1)[0] for image in warped]
 
 
-def fused(network: Tensor, votes: Tensor, fit: Tensor) -> Tensor:
-    """A network's probabilities and propagated ones, together: half of each where the atlases fit the scan.
+LEARNED = 0.9  # DSC of a network's answer for an atlas that it learned from, from which it has learned a structure
 
-        (1 - fit / 2) network + fit / 2 votes
 
-    Where they do not, registration found no correspondence, or there is nothing to see, and the network has the word.
+def learned(answers: Sequence[Tensor], labels: Sequence[Tensor], num_classes: int) -> Tensor:
+    """How far a network has learned each class, from its answers for the atlases that it learned from.
+
+        min(1, (DSC / 0.9)^2), mean over the atlases that have the structure
+
+    Args:
+        answers, labels: class indices of each atlas, (D, H, W).
+
+    Returns:
+        (num_classes,) in [0, 1]; 1 for the background, and for structures that no atlas and no answer has.
+    """
+    pairs = zip(answers, labels, strict=True)
+    dice = torch.stack([dice_per_class(answer, label.to(answer.device), num_classes) for answer, label in pairs])
+    known = torch.nan_to_num(dice.nanmean(0), nan=1.0).float()
+    return torch.cat([known.new_ones(1), (known / LEARNED).square().clamp(max=1)])
+
+
+def fused(network: Tensor, votes: Tensor, fit: Tensor, trust: Tensor) -> Tensor:
+    """A network's probabilities and propagated ones, together.
+
+        a network + (1 - a) votes,  a(x) = (1 - fit(x) / 2) trust(x)
+
+    Half of each where the atlases fit the scan. Where they do not, registration found no correspondence, or there is
+    nothing to see, and the network has the word. Where the network or the votes see a structure that the network has
+    not learned, the votes have it.
 
     Args:
         network, votes: (C, D, H, W).
         fit: (D, H, W) in [0, 1]; see `fits`.
+        trust: (C,) in [0, 1]; see `learned`. A voxel's is the lower one of what either sees there.
     """
-    return torch.lerp(network, votes, fit.clamp(0, 1) / 2)
+    of_class = trust.view(-1, 1, 1, 1)
+    here = torch.minimum((network * of_class).sum(0), (votes * of_class).sum(0))
+    return torch.lerp(votes, network, (1 - fit.clamp(0, 1) / 2) * here)
 
 
 def vote(
