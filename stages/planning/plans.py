@@ -28,7 +28,8 @@ from stages.planning.obeying import BEST, RIVALS, as_settings, asked, given
 from stages.planning.table import duration, rows
 from stages.progress import say
 
-VERSION = 1  # of the rules and measurements; after a change everything is planned anew
+VERSION = 2  # of the rules and measurements; after a change everything is planned anew
+MOST_OF_SMALL = 8  # structures that the small network's 16 channels can tell apart
 
 
 class Planning:
@@ -56,7 +57,8 @@ class Planning:
             with suppress(KeyError, TypeError, ValueError):
                 return replace(read_measured(stored), took_s=0.0)  # what took time then takes none now
         say("planning: timing an alignment, a registration, and steps of networks")
-        networks = [self.hand.network] if self.hand.network else ["light", "small", "full"]
+        few = len(self.config.structures) <= MOST_OF_SMALL
+        networks = [self.hand.network] if self.hand.network else ["light", *(["small"] if few else []), "full"]
         measured = measure(self.config, self.looked, self.device, networks=networks)
         keep(file, asdict(measured))
         return measured
