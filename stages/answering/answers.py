@@ -106,24 +106,29 @@ class Answering:
                 self.answer_by.registers, pairs, [scan.case for scan in scans for _ in self.atlases],
                 spacing_mm=self.grid.spacing_mm, device=self.device, config=self.config,
             )  # fmt: skip
-        labelled = [(atlas.image, atlas.label) for atlas in self.atlases]
         fields: dict[int, np.ndarray] = {}
         for turn, scan in enumerate(scans):
             network = self.segment(scan.image) if self.answer_by.network is not None else None
-            votes, atlas_fields, mean = None, [], network
+            of_scan = []
             if self.registers:
-                places = [turn * len(labelled) + k for k in range(len(labelled))]
+                places = [turn * len(self.atlases) + k for k in range(len(self.atlases))]
                 while not all(k in fields for k in places):
                     place, field = next(stream)
                     fields[place] = field
-                atlas_fields = [fields.pop(k) for k in places]
-                votes = mean = vote(labelled, atlas_fields, scan.image, self.num_classes)
-                if network is not None:
-                    fit = torch.stack(fits(labelled, atlas_fields, scan.image)).mean(0)
-                    mean = fused(network, votes.to(network.device), fit.to(network.device), self._learned)
-            assert mean is not None, "a method without a network propagates labels"
-            answer = mean if network is None or self.answer_by.fuse else network
-            yield Answer(scan.case, network, votes, atlas_fields, mean, answer)
+                of_scan = [fields.pop(k) for k in places]
+            yield self._combined(scan.case, scan.image, network, of_scan)
+
+    def _combined(self, case: str, image: np.ndarray, network: Tensor | None, fields: list[np.ndarray]) -> Answer:
+        if not fields:
+            assert network is not None, "a method without a network propagates labels"
+            return Answer(case, network, None, fields, network, network)
+        labelled = [(atlas.image, atlas.label) for atlas in self.atlases]
+        votes = vote(labelled, fields, image, self.num_classes)
+        if network is None:
+            return Answer(case, None, votes, fields, votes, votes)
+        fit = torch.stack(fits(labelled, fields, image)).mean(0)
+        mean = fused(network, votes.to(network.device), fit.to(network.device), self._learned)
+        return Answer(case, network, votes, fields, mean, mean if self.answer_by.fuse else network)
 
     @cached_property
     def _learned(self) -> Tensor:
