@@ -4,9 +4,11 @@
 
 1. Alignments take at most `ALIGNING` of the budget: otherwise only the first unlabelled scans are used, 4 at least.
 2. Registering couples takes at most `COUPLING` of it: otherwise fewer couples are, 4 at least.
-3. The grid is the finest on which the cheapest network gets `STEPS_OF_A_GRID` steps of one couple; none: the coarsest.
+3. The grid is the finest on which the cheapest network gets `STEPS_OF_A_GRID` steps of one couple, or
+   `STEPS_WHERE_ALIKE` where alignment leaves scans alike, so that registration answers well and gains from
+   resolution; none: the coarsest.
 4. The network is the costliest one that gets `STEPS_OF_TWO` steps of two couples there, or of all but the full one
-   `STEPS_OF_A_GRID` steps of one couple.
+   as many steps of one couple as a grid needs.
 5. A step has two couples where `STEPS_OF_TWO` steps of them remain.
 
 Source of the numbers: docs/plan.md.
@@ -24,7 +26,7 @@ OVERHEAD_S = 3.0  # reading and verifying what the stages before wrote
 ALIGNING, COUPLING = 0.25, 0.3  # of the budget, at most
 LEAST_SCANS = LEAST_COUPLES = 4
 MOST_COUPLES = 150
-STEPS_OF_A_GRID, STEPS_OF_TWO = 400, 1000
+STEPS_OF_A_GRID, STEPS_WHERE_ALIKE, STEPS_OF_TWO = 800, 400, 1000
 LEAST_STEPS = 100
 LEAST_CEILING = 0.85  # DSC of the atlas's own label after a round trip over the grid
 MEMORY = 1.5  # a step takes about this much of what is kept for the gradients
@@ -106,6 +108,11 @@ class Measured:
         return self.free_bytes is None or needed < self.free_bytes
 
     @property
+    def steps_of_a_grid(self) -> int:
+        """Steps that a grid must leave time for."""
+        return STEPS_OF_A_GRID if self.residual_scaling > SCALED else STEPS_WHERE_ALIKE
+
+    @property
     def cheapest(self) -> str:
         """The network with the fastest step."""
         return min(self.step_s, key=self.step_s.__getitem__)
@@ -176,10 +183,10 @@ def choose(measured: Measured, budget_s: float | None, given: Given | None = Non
         return _as_the_recipe_says(measured, given)
     usable = budget_s * (1 - MARGIN) - measured.overhead_s - measured.took_s
     options = [_on(grid, measured, usable, given) for grid in measured.allowed() if _fits_at_all(measured, grid, given)]
-    for least in (STEPS_OF_A_GRID, LEAST_STEPS):
-        enough = [option for option in options if option.steps >= least]
-        if enough:
-            return _refined(enough[0] if least == STEPS_OF_A_GRID else enough[-1], measured, usable, given)
+    if enough := [option for option in options if option.steps >= measured.steps_of_a_grid]:
+        return _refined(enough[0], measured, usable, given)
+    if few := [option for option in options if option.steps >= LEAST_STEPS]:
+        return _refined(few[-1], measured, usable, given)
     raise TooShort
 
 
@@ -242,7 +249,7 @@ def _refined(cheapest: Choices, measured: Measured, usable: float, given: Given)
     """The same grid with a costlier network or a batch of two, where enough steps remain."""
     grid = cheapest.grid
     for network in [given.network] if given.network else sorted(measured.step_s, key=measured.step_s.__getitem__)[::-1]:
-        for batch_size, least in ((2, STEPS_OF_TWO), (1, STEPS_OF_A_GRID)):
+        for batch_size, least in ((2, STEPS_OF_TWO), (1, measured.steps_of_a_grid)):
             if (network == "full" and batch_size == 1) or given.batch_size not in (None, batch_size):
                 continue
             choices = _choices(grid, network, batch_size, cheapest.couples, cheapest.scans, measured, usable, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 
-from stages.planning.choosing import ALIGNING, COUPLING, STEPS_OF_A_GRID, Choices, Given, Measured
+from stages.planning.choosing import ALIGNING, COUPLING, Choices, Given, Measured
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def _grid(measured: Measured, choices: Choices) -> Row:
     elif choices.is_derived:
         reason = "the derived one"
     else:
-        reason = f"the finest with {STEPS_OF_A_GRID} steps" if choices.steps >= STEPS_OF_A_GRID else "the coarsest"
+        least = measured.steps_of_a_grid
+        reason = f"the finest with {least} steps" if choices.steps >= least else "the coarsest"
     kept = f"{grid.ceiling:.3f} of the atlas's label survives it" if len(measured.grids) > 1 else ""
     return Row("grid", str(grid), reason, kept)
 
