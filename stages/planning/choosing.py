@@ -26,7 +26,7 @@ OVERHEAD_S = 3.0  # reading and verifying what the stages before wrote
 ALIGNING, COUPLING = 0.25, 0.3  # of the budget, at most
 LEAST_SCANS = LEAST_COUPLES = 4
 MOST_COUPLES = 150
-STEPS_OF_A_GRID, STEPS_WHERE_ALIKE, STEPS_OF_TWO = 800, 400, 1000
+STEPS_OF_A_GRID, STEPS_WHERE_ALIKE, STEPS_OF_TWO = 800, 150, 1000
 LEAST_STEPS = 100
 LEAST_CEILING = 0.85  # DSC of the atlas's own label after a round trip over the grid
 MEMORY = 1.5  # a step takes about this much of what is kept for the gradients

@@ -31,7 +31,7 @@ def measured(**changes: Any) -> Measured:
     return Measured(**(costs | changes))
 
 
-SLOW = {"align_s": 18.0, "couple_s": 6e-5, "step_s": {"light": 8e-6, "full": 3e-5}}
+SLOW = {"align_s": 18.0, "couple_s": 6e-5, "step_s": {"light": 8e-6, "full": 3e-5}, "residual_scaling": 0.3}
 
 
 @pytest.mark.parametrize("budget_s", [600, 1800, 3600])
@@ -57,13 +57,13 @@ def test_a_slow_machine_takes_a_coarser_grid_on_which_the_light_network_gets_its
     slow = measured(**SLOW)
     chosen = choose(slow, 1800)
     assert (chosen.network, chosen.is_derived) == ("light", False)
-    assert chosen.steps >= choosing.STEPS_WHERE_ALIKE
+    assert chosen.steps >= choosing.STEPS_OF_A_GRID
     finer = slow.grids[slow.grids.index(chosen.grid) - 1]
-    assert choose(replace(slow, grids=(finer,)), 1800).steps < choosing.STEPS_WHERE_ALIKE
+    assert choose(replace(slow, grids=(finer,)), 1800).steps < choosing.STEPS_OF_A_GRID
 
 
 def test_scans_that_alignment_leaves_unlike_get_more_steps_on_a_coarser_grid():
-    alike, unlike = (choose(measured(**SLOW, residual_scaling=left), 1800) for left in (0.02, 0.3))
+    alike, unlike = (choose(measured(**SLOW | {"residual_scaling": left}), 1800) for left in (0.02, 0.3))
     assert unlike.grid.voxels < alike.grid.voxels
     assert unlike.steps >= choosing.STEPS_OF_A_GRID > alike.steps >= choosing.STEPS_WHERE_ALIKE
 
@@ -115,7 +115,7 @@ def test_between_few_steps_and_enough_ones_the_coarsest_grid_is_taken():
     slow = measured(**SLOW)
     chosen = choose(slow, least_budget_s(slow))
     assert chosen.grid == slow.grids[-1]
-    assert chosen.steps < choosing.STEPS_WHERE_ALIKE
+    assert chosen.steps < choosing.STEPS_OF_A_GRID
 
 
 def test_grids_that_lose_a_structure_or_its_shape_are_not_taken():
