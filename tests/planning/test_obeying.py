@@ -123,7 +123,7 @@ def open_project(tmp_path, new_project, monkeypatch) -> Project:
     )
     project.config_file.write_text(text, encoding="utf-8")
     grids = (GridOption((1.5, 1.5, 1.5), (48, 40, 48)), GridOption((3.0, 3.0, 3.0), (24, 16, 24)))
-    costs = replace(MADE_UP, grids=grids, step_s={"light": 3e-6, "full": 1e-3}, scans=2)
+    costs = replace(MADE_UP, grids=grids, step_s={"light": 3e-6, "full": 1e-3}, scans=2, residual_scaling=0.3)
     monkeypatch.setattr("stages.planning.plans.measure", lambda *_, **__: costs)
     monkeypatch.setattr("stages.training.budget.step_seconds", lambda _: 2.0)
     monkeypatch.setattr("stages.training.runs.train", lambda _: [])  # which fills the time
@@ -176,7 +176,7 @@ def test_a_rival_takes_the_plans_grid_and_batch(open_project, in_this_process):
     assert open_project.versions("plan") == open_project.versions("cohort") == ["v0001"]
     for method in ("best", "unet", "supervised"):
         training = open_project.manifest(f"{method}/segmentation").identity.config["train_seg"]
-        assert (training["batch_size"], training["augmentation"]) == (2, "mild"), method
+        assert (training["batch_size"], training["augmentation"]) == (2, "strong"), method
 
 
 def test_settings_by_hand_win_in_a_run(open_project, in_this_process):
