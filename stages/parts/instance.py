@@ -81,8 +81,11 @@ class _Descent:
     similarity: LnccTo
 
     def __call__(self, velocity: Tensor, steps: int) -> tuple[Tensor, float]:
-        """The velocity after at most so many steps, and the loss before the last one (0 without steps)."""
-        total = 0.0
+        """The velocity after at most so many steps, and the loss before the last one (0 without steps).
+
+        No displacement stays none if no step has lowered its loss: Adam makes steps of rounding errors, too.
+        """
+        start, first, total = velocity, 0.0, 0.0
         with torch.enable_grad():
             velocity = velocity.clone().requires_grad_(True)
             optimizer = torch.optim.Adam([velocity], lr=self.of.learning_rate)
@@ -91,10 +94,13 @@ class _Descent:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                first = first if step else float(loss.detach())
                 if step % PATIENCE == PATIENCE - 1 or step == steps - 1:
                     before, total = total, float(loss.detach())
                     if before and before - total < LEAST_GAIN:
                         break
+        if steps > 1 and total >= first and not start.any():
+            return start, first
         return velocity.detach(), total
 
     def _loss(self, velocity: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def round_trip(atlas: Labelled, index: int, grid: Grid) -> float | None:
     share = to_grid(own, {"matrix": np.eye(4)}, part)
     on_grid = sitk.GetImageFromArray((share > 0.5).astype(np.float32))
     on_grid.CopyInformation(part.as_image())
-    back = sitk.GetArrayViewFromImage(sitk.Resample(on_grid, own, sitk.Transform(), sitk.sitkLinear, 0.0)) > 0.5
+    back = sitk.GetArrayFromImage(sitk.Resample(on_grid, own, sitk.Transform(), sitk.sitkLinear, 0.0)) > 0.5
     truth = sitk.GetArrayViewFromImage(own) > 0.5
     return 2 * float((back & truth).sum()) / float(back.sum() + truth.sum())
 
