@@ -24,7 +24,7 @@ from stages.artifacts.store import history, versions
 from stages.config import Config, load_config
 from stages.data.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 from stages.parts import losses
-from stages.planning.choosing import GridOption, Measured
+from stages.planning.choosing import Cost, GridOption, Measured
 
 NAMES = ("light", "full", "brbs")  # of segmentation networks
 CASES = ("atlas_1", "atlas_2", "free_1", "free_2", "dev_1", "test_1", "test_2")
@@ -198,8 +198,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MADE_UP = Measured(
     grids=(GridOption((2.0, 2.0, 2.0), (24, 16, 24)),),
-    align_s=0.01, couple_s=1e-7, step_s={"light": 1e-7, "full": 1.0, "brbs": 1.0}, step_bytes=dict.fromkeys(NAMES, 1.0),
-    scans=2, way="cpu, fp32, 1 threads",
+    align_s=0.01, couple=Cost(0.0, 1e-7),
+    step={name: Cost(0.0, seconds) for name, seconds in {"light": 1e-7, "full": 1.0, "brbs": 1.0}.items()},
+    step_bytes=dict.fromkeys(NAMES, 1.0), scans=2, way="cpu, fp32, 1 threads",
 )  # fmt: skip
 
 

@@ -61,14 +61,25 @@ class GridOption:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Seconds that something takes on a grid: fixed ones, and seconds per voxel."""
+
+    fixed_s: float
+    per_voxel_s: float
+
+    def at(self, voxels: int) -> float:
+        return self.fixed_s + self.per_voxel_s * voxels
+
+
+@dataclass(frozen=True)
 class Measured:
     """What was measured on this machine, of these scans.
 
     Args:
         grids: the derived one first, then coarser ones; or the only one that the settings allow.
         align_s: of one scan, by one process, with reading it.
-        couple_s: of registering one couple, per voxel of the grid, by one of `couple_workers`.
-        step_s: of a training step, per voxel of a couple, by network.
+        couple: of registering one couple, by one of `couple_workers`.
+        step: of a training step, by network; voxels are those of all its couples.
         step_bytes: that a step keeps, per voxel of a couple, by network.
         free_bytes: memory that there is; None: unknown.
         scans, atlases: unlabelled and labelled scans that are listed.
@@ -81,8 +92,8 @@ class Measured:
 
     grids: tuple[GridOption, ...]
     align_s: float
-    couple_s: float
-    step_s: Mapping[str, float]
+    couple: Cost
+    step: Mapping[str, Cost]
     step_bytes: Mapping[str, float]
     scans: int
     atlases: int = 1
@@ -113,9 +124,14 @@ class Measured:
         return STEPS_OF_A_GRID if self.residual_scaling > SCALED else STEPS_WHERE_ALIKE
 
     @property
+    def by_cost(self) -> list[str]:
+        """The networks, fastest step on the finest grid first."""
+        return sorted(self.step, key=lambda network: self.step_of(self.grids[0], network, 1))
+
+    @property
     def cheapest(self) -> str:
         """The network with the fastest step."""
-        return min(self.step_s, key=self.step_s.__getitem__)
+        return self.by_cost[0]
 
     @property
     def overhead_s(self) -> float:
@@ -126,10 +142,10 @@ class Measured:
         return math.ceil((scans + self.atlases - 1) / self.align_workers) * self.align_s
 
     def couple_all_s(self, couples: int, grid: GridOption) -> float:
-        return math.ceil(couples / self.couple_workers) * self.couple_s * grid.voxels
+        return math.ceil(couples / self.couple_workers) * self.couple.at(grid.voxels)
 
     def step_of(self, grid: GridOption, network: str, batch_size: int) -> float:
-        return self.step_s[network] * grid.voxels * batch_size
+        return self.step[network].at(grid.voxels * batch_size)
 
 
 @dataclass(frozen=True)
@@ -224,8 +240,8 @@ def _on(grid: GridOption, measured: Measured, usable: float, given: Given) -> Ch
     while scans > LEAST_SCANS and measured.align_all_s(scans) > ALIGNING * usable:
         scans -= 1
     couples = min(couples, scans * measured.atlases)
-    if measured.couple_s:
-        turns = int(COUPLING * usable / (measured.couple_s * grid.voxels))
+    if couple_s := measured.couple.at(grid.voxels):
+        turns = int(COUPLING * usable / couple_s)
         couples = min(couples, max(LEAST_COUPLES, turns * measured.couple_workers))
         scans = min(scans, max(LEAST_SCANS, math.ceil(couples / measured.atlases)))
     network, batch_size = given.network or measured.cheapest, given.batch_size or 1
@@ -248,7 +264,7 @@ def _choices(
 def _refined(cheapest: Choices, measured: Measured, usable: float, given: Given) -> Choices:
     """The same grid with a costlier network or a batch of two, where enough steps remain."""
     grid = cheapest.grid
-    for network in [given.network] if given.network else sorted(measured.step_s, key=measured.step_s.__getitem__)[::-1]:
+    for network in [given.network] if given.network else measured.by_cost[::-1]:
         for batch_size, least in ((2, STEPS_OF_TWO), (1, measured.steps_of_a_grid)):
             if (network == "full" and batch_size == 1) or given.batch_size not in (None, batch_size):
                 continue

@@ -16,7 +16,8 @@ from stages.planning.choosing import GridOption
 COARSER = 1.26  # from one grid to the next, of the finest axes: half the voxels where all axes are alike
 MOST_GRIDS = 7
 LEAST_VOXELS = 16**3
-TIMED_VOXELS = 64_000  # of the grid on which costs are measured
+TIMED_VOXELS = 64_000  # of the larger grid on which costs are measured
+SMALLER = 4  # times as few has the smaller one
 AROUND = 3  # voxels of the label map round a structure
 
 Spacing = tuple[float, float, float]
@@ -41,10 +42,10 @@ def candidates(derive: Deriving, atlas: Labelled, structures: list[str], *, may_
     return [_option(grid, atlas, structures, is_choice=len(grids) > 1) for grid in grids]
 
 
-def timed_grid(derive: Deriving, first: GridOption) -> Grid:
-    """The grid that costs are measured on: at most `TIMED_VOXELS`, with the first one's ratios of the axes."""
-    spacing, factor = np.array(first.spacing_mm), 1.0
-    while np.prod((grid := derive(_rounded(spacing * factor))).shape) > TIMED_VOXELS:
+def timed_grid(derive: Deriving, first: GridOption, voxels: int) -> Grid:
+    """A grid that costs are measured on: at most so many voxels, with the first one's ratios of the axes."""
+    spacing, factor, most = np.array(first.spacing_mm), 1.0, max(voxels, LEAST_VOXELS)
+    while np.prod((grid := derive(_rounded(spacing * factor))).shape) > most:
         factor *= 1.1
     return grid
 

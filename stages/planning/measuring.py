@@ -1,13 +1,14 @@
 """What a run's parts cost here, in seconds, from one alignment, one registration and a few steps of each network.
 
-Networks and registration are timed on a small grid with the ratios of the real one, and counted by voxels.
+Networks and registration are timed on two small grids with the ratios of the real one: what they cost there is fixed
+seconds, and seconds per voxel.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +39,8 @@ from stages.device import Device
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, recipe_of, training_of
 from stages.methods.recipe import Generate, Recipe, Train
-from stages.planning.choosing import Measured
-from stages.planning.grids import Spacing, candidates, timed_grid
+from stages.planning.choosing import Cost, Measured
+from stages.planning.grids import SMALLER, TIMED_VOXELS, Spacing, candidates, timed_grid
 from stages.planning.residual import residual_scaling
 from stages.processes import Processes
 from stages.training.fitting import kept_bytes, noise
@@ -84,24 +85,24 @@ def measure(config: Config, looked: Mapping[str, Looked], device: Device, *, net
 
         may_change = settings.spacing_mm is None and settings.shape is None
         grids = candidates(derive, spilled_atlas(config, atlases[0], spilled), structures, may_change=may_change)
-        small = timed_grid(derive, grids[0])
+        small, smaller = (timed_grid(derive, grids[0], voxels) for voxels in (TIMED_VOXELS, TIMED_VOXELS // SMALLER))
         if bring_atlas(config, atlases[0], spilled, small, atlas_file).fault:
             raise CannotMeasure
         registers = _recipe(config, networks[0], _stand_in(config, small))
-        align_s, couple_s, start_s, scalings = 0.0, 0.0, 0.0, []
+        align_s, couple, start_s, scalings = 0.0, Cost(0.0, 0.0), 0.0, []
         for turn in range(min(MEASURED_SCANS, len(scans))):
             turned = scans[turn:] + scans[:turn]
             align_s, started_s = _align_seconds(config, looked, turned, packed(reference), small, scan_file, processes)
             start_s = max(start_s, started_s)  # the second scan finds the processes started
-            couple_s, displacement = _couple_seconds(registers, atlas_file, scan_file, small, device, config)
+            couple, displacement = _couple_cost(registers, atlas_file, scan_file, small, device, config)
             if displacement is not None:
                 scalings.append(residual_scaling(displacement, _label_of(atlas_file), small.spacing_mm))
     with torch.random.fork_rng(devices=[]):
-        step_s = {network: _step_seconds(config, network, small, device) for network in networks}
+        step = {network: _step_cost(config, network, (smaller, small), device) for network in networks}
         step_bytes = {network: _step_bytes(config, network, small) for network in networks}
     workers, on_gpu = settings.workers or available_cores(), device.torch.type != "cpu"
     return Measured(
-        grids=tuple(grids), align_s=align_s, couple_s=couple_s, step_s=step_s, step_bytes=step_bytes,
+        grids=tuple(grids), align_s=align_s, couple=couple, step=step, step_bytes=step_bytes,
         scans=len(scans), atlases=len(atlases), free_bytes=device.free_bytes(),
         align_workers=workers, couple_workers=1 if on_gpu else workers,
         residual_scaling=float(np.mean(scalings or [1.0])),
@@ -167,25 +168,45 @@ def _recipe(config: Config, network: str, cohort: Cohort) -> Recipe:
     return recipe_of(find_method(BEST), cohort, _with_network(config, network))
 
 
-def _couple_seconds(
+def _couple_cost(
     recipe: Recipe, atlas_file: Path, scan_file: Path, grid: Grid, device: Device, config: Config
-) -> tuple[float, np.ndarray | None]:
-    """Seconds of a couple's registration per voxel, and its displacement; 0 and None: the recipe registers none."""
+) -> tuple[Cost, np.ndarray | None]:
+    """The cost of a couple's registration, and its displacement; 0 and None: the recipe registers none.
+
+    The smaller grid is every second voxel along the finest axes.
+    """
     steps = [step for number in range(len(recipe.rounds)) for step in recipe.steps(number)]
     if recipe.answer.registers is None or not any(isinstance(step, Generate) for step in steps):
-        return 0.0, None
+        return Cost(0.0, 0.0), None
     pair = []
     for file in (atlas_file, scan_file):
         with np.load(file) as stored:
             pair.append(stored["image"])
-    began = time.monotonic()
-    _, displacement = next(
-        displacements(
-            recipe.answer.registers, [(pair[0], pair[1])], ["scan"], spacing_mm=grid.spacing_mm, device=device,
-            config=config,
-        )
-    )  # fmt: skip
-    return (time.monotonic() - began) / float(np.prod(grid.shape)), displacement
+    spacing = np.array(grid.spacing_mm)
+    seconds, voxels, displacement = [], [], None
+    for every in (np.where(spacing < 1.5 * spacing.min(), 2, 1), (1, 1, 1)):
+        part = (..., *(slice(None, None, int(k)) for k in every))
+        moving, fixed = (np.ascontiguousarray(image[part]) for image in pair)
+        d, h, w = (spacing * every).tolist()
+        began = time.monotonic()
+        _, displacement = next(
+            displacements(
+                recipe.answer.registers, [(moving, fixed)], ["scan"], spacing_mm=(d, h, w), device=device,
+                config=config,
+            )
+        )  # fmt: skip
+        seconds.append(time.monotonic() - began)
+        voxels.append(int(np.prod(fixed.shape[-3:])))
+    return line(voxels, seconds), displacement
+
+
+def line(voxels: Sequence[int], seconds: Sequence[float]) -> Cost:
+    """The line through a small and a large grid's seconds; all per voxel if the small one was the slower one."""
+    (few, many), (short_s, long_s) = voxels, seconds
+    if many == few or short_s > long_s:
+        return Cost(0.0, long_s / many)
+    per_voxel_s = min((long_s - short_s) / (many - few), long_s / many)
+    return Cost(long_s - per_voxel_s * many, per_voxel_s)
 
 
 def _label_of(atlas_file: Path) -> np.ndarray:
@@ -193,8 +214,13 @@ def _label_of(atlas_file: Path) -> np.ndarray:
         return stored["label"]
 
 
+def _step_cost(config: Config, network: str, grids: Sequence[Grid], device: Device) -> Cost:
+    """The cost of a training step, from steps of one couple on a smaller and a larger grid."""
+    seconds = [_step_seconds(config, network, grid, device) for grid in grids]
+    return line([int(np.prod(grid.shape)) for grid in grids], seconds)
+
+
 def _step_seconds(config: Config, network: str, grid: Grid, device: Device) -> float:
-    """Seconds of a training step of one couple per voxel."""
     config, method, cohort = _with_network(config, network), find_method(BEST), _stand_in(config, grid)
     recipe = recipe_of(method, cohort, config)
     step = _learning(recipe)
@@ -207,7 +233,7 @@ def _step_seconds(config: Config, network: str, grid: Grid, device: Device) -> f
     settings = training_of(method, config, "train_seg").model_copy(update={"batch_size": 1})
     with tempfile.TemporaryDirectory() as folder:
         run = Run(step.phases, recipe.trained(step), data, settings, device, 0, Draft(Path(folder)))
-        return step_seconds(run, warm=2, most=4, patience_s=PATIENCE_S, typical=min) / data.images[0, 0].numel()
+        return step_seconds(run, warm=2, most=4, patience_s=PATIENCE_S, typical=min)
 
 
 def _step_bytes(config: Config, network: str, grid: Grid) -> float:

@@ -22,13 +22,13 @@ from stages.device import choose_device
 from stages.errors import LrlsError, plural
 from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method
-from stages.planning.choosing import Choices, Given, GridOption, Measured, TooShort, choose, least_budget_s
+from stages.planning.choosing import Choices, Cost, Given, GridOption, Measured, TooShort, choose, least_budget_s
 from stages.planning.measuring import CannotMeasure, measure
 from stages.planning.obeying import BEST, RIVALS, as_settings, asked, given
 from stages.planning.table import duration, rows
 from stages.progress import say
 
-VERSION = 2  # of the rules and measurements; after a change everything is planned anew
+VERSION = 3  # of the rules and measurements; after a change everything is planned anew
 MOST_OF_SMALL = 8  # structures that the small network's 16 channels can tell apart
 
 
@@ -155,7 +155,7 @@ def seconds_of(plan: Plan, config: Config, method: Method) -> float | None:
         raise plan.damaged("plan.json") from None
     training = training_of(method, config, "train_seg")
     network = settings_of(method, config).segmentation_network  # type: ignore[attr-defined]
-    if network not in measured.step_s:
+    if network not in measured.step:
         return None
     assert training.steps is not None and training.batch_size is not None
     scans = measured.scans + (len(config.part("supervised")) if method.cohort == "supervised" else 0)
@@ -168,7 +168,8 @@ def read_measured(stored: dict) -> Measured:
         GridOption(tuple(grid["spacing_mm"]), tuple(grid["shape"]), grid["ceiling"], tuple(grid["lost"]))
         for grid in stored["grids"]
     ]
-    return Measured(**{**stored, "grids": tuple(grids)})
+    step = {network: Cost(**cost) for network, cost in stored["step"].items()}
+    return Measured(**{**stored, "grids": tuple(grids), "couple": Cost(**stored["couple"]), "step": step})
 
 
 def _chosen(measured: Measured, budget_s: float | None, hand: Given) -> Choices:

@@ -88,13 +88,13 @@ def _couples(measured: Measured, choices: Choices, given: Given) -> Row:
             if choices.couples == possible
             else f"more would take over {COUPLING:.0%} of the time"
         )
-    each = measured.couple_s * choices.grid.voxels
+    each = measured.couple.at(choices.grid.voxels)
     return Row("couples", str(choices.couples), reason, f"{duration(choices.seconds['couples'])}, {each:.1f} s each")
 
 
 def _network(measured: Measured, choices: Choices, given: Given) -> Row:
     step = measured.step_of(choices.grid, choices.network, choices.batch_size)
-    costlier = [name for name, seconds in measured.step_s.items() if seconds > measured.step_s[choices.network]]
+    costlier = measured.by_cost[measured.by_cost.index(choices.network) + 1 :]
     reason = f"{choices.steps} steps of it fit" if not costlier else f"{' and '.join(costlier)} would get too few steps"
     return Row("network", choices.network, _hand(given.network) or reason, f"{step:.2f} s a step")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stages.planning import choosing
-from stages.planning.choosing import Given, GridOption, Measured, TooShort, choose, least_budget_s
+from stages.planning.choosing import Cost, Given, GridOption, Measured, TooShort, choose, least_budget_s
 
 
 def grids(*edges: int) -> tuple[GridOption, ...]:
@@ -17,7 +17,7 @@ def grids(*edges: int) -> tuple[GridOption, ...]:
 
 
 def measured(**changes: Any) -> Measured:
-    """A cohort of 30 scans on two cores of a fast machine."""
+    """A cohort of 30 scans on two cores of a fast machine; `couple_s` and `step_s` are seconds per voxel."""
     costs = {
         "grids": grids(96, 80, 64, 48, 40, 32),
         "align_s": 5.0,
@@ -28,7 +28,9 @@ def measured(**changes: Any) -> Measured:
         "align_workers": 2,
         "couple_workers": 2,
     }
-    return Measured(**(costs | changes))
+    costs |= changes
+    couple, step = Cost(0.0, costs.pop("couple_s")), {of: Cost(0.0, s) for of, s in costs.pop("step_s").items()}
+    return Measured(couple=couple, step=step, **costs)
 
 
 SLOW = {"align_s": 18.0, "couple_s": 6e-5, "step_s": {"light": 8e-6, "full": 3e-5}, "residual_scaling": 0.3}
@@ -99,6 +101,15 @@ def test_couples_are_never_more_than_the_recipe_takes():
 
 def test_a_method_that_registers_nothing_keeps_its_scans():
     assert choose(measured(couple_s=0.0), 1800).seconds["couples"] == 0
+
+
+def test_what_a_step_costs_on_any_grid_is_counted_once_a_step():
+    costs = replace(measured(), step={"light": Cost(0.1, 1e-6), "full": Cost(0.5, 4e-6)}, couple=Cost(2.0, 1e-5))
+    grid = costs.grids[-1]
+    assert costs.step_of(grid, "light", 2) == pytest.approx(0.1 + 2e-6 * 32**3)
+    assert costs.couple_all_s(5, grid) == pytest.approx(3 * (2.0 + 1e-5 * 32**3))  # two at a time
+    small_is_dear = replace(costs, step={"light": Cost(0.0, 1e-6), "full": Cost(0.5, 1e-7)})
+    assert small_is_dear.by_cost == ["full", "light"]  # on the finest grid, whatever the coarse ones cost
 
 
 def test_an_impossible_budget_is_refused_and_the_smallest_one_is_not():

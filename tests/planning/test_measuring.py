@@ -14,8 +14,9 @@ from stages.data.checks import cases_of
 from stages.data.facts import Known
 from stages.data.lost import Labelled
 from stages.device import choose_device
+from stages.planning.choosing import Cost
 from stages.planning.grids import TIMED_VOXELS, Deriving, candidates, round_trip, timed_grid
-from stages.planning.measuring import CannotMeasure, measure
+from stages.planning.measuring import CannotMeasure, line, measure
 
 SIDE = 32
 
@@ -77,14 +78,25 @@ def test_coarser_grids_follow_the_finest_axes():
 def test_costs_are_measured_on_a_small_grid_with_the_same_ratios():
     derive = slices_of((128, 256, 256))
     first = candidates(derive, labelled(ball_and_sheet()), ["ball"], may_change=False)[0]
-    small = timed_grid(derive, first)
-    assert np.prod(small.shape) <= TIMED_VOXELS
+    small, smaller = (timed_grid(derive, first, voxels) for voxels in (TIMED_VOXELS, TIMED_VOXELS // 4))
+    assert np.prod(small.shape) <= TIMED_VOXELS and np.prod(smaller.shape) <= TIMED_VOXELS / 4
     assert small.spacing_mm[0] / small.spacing_mm[1] == pytest.approx(4, rel=0.01)
+
+
+def test_two_grids_tell_what_is_fixed_and_what_grows_with_voxels():
+    def fitted(*seconds: float) -> list[float]:
+        cost = line([1000, 5000], seconds)
+        return [cost.fixed_s, cost.per_voxel_s]
+
+    assert fitted(1.0, 3.0) == pytest.approx([0.5, 0.0005])
+    assert fitted(0.1, 3.0) == pytest.approx([0.0, 0.0006])  # fixed seconds are not negative
+    assert fitted(4.0, 3.0) == pytest.approx([0.0, 0.0006])  # the first steps were disturbed
+    assert line([5000, 5000], [3.0, 3.0]) == Cost(0.0, 0.0006)
 
 
 @pytest.fixture
 def few_voxels(monkeypatch) -> None:
-    monkeypatch.setattr("stages.planning.grids.TIMED_VOXELS", 12_000)
+    monkeypatch.setattr("stages.planning.measuring.TIMED_VOXELS", 12_000)
 
 
 def looked_at(project):
@@ -97,15 +109,16 @@ def test_phantoms_are_measured(tmp_path, new_project, in_this_process, few_voxel
     measured = measure(config, looked_at(project), choose_device(config), networks=["light", "full"])
     assert [grid.shape for grid in measured.grids] == [(24, 16, 24)]  # as it is set by hand
     assert (measured.scans, measured.atlases, measured.align_workers) == (2, 1, 1)
-    assert measured.step_s["full"] > measured.step_s["light"] > 0
+    full, light = (measured.step_of(measured.grids[0], network, 1) for network in ("full", "light"))
+    assert full > light > 0
     assert measured.step_bytes["full"] > measured.step_bytes["light"] > 0
-    assert measured.couple_s > 0 and 0 < measured.align_s < measured.took_s
+    assert measured.couple.at(1000) > 0 and 0 < measured.align_s < measured.took_s
     kept = list((project.workspace / ".scans" / "alignments").iterdir())
     assert len(kept) == 2  # the run needs them
     assert measured.residual_scaling > 0
     again = measure(config, looked_at(project), choose_device(config), networks=["light"])
     assert again.residual_scaling == measured.residual_scaling
-    assert set(asdict(again)["step_s"]) == {"light"}
+    assert set(asdict(again)["step"]) == {"light"}
 
 
 def test_a_grid_that_is_open_comes_with_coarser_ones(tmp_path, new_project, few_voxels):

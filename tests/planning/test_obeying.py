@@ -14,7 +14,7 @@ from stages.artifacts.plan import Plan
 from stages.config import Config
 from stages.errors import LrlsError
 from stages.methods import find_method, settings_of, training_of
-from stages.planning.choosing import GridOption
+from stages.planning.choosing import Cost, GridOption
 from stages.planning.obeying import asked, filled_in, fitting_plans, given, newest_plan, obey
 from stages.planning.plans import plan_of_run
 
@@ -123,7 +123,9 @@ def open_project(tmp_path, new_project, monkeypatch) -> Project:
     )
     project.config_file.write_text(text, encoding="utf-8")
     grids = (GridOption((1.5, 1.5, 1.5), (48, 40, 48)), GridOption((3.0, 3.0, 3.0), (24, 16, 24)))
-    costs = replace(MADE_UP, grids=grids, step_s={"light": 3e-6, "full": 1e-3}, scans=2, residual_scaling=0.3)
+    costs = replace(
+        MADE_UP, grids=grids, step={"light": Cost(0.0, 3e-6), "full": Cost(0.0, 1e-3)}, scans=2, residual_scaling=0.3
+    )
     monkeypatch.setattr("stages.planning.plans.measure", lambda *_, **__: costs)
     monkeypatch.setattr("stages.training.budget.step_seconds", lambda _: 2.0)
     monkeypatch.setattr("stages.training.runs.train", lambda _: [])  # which fills the time
