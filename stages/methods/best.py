@@ -16,10 +16,10 @@ from pydantic import Field
 from stages.config import TrainSettings
 from stages.generating.path_bank import PathBank
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, segmentation_network
-from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.phases import Phase, Player, WeightedSum, coarse_to_fine
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, short_training
-from stages.methods.settings import ANSWER, AnswerSettings
+from stages.methods.settings import ANSWER, AnswerSettings, HalfResolution
 from stages.parts.batches.drawing import Sampler
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.space_style import Always, Beta, Degree, SpaceStyleSampling
@@ -31,6 +31,7 @@ class Settings(AnswerSettings):
     """Settings of `best`."""
 
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
+    half_resolution: HalfResolution = 0.0
     space: bool = Field(True, description="S learns from atlases in the shapes of scans (S3P); off: in their own.")
     most_paths: int | None = Field(150, ge=1, description="Most couples (atlas, scan) to register; null: all.")
     coarse_steps: int = Field(40, ge=0, description="Steps of instance optimisation on each of two coarser levels.")
@@ -56,7 +57,10 @@ def build(task: Task, settings: Settings) -> Recipe:
     )
     learn = Train(
         "segmentation",
-        [Phase("space" if settings.space else "atlases", batches=batches, players=[segment])],
+        coarse_to_fine(
+            Phase("space" if settings.space else "atlases", batches=batches, players=[segment]),
+            settings.half_resolution,
+        ),
         uses=["generated"] if settings.space else [],
     )
     generate = Generate([PathBank(space=degree, style=None, most=settings.most_paths)])

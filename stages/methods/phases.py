@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from stages.parts.batches.drawing import Sampler
+from stages.parts.batches.halved import AtHalfResolution
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Phase:
         players: move in this order.
         share: share of the run's steps that this phase takes.
         batch_size: overrides the run's, where a paper has several.
+        schedule: from where to where in the learning rate's schedule, in [0, 1]; phases that follow one another can
+            share one.
     """
 
     name: str
@@ -100,3 +103,25 @@ class Phase:
     players: Sequence[Player]
     share: float = 1.0
     batch_size: int | None = None
+    schedule: tuple[float, float] = (0.0, 1.0)
+
+
+COARSE_SCHEDULE = 0.6  # of the learning rate's, at half resolution: about its share of the time
+
+
+def coarse_to_fine(phase: Phase, half_resolution: float) -> list[Phase]:
+    """A phase whose first steps are at half of the grid's resolution.
+
+    Args:
+        half_resolution: share of the phase's steps that are; 0: the phase as it is.
+    """
+    if not half_resolution:
+        return [phase]
+    coarse = replace(
+        phase,
+        name=f"{phase.name} at half resolution",
+        batches=AtHalfResolution(phase.batches),
+        share=phase.share * half_resolution,
+        schedule=(0.0, COARSE_SCHEDULE),
+    )
+    return [coarse, replace(phase, share=phase.share * (1 - half_resolution), schedule=(COARSE_SCHEDULE, 1.0))]

@@ -27,6 +27,11 @@ class ReadBy:
 GENERATE, SEGMENT, ANSWER = ReadBy("generate"), ReadBy("train-seg"), ReadBy("eval")
 LATER_ROUNDS = ReadBy(round=1)
 SEGMENT_IN_LATER_ROUNDS = ReadBy("train-seg", round=1)
+HalfResolution = Annotated[
+    float,
+    SEGMENT,
+    Field(ge=0, lt=1, description="Share of S's steps, the first ones, at half of the grid's resolution."),
+]
 ORDER: tuple[MethodStage, ...] = get_args(MethodStage)
 
 

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from stages.config import TrainSettings
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, segmentation_network
-from stages.methods.phases import Phase, Player, WeightedSum
+from stages.methods.phases import Phase, Player, WeightedSum, coarse_to_fine
 from stages.methods.recipe import Answer, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
-from stages.methods.settings import AnswerSettings
+from stages.methods.settings import AnswerSettings, HalfResolution
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.players.segmenting import Segment, overlap, overlap_and_cross_entropy
 
@@ -23,6 +23,7 @@ class Settings(AnswerSettings):
     """Settings of `unet` and `supervised`."""
 
     segmentation_network: SegmentationName = Field("light", description=f"S: {SEGMENTATION_NAMES}")
+    half_resolution: HalfResolution = 0.0
     segmentation_loss: Literal["dice", "dice-ce"] = Field(
         "dice-ce", description="L_seg: Dice, or Dice with cross-entropy."
     )
@@ -32,9 +33,10 @@ def build(task: Task, settings: Settings) -> Recipe:
     S = segmentation_network(settings.segmentation_network, task)
     loss = overlap if settings.segmentation_loss == "dice" else overlap_and_cross_entropy
     segment = Player("segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, loss)))
+    labelled = Phase("labelled", batches=labelled_scans, players=[segment])
     return Recipe(
         networks={"segmentation": S},
-        rounds=[[Train("segmentation", [Phase("labelled", batches=labelled_scans, players=[segment])])]],
+        rounds=[[Train("segmentation", coarse_to_fine(labelled, settings.half_resolution))]],
         answer=Answer(network=S, flat_borders=settings.flat_borders),
     )
 

@@ -10,6 +10,8 @@
 4. The network is the costliest one that gets `STEPS_OF_TWO` steps of two couples there, or of all but the full one
    as many steps of one couple as a grid needs.
 5. A step has two couples where `STEPS_OF_TWO` steps of them remain.
+6. Where fewer steps remain than `STEPS_OF_A_GRID`, `HALF_RESOLUTION` of them are taken at half of the resolution, where
+   they cost a fraction: so there are more of them.
 
 Source of the numbers: docs/plan.md.
 """
@@ -21,12 +23,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stages.parts.batches.halved import factors
+
 MARGIN = 0.04  # of the budget: checkpoints, pictures, a machine that slows down
 OVERHEAD_S = 3.0  # reading and verifying what the stages before wrote
 ALIGNING, COUPLING = 0.25, 0.3  # of the budget, at most
 LEAST_SCANS = LEAST_COUPLES = 4
 MOST_COUPLES = 150
 STEPS_OF_A_GRID, STEPS_WHERE_ALIKE, STEPS_OF_TWO = 800, 150, 1000
+HALF_RESOLUTION = 0.85  # of the steps
 LEAST_STEPS = 100
 LEAST_CEILING = 0.85  # DSC of the atlas's own label after a round trip over the grid
 MEMORY = 1.5  # a step takes about this much of what is kept for the gradients
@@ -53,6 +58,11 @@ class GridOption:
     @property
     def voxels(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def halved_voxels(self) -> int:
+        """At half of the resolution; see `stages.parts.batches.halved`."""
+        return math.prod(n // block for n, block in zip(self.shape, factors(self.shape, self.spacing_mm), strict=True))
 
     def __str__(self) -> str:
         edges = [f"{mm:.3g}" for mm in self.spacing_mm]
@@ -144,8 +154,11 @@ class Measured:
     def couple_all_s(self, couples: int, grid: GridOption) -> float:
         return math.ceil(couples / self.couple_workers) * self.couple.at(grid.voxels)
 
-    def step_of(self, grid: GridOption, network: str, batch_size: int) -> float:
-        return self.step[network].at(grid.voxels * batch_size)
+    def step_of(self, grid: GridOption, network: str, batch_size: int, half_resolution: float = 0.0) -> float:
+        """Seconds of a step, mean over those at half of the resolution and the others."""
+        cost = self.step[network]
+        coarse, fine = (cost.at(voxels * batch_size) for voxels in (grid.halved_voxels, grid.voxels))
+        return half_resolution * coarse + (1 - half_resolution) * fine
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,7 @@ class Given:
     network: str | None = None
     batch_size: int | None = None
     augmentation: str | None = None
+    half_resolution: float | None = None
     couples: int | None = None
     scans: int | None = None
 
@@ -174,6 +188,7 @@ class Choices:
     network: str
     batch_size: int
     augmentation: str
+    half_resolution: float
     couples: int
     scans: int
     steps: int
@@ -200,9 +215,9 @@ def choose(measured: Measured, budget_s: float | None, given: Given | None = Non
     usable = budget_s * (1 - MARGIN) - measured.overhead_s - measured.took_s
     options = [_on(grid, measured, usable, given) for grid in measured.allowed() if _fits_at_all(measured, grid, given)]
     if enough := [option for option in options if option.steps >= measured.steps_of_a_grid]:
-        return _refined(enough[0], measured, usable, given)
+        return _coarse_first(_refined(enough[0], measured, usable, given), measured, usable, given)
     if few := [option for option in options if option.steps >= LEAST_STEPS]:
-        return _refined(few[-1], measured, usable, given)
+        return _coarse_first(_refined(few[-1], measured, usable, given), measured, usable, given)
     raise TooShort
 
 
@@ -250,13 +265,15 @@ def _on(grid: GridOption, measured: Measured, usable: float, given: Given) -> Ch
 
 def _choices(
     grid: GridOption, network: str, batch_size: int, couples: int, scans: int, measured: Measured, usable: float,
-    given: Given,
+    given: Given, half_resolution: float = 0.0,
 ) -> Choices:  # fmt: skip
     before = {"alignment": measured.align_all_s(scans), "couples": measured.couple_all_s(couples, grid)}
-    left, step_s = usable - sum(before.values()), measured.step_of(grid, network, batch_size)
+    left = usable - sum(before.values())
+    step_s = measured.step_of(grid, network, batch_size, half_resolution)
     steps = int(left / step_s)
     return Choices(
-        grid, grid == measured.grids[0], network, batch_size, _augmentation(measured, given), couples, scans, steps,
+        grid, grid == measured.grids[0], network, batch_size, _augmentation(measured, given), half_resolution, couples,
+        scans, steps,
         {"planning": measured.took_s, **before, "training": steps * step_s, "the rest": measured.overhead_s},
     )  # fmt: skip
 
@@ -274,6 +291,24 @@ def _refined(cheapest: Choices, measured: Measured, usable: float, given: Given)
     return cheapest
 
 
+def _coarse_first(choices: Choices, measured: Measured, usable: float, given: Given) -> Choices:
+    """The same choices with the first steps at half of the resolution, if there are too few otherwise."""
+    share = given.half_resolution
+    if share is None:
+        share = HALF_RESOLUTION if choices.steps < STEPS_OF_A_GRID else 0.0
+    return _choices(
+        choices.grid,
+        choices.network,
+        choices.batch_size,
+        choices.couples,
+        choices.scans,
+        measured,
+        usable,
+        given,
+        share,
+    )
+
+
 def _augmentation(measured: Measured, given: Given) -> str:
     """Strong where alignment leaves structures of other proportions, mild where it leaves details."""
     return given.augmentation or ("strong" if measured.residual_scaling > SCALED else "mild")
@@ -281,13 +316,14 @@ def _augmentation(measured: Measured, given: Given) -> str:
 
 def _as_the_recipe_says(measured: Measured, given: Given) -> Choices:
     grid, network, batch_size = measured.grids[0], given.network or "light", given.batch_size or 2
+    share = given.half_resolution or 0.0
     scans, couples = min(measured.scans, given.scans or measured.scans), _most_couples(measured, given)
     seconds = {
         "planning": measured.took_s,
         "alignment": measured.align_all_s(scans),
         "couples": measured.couple_all_s(couples, grid),
-        "training": given.steps * measured.step_of(grid, network, batch_size),
+        "training": given.steps * measured.step_of(grid, network, batch_size, share),
         "the rest": measured.overhead_s,
     }
     augmentation = given.augmentation or "strong"
-    return Choices(grid, True, network, batch_size, augmentation, couples, scans, given.steps, seconds)
+    return Choices(grid, True, network, batch_size, augmentation, share, couples, scans, given.steps, seconds)

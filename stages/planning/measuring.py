@@ -160,7 +160,7 @@ def _stand_in(config: Config, grid: Grid) -> Cohort:
 
 
 def _with_network(config: Config, network: str) -> Config:
-    own = config.methods.get(BEST, {}) | {"segmentation_network": network}
+    own = config.methods.get(BEST, {}) | {"segmentation_network": network, "half_resolution": 0.0}
     return config.model_copy(update={"methods": config.methods | {BEST: own}})
 
 

@@ -22,7 +22,7 @@ from stages.methods import find_method, settings_of
 from stages.planning.choosing import Choices, Given
 
 BEST = "best"
-RIVALS = ("unet", "supervised")  # take the plan's network, batch and augmentation, too
+RIVALS = ("unet", "supervised")  # take the plan's network, resolution, batch and augmentation, too
 TRAINING = ("batch_size", "augmentation")
 
 
@@ -111,6 +111,7 @@ def given(config: Config, steps: int) -> Given:
         network=own.segmentation_network if "segmentation_network" in hand else None,  # type: ignore[attr-defined]
         batch_size=training.get("batch_size"),
         augmentation=training.get("augmentation"),
+        half_resolution=own.half_resolution if "half_resolution" in hand else None,  # type: ignore[attr-defined]
         couples=(own.most_paths or 10**9) if "most_paths" in hand else None,  # type: ignore[attr-defined]
     )
 
@@ -125,6 +126,7 @@ def as_settings(choices: Choices, num_scans: int) -> dict[str, Any]:
     settings[f"methods.{BEST}.most_paths"] = choices.couples
     for method in (BEST, *RIVALS):
         settings[f"methods.{method}.segmentation_network"] = choices.network
+        settings[f"methods.{method}.half_resolution"] = choices.half_resolution
         settings[f"methods.{method}.train_seg.batch_size"] = choices.batch_size
         settings[f"methods.{method}.train_seg.augmentation"] = choices.augmentation
     return settings
@@ -167,7 +169,7 @@ def chosen_names() -> list[str]:
         "preprocess.spacing_mm",
         "preprocess.most_unlabeled",
         f"methods.{BEST}.most_paths",
-        *(f"{method}segmentation_network" for method in of_methods),
+        *(f"{method}{name}" for method in of_methods for name in ("segmentation_network", "half_resolution")),
         *(f"{method}train_seg.{name}" for method in of_methods for name in TRAINING),
     ]
 

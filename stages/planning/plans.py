@@ -154,12 +154,13 @@ def seconds_of(plan: Plan, config: Config, method: Method) -> float | None:
     except (KeyError, TypeError, ValueError):
         raise plan.damaged("plan.json") from None
     training = training_of(method, config, "train_seg")
-    network = settings_of(method, config).segmentation_network  # type: ignore[attr-defined]
+    own: Any = settings_of(method, config)
+    network, half_resolution = own.segmentation_network, own.half_resolution
     if network not in measured.step:
         return None
     assert training.steps is not None and training.batch_size is not None
     scans = measured.scans + (len(config.part("supervised")) if method.cohort == "supervised" else 0)
-    step_s = measured.step_of(measured.grids[0], network, training.batch_size)
+    step_s = measured.step_of(measured.grids[0], network, training.batch_size, half_resolution)
     return measured.took_s + measured.overhead_s + measured.align_all_s(scans) + training.steps * step_s
 
 

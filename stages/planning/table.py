@@ -31,6 +31,7 @@ def rows(measured: Measured, choices: Choices, doubled: Choices | None, given: G
         _couples(measured, choices, given),
         _network(measured, choices, given),
         Row("couples a step", str(choices.batch_size), _hand(given.batch_size) or _by_steps(choices)),
+        _half_resolution(choices, given),
         Row("augmentation", choices.augmentation, _hand(given.augmentation) or _augmentation(measured, doubled)),
         _steps(measured, choices, doubled),
         Row("precision", measured.way, "measured"),
@@ -72,8 +73,9 @@ def _grid(measured: Measured, choices: Choices) -> Row:
     elif choices.is_derived:
         reason = "the derived one"
     else:
-        least = measured.steps_of_a_grid
-        reason = f"the finest with {least} steps" if choices.steps >= least else "the coarsest"
+        least, step_s = measured.steps_of_a_grid, measured.step_of(grid, choices.network, choices.batch_size)
+        has_enough = choices.seconds["training"] > (least - 1) * step_s  # at full resolution
+        reason = f"the finest with {least} steps" if has_enough else "the coarsest"
     kept = f"{grid.ceiling:.3f} of the atlas's label survives it" if len(measured.grids) > 1 else ""
     return Row("grid", str(grid), reason, kept)
 
@@ -93,10 +95,17 @@ def _couples(measured: Measured, choices: Choices, given: Given) -> Row:
 
 
 def _network(measured: Measured, choices: Choices, given: Given) -> Row:
-    step = measured.step_of(choices.grid, choices.network, choices.batch_size)
+    step = measured.step_of(choices.grid, choices.network, choices.batch_size, choices.half_resolution)
     costlier = measured.by_cost[measured.by_cost.index(choices.network) + 1 :]
     reason = f"{choices.steps} steps of it fit" if not costlier else f"{' and '.join(costlier)} would get too few steps"
     return Row("network", choices.network, _hand(given.network) or reason, f"{step:.2f} s a step")
+
+
+def _half_resolution(choices: Choices, given: Given) -> Row:
+    share = choices.half_resolution
+    value = f"first {share:.0%} of the steps" if share else "none"
+    reason = "so that there are enough steps" if share else "enough steps at full resolution"
+    return Row("half resolution", value, _hand(given.half_resolution) or reason)
 
 
 def _by_steps(choices: Choices) -> str:

@@ -113,7 +113,9 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
                 if step % player.every:
                     continue
-                rate = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
+                rate = learning_rate(
+                    player.learning_rate or settings.learning_rate, *_place(phase, step, steps), settings
+                )
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["pace"]
                 terms = _move(player, optimizer, phase, batch, run.device, step, steps)
@@ -176,6 +178,13 @@ def step_seconds(
             times.append(time.monotonic() - started - seldom_s)
         total += phase.share * typical(times[warm:])
     return total
+
+
+def _place(phase: Phase, step: int, steps: int) -> tuple[int, int]:
+    """A step of a phase in the learning rate's schedule: place, and the schedule's steps."""
+    begins, ends = phase.schedule
+    whole = steps / (ends - begins)
+    return int(begins * whole) + step, max(round(whole), 1)
 
 
 def _draw(run: Run, phase: Phase) -> Draw:

@@ -61,7 +61,7 @@ def test_a_slow_machine_takes_a_coarser_grid_on_which_the_light_network_gets_its
     assert (chosen.network, chosen.is_derived) == ("light", False)
     assert chosen.steps >= choosing.STEPS_OF_A_GRID
     finer = slow.grids[slow.grids.index(chosen.grid) - 1]
-    assert choose(replace(slow, grids=(finer,)), 1800).steps < choosing.STEPS_OF_A_GRID
+    assert choose(replace(slow, grids=(finer,)), 1800, Given(half_resolution=0.0)).steps < choosing.STEPS_OF_A_GRID
 
 
 def test_scans_that_alignment_leaves_unlike_get_more_steps_on_a_coarser_grid():
@@ -78,6 +78,22 @@ def test_a_small_network_takes_a_finer_grid_and_a_light_one_where_it_gets_its_st
     assert chosen.grid.voxels > without.grid.voxels
     coarse = choose(replace(slow, grids=(without.grid,)), 1800)
     assert coarse.network == "light"
+
+
+def test_few_steps_begin_at_half_of_the_resolution_and_become_more():
+    alike = measured(**SLOW | {"residual_scaling": 0.02})
+    chosen = choose(alike, 1800)
+    all_fine = choose(alike, 1800, Given(half_resolution=0.0))
+    assert (chosen.half_resolution, all_fine.half_resolution) == (choosing.HALF_RESOLUTION, 0.0)
+    assert chosen.grid == all_fine.grid and all_fine.steps < choosing.STEPS_OF_A_GRID
+    assert chosen.steps > 3 * all_fine.steps
+    assert chosen.total_s == pytest.approx(all_fine.total_s, rel=0.02)
+    assert choose(measured(**SLOW), 1800).half_resolution == 0.0  # has enough steps
+
+
+def test_thick_slices_are_halved_within_the_slice():
+    assert GridOption((8.0, 1.0, 1.0), (20, 100, 80)).halved_voxels == 20 * 50 * 40
+    assert GridOption((1.0, 1.0, 1.0), (20, 100, 80)).halved_voxels == 10 * 50 * 40
 
 
 def test_more_time_never_takes_a_coarser_grid_or_fewer_scans():
@@ -126,7 +142,7 @@ def test_between_few_steps_and_enough_ones_the_coarsest_grid_is_taken():
     slow = measured(**SLOW)
     chosen = choose(slow, least_budget_s(slow))
     assert chosen.grid == slow.grids[-1]
-    assert chosen.steps < choosing.STEPS_OF_A_GRID
+    assert chosen.half_resolution  # as the steps at full resolution are too few
 
 
 def test_grids_that_lose_a_structure_or_its_shape_are_not_taken():
@@ -158,6 +174,7 @@ def test_what_does_not_fit_into_memory_is_not_taken():
         ({"batch_size": 4}, {"batch_size": 4}),
         ({"augmentation": "none"}, {"augmentation": "none"}),
         ({"couples": 7}, {"couples": 7}),
+        ({"half_resolution": 0.5}, {"half_resolution": 0.5}),
     ],
 )
 @pytest.mark.parametrize("changes", [{}, SLOW])
