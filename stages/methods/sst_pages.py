@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from stages.parts.batches.scans import Scans
+from stages.parts.metrics import jacobian_determinant
 from stages.parts.networks.flow_autoencoder import FlowAutoencoder
 from stages.parts.networks.styled_registration import StyledRegistration
 from stages.parts.panels import Panel, Points
@@ -61,6 +63,11 @@ def _spread(places: Sequence[int], count: int) -> list[int]:
     return [places[round(k * (len(places) - 1) / max(1, count - 1))] for k in range(count)]
 
 
+def folds(field: Tensor) -> Tensor:
+    """Where a displacement (1, 3, D, H, W), voxels, folds, (D, H, W)."""
+    return ~(jacobian_determinant(field)[0] > 0)
+
+
 def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Panel]]]:
     """The first atlas under displacements that are drawn from the prior."""
     place = data.atlases[0]
@@ -72,7 +79,7 @@ def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Pa
         panels = [
             Panel("atlas", atlas[0, 0], label[0]),
             Panel("in a drawn shape", warp(atlas, field)[0, 0], warp_label(label, field)[0]),
-            Panel("displacement, voxels", field[0].norm(dim=0), shows="error"),
+            Panel("displacement, voxels; folds", field[0].norm(dim=0), shows="error", folds=folds(field)),
         ]
         rows.append((f"draw {draw + 1}", panels))
     return rows

@@ -18,12 +18,14 @@ class Panel:
         label: class indices (D, H, W), drawn as contours; None: none.
         shows: intensities in [0, 1]; an error, which is 0 where all is right, in colour on one scale for the whole
             page; or a feature, in its own range.
+        folds: (D, H, W) bool, marked in colour: where a displacement folds; None: nothing is marked.
     """
 
     heading: str
     image: Tensor
     label: Tensor | None = None
     shows: Literal["intensities", "error", "feature"] = "intensities"
+    folds: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from stages.pictures.predictions import best_median_worst, predictions_page
 from stages.pictures.registration import registration_overlay
 from stages.pictures.rounds import rounds_page
 from stages.pictures.scores import score_boxes
+from stages.pictures.side_by_side import side_by_side_page
 from stages.pictures.suggestion import suggestion_page
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "registration_overlay",
     "rounds_page",
     "score_boxes",
+    "side_by_side_page",
     "structures_by_method",
     "suggestion_page",
 ]
