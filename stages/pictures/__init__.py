@@ -7,6 +7,7 @@ Label maps hold class indices, `structures` the names of the classes from 1. Spa
 from stages.parts.colors import class_color
 from stages.pictures.comparison import structures_by_method
 from stages.pictures.couples import couples_page
+from stages.pictures.degrees import degrees_page
 from stages.pictures.losses import loss_curves
 from stages.pictures.overlay import overlay_page
 from stages.pictures.panels import panels_page
@@ -22,6 +23,7 @@ __all__ = [
     "best_median_worst",
     "class_color",
     "couples_page",
+    "degrees_page",
     "loss_curves",
     "overlay_page",
     "panels_page",

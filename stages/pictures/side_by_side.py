@@ -45,19 +45,19 @@ def side_by_side_page(row: Row, path: Path, *, structures: Sequence[str] = ()) -
     columns = [("truth", truth)]
     columns += [(f"{name}\n{dice:.3f}", label[box]) for name, (label, dice) in answers.items()]
     lines = [columns[start : start + MOST_COLUMNS] for start in range(0, len(columns), MOST_COLUMNS)]
-    size, gap, left, titles = 1.9, 0.06, 0.32, 0.62  # inches
+    size, gap, left, titles = 1.9, 0.06, 0.32, 0.56  # inches
     heights = [size * min(plane_size(image.shape, axis, row["spacing_mm"]), 1.8) for axis in range(3)]
     width = left + len(lines[0]) * (size + gap) + 0.1
     width = max(width, 4.2)  # the title has room
     line_height = titles + sum(heights) + 3 * gap
-    total = 0.4 + len(lines) * line_height + 0.1 + legend_height(structures, width)
+    total = 0.34 + len(lines) * line_height + 0.1 + legend_height(structures, width)
     figure = new_figure(width, total, constrained=False)
     title = plain(f"{row['case']}, and its DSC by method")
     figure.text(0.1 / width, 1 - 0.27 / total, title, fontsize=10.5, fontweight="bold", color=INK)
     window = window_of(image)
     shown = [(axis, best_slice(truth if truth.any() else labelled[box], image.shape, axis)) for axis in range(3)]
     for number, line in enumerate(lines):
-        low = total - 0.4 - number * line_height - titles + gap
+        low = total - 0.34 - number * line_height - titles + gap
         for (axis, index), height in zip(shown, heights, strict=True):
             low -= gap + height
             for column, (heading, label) in enumerate(line):

@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +142,19 @@ DRAWINGS = {
         spacing_mm=(3, 1, 1),
     ),
     "points": lambda path: pictures.points_plot(points(3), path),
+    "clouds of points": lambda path: pictures.points_plot(replace(points(3), clouds=True), path),
+    "degrees": lambda path: pictures.degrees_page(
+        {"$atlas$": (volume(0), label()), "scan": (volume(1), None)},
+        {f"$row$ {r}": {f"$c$ {c}": (volume(c), label(r)) for c in range(5)} for r in range(3)},
+        path,
+        structures=NAMES,
+        spacing_mm=(3, 1, 1),
+    ),
+    "one degree": lambda path: pictures.degrees_page(
+        {"atlas": (volume(0), None), "a": (volume(0), None), "b": (volume(0), None)},
+        {"row": {"c": (volume(1), None)}},
+        path,
+    ),
     "points of many": lambda path: pictures.points_plot(points(40), path),
     "scores": lambda path: pictures.score_boxes({"liver": [0.9, 0.95, np.nan], "$x_1$": [0.2], "none": []}, path),
     "side by side": lambda path: pictures.side_by_side_page(answers(3), path, structures=NAMES),
