@@ -92,10 +92,10 @@ def show_mixing(R: nn.Module, S: nn.Module, data: Scans) -> list[tuple[str, list
         apart = (answers[2] - GAMMA * answers[0] - (1 - GAMMA) * answers[1]).abs().sum(0) / 2
         names = (f"X_A: atlas, share {GAMMA}", f"X_B: scan, share {1 - GAMMA}", "mixed image")
         panels = [
-            Panel(f"{name}; S", image[0, 0], answer.argmax(0))
+            Panel(f"{name}; S's answer", image[0, 0], answer.argmax(0))
             for name, image, answer in zip(names, (first, second, mixed), answers, strict=True)
         ]
-        panels.append(Panel("doubt about the mixed one", 1 - answers[2].amax(0), shows="error"))
+        panels.append(Panel("doubt about the mixed image", 1 - answers[2].amax(0), shows="error"))
         panels.append(Panel("S(mixed) - mixed S", apart, shows="error"))
         rows.append((data.names[scan], panels))
     return rows
