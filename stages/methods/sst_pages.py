@@ -67,7 +67,7 @@ def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Pa
         panels = [
             Panel("atlas", atlas[0, 0], label[0]),
             Panel("in a drawn shape", warp(atlas, field)[0, 0], warp_label(label, field)[0]),
-            Panel("displacement, voxels; folds", field[0].norm(dim=0), shows="error", folds=folds(field)),
+            Panel("folds red; displacement, voxels", field[0].norm(dim=0), shows="error", folds=folds(field)),
         ]
         rows.append((f"draw {draw + 1}", panels))
     return rows
