@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from stages.answering.side_by_side import draw_side_by_side
 from stages.artifacts.comparison import Comparison
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.manifest import Manifest
@@ -228,6 +229,7 @@ def _write(draft: Draft, config: Config, runs: dict[str, list[Scores]], made: di
             name = method if rows["output"].nunique() == 1 else f"{method}, {output}"
             by_method[name] = {s: own[own["structure"] == s]["dsc"].tolist() for s in config.structures}
     structures_by_method(by_method, draft.folder / "structures.png")
+    draw_side_by_side(runs, config, draft.folder / "methods.png")
 
 
 def _scores_of(runs: list[Scores]) -> pd.DataFrame:

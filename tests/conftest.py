@@ -216,15 +216,17 @@ def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PICTURES = (
-    "couples_page", "loss_curves", "overlay_page", "panels_page", "points_plot", "predictions_page",
-    "registration_overlay", "rounds_page", "score_boxes", "suggestion_page",
+    "couples_page", "degrees_page", "loss_curves", "overlay_page", "panels_page", "points_plot", "predictions_page",
+    "registration_overlay", "rounds_page", "score_boxes", "side_by_side_page", "suggestion_page",
 )  # fmt: skip
 
 
 def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:
     """Files without a picture in place of pictures, which take longer than everything else on a tiny cohort."""
 
-    def picture(_: object, path: Path, **__: object) -> None:
+    def picture(*shown: object, **__: object) -> None:
+        path = shown[-1]
+        assert isinstance(path, Path)
         path.write_bytes(b"picture")
 
     for name in PICTURES:

@@ -51,7 +51,15 @@ PICTURES = {
 OTHER_PICTURES = {
     ("deep-atlas", "segmentation"): [],  # it is trained beside the registration
     ("rsegnet", "segmentation"): [],
-    ("sst", "registration"): [*PICTURES["registration"], "shapes.png", "style-codes.png", "styles.png"],
+    ("sst", "registration"): [
+        *PICTURES["registration"],
+        "looks-and-shapes.png",
+        "shapes.png",
+        "style-codes.png",
+        "styles.png",
+    ],
+    ("brbs", "segmentation"): [*PICTURES["segmentation"], "features.png", "mixing.png"],
+    **{(name, "generated"): ["qc/couples.png", "qc/degrees.png"] for name in ("brbs", "data-aug", "best")},
     ("lt-net", "registration"): [*PICTURES["registration"], "cycle.png"],
     ("jrss", "generated"): ["qc/pseudo-labels.png"],
     ("jrss", "scores"): [*PICTURES["scores"], "rounds.png"],

@@ -3,7 +3,8 @@
 compare.csv         a row per method and output: means, intervals, paired tests, time, memory
 compare.md          the same, rounded, as Markdown
 structures.csv      method, output, structure, dsc, hd95_mm, assd_mm, missed
-structures.png      DSC of every structure by method
+structures.png      boxes of every structure's DSC by method
+methods.png         every method's answer on one scan, beside the truth
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import h5py
@@ -34,9 +35,11 @@ from stages.generating.writer import (
     write_table,
 )
 from stages.parts.batches.space_style import Always, Degree
-from stages.parts.channels import as_array, as_images
+from stages.parts.channels import as_array, as_images, first_channel
 from stages.parts.warps import warp, warp_one_hot
 from stages.seeds import derive
+
+DEGREES = (0.0, 0.25, 0.5, 0.75, 1.0)  # alpha and beta of the picture
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,50 @@ class PathBank:
         if self.style is None:
             couples = [replace(couple, origin=couple.origin | {"style": None}) for couple in couples]
         draw_couples_page(couples, cohort, folder)
+        self._draw_degrees(generated_file["paths"], cohort, folder)
+
+    def _draw_degrees(self, paths: h5py.Group, cohort: Cohort, folder: Path) -> None:
+        """`degrees.png`: an atlas on its way to the shape of one scan and the look of another, by fixed degrees."""
+        from stages.pictures import degrees_page
+
+        rows = np.flatnonzero(paths["accepted"][()])
+        atlases, scans = (paths[column].asstr()[()] for column in ("atlas", "scan"))
+        space = int(rows[0])
+        of_atlas = [int(row) for row in rows if atlases[row] == atlases[space]]
+        style = space if self.coupled else of_atlas[-1]
+        atlas = atlases[space]
+
+        def shown(alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
+            image, label = self._generated(paths, cohort, atlas, space, style, alpha, beta)
+            return first_channel(image), label
+
+        sources: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        sources[f"atlas {atlas}"] = (first_channel(cohort.image(atlas)), cohort.label(atlas))
+        sources[f"space {scans[space]}"] = (first_channel(cohort.image(scans[space])), None)
+        if self.style is not None:
+            sources[f"style {scans[style]}"] = (first_channel(cohort.image(scans[style])), None)
+        grid = {
+            f"style β {beta:g}": {f"space α {alpha:g}": shown(alpha, beta) for alpha in DEGREES}
+            for beta in (DEGREES if self.style is not None else (0.0,))
+        }
+        degrees_page(
+            sources, grid, folder / "degrees.png", structures=cohort.structures, spacing_mm=cohort.grid.spacing_mm
+        )
+
+    def _generated(
+        self, paths: h5py.Group, cohort: Cohort, atlas: str, space: int, style: int, alpha: float, beta: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Image (C, D, H, W), or (D, H, W) of one channel, and class indices (D, H, W) of a couple.
+
+        Args:
+            space, style: rows of `paths`.
+        """
+        way = alpha * torch.from_numpy(paths["displacement"][space]).float()[None]
+        image = as_images(cohort.image(atlas))
+        if beta:
+            image = image + beta * torch.from_numpy(paths["style"][style]).float()
+        label = warp_one_hot(as_label(cohort.label(atlas)), way, cohort.num_classes).argmax(1)
+        return as_array(warp(image, way).half().float()), label[0].numpy().astype(label_type(cohort))
 
     def _drawn(self, file: h5py.File, cohort: Cohort, seed: int) -> Iterator[Couple]:
         """Finished couples without end, from the accepted paths; couple i depends on the seed and i alone."""
@@ -147,23 +194,17 @@ class PathBank:
             of_atlas = [int(row) for row in rows if atlases[row] == atlases[space]]
             style = of_atlas[int(torch.randint(len(of_atlas), (1,), generator=generator))]
             style = space if self.coupled else style
-            alpha = self.space(1, generator)
-            way = alpha * torch.from_numpy(paths["displacement"][space]).float()[None]
-            image = as_images(cohort.image(atlases[space]))
-            beta = 0.0
-            if self.style is not None:
-                degree = self.style(1, generator)
-                image = image + degree * torch.from_numpy(paths["style"][style]).float()
-                beta = float(degree)
-            label = warp_one_hot(as_label(cohort.label(atlases[space])), way, cohort.num_classes).argmax(1)
+            alpha = float(self.space(1, generator))
+            beta = float(self.style(1, generator)) if self.style is not None else 0.0
+            image, label = self._generated(paths, cohort, atlases[space], space, style, alpha, beta)
             yield Couple(
-                as_array(warp(image, way).half().float()),
-                label[0].numpy().astype(label_type(cohort)),
+                image,
+                label,
                 {
                     "atlas": atlases[space],
                     "space": scans[space],
                     "style": scans[style] if self.style is not None else atlases[space],
-                    "alpha": float(alpha),
+                    "alpha": alpha,
                     "beta": beta,
                     "seed": drawn_from,
                     **{name: float(paths[name][space]) for name in QUALITY},

@@ -18,9 +18,10 @@ from pydantic import Field
 
 from stages.config import TrainSettings
 from stages.generating.path_bank import PathBank
+from stages.methods.brbs_pages import show_features, show_mixing
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
-from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.recipe import Answer, Generate, Method, Page, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import ANSWER, AnswerSettings
 from stages.parts.batches.pairs import atlas_and_two_unlabeled
@@ -162,6 +163,7 @@ def build(task: Task, settings: Settings) -> Recipe:
             helper(forward=GenerateAndSegment(R, s3p, S), loss=segmentation_loss),
         ],
     )
+    pages: dict[str, Page] = {"features": partial(show_features, R, S, s3p), "mixing": partial(show_mixing, R, S)}
     learn = Train(
         "segmentation",
         [
@@ -172,12 +174,17 @@ def build(task: Task, settings: Settings) -> Recipe:
             )
         ],
         uses=["registration", "generated"],
+        pages=pages,
     )
     return Recipe(
         networks={"registration": R, "segmentation": S},
         rounds=[
             [
-                Train("registration", [warm_up, kcc] if settings.warm_up else [kcc]),
+                Train(
+                    "registration",
+                    [warm_up, kcc] if settings.warm_up else [kcc],
+                    pages=pages if settings.helper_is_final else {},
+                ),
                 Generate([PathBank(space=alpha, style=beta)]),
                 Train("segmentation", uses=["registration"]) if settings.helper_is_final else learn,
             ]

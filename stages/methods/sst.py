@@ -46,7 +46,7 @@ from stages.methods.recipe import Answer, Generate, Method, Page, Recipe, Task, 
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import ANSWER, GENERATE, SEGMENT, AnswerSettings
 from stages.methods.sst_looks import other_registration, sample_looks
-from stages.methods.sst_pages import show_codes, show_shapes, show_styles
+from stages.methods.sst_pages import show_codes, show_codes_together, show_shapes, show_styles
 from stages.parts.batches.drawing import Sampler
 from stages.parts.batches.labelled import generated_samples
 from stages.parts.batches.pairs import one_atlas_and_scans, two_scans
@@ -223,6 +223,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         ]
         networks |= {"style_discriminator": D_style}
         pages |= {"style-codes": partial(show_codes, R), "styles": partial(show_styles, R)}
+        pages |= {"looks-and-shapes": partial(show_codes_together, R, G_flow)}
         remembers, other = settings.looks == "memory", settings.appearance_from
         A, memory, borrowed = sample_looks(R, settings.registration_network, remembers=remembers, other=other)
         synthesis = draw(R, appearance=A, memory=memory)

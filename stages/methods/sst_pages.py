@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
+from torch import Tensor
 
 from stages.parts.batches.scans import Scans
+from stages.parts.metrics import jacobian_determinant
 from stages.parts.networks.flow_autoencoder import FlowAutoencoder
+from stages.parts.networks.style import style_prior
 from stages.parts.networks.styled_registration import StyledRegistration
-from stages.parts.panels import Panel, Points
+from stages.parts.panels import Panel, Points, in_main_directions, spread
 from stages.parts.warps import warp, warp_label
 
 
@@ -21,16 +22,11 @@ def show_codes(R: StyledRegistration, data: Scans) -> Points:
         image = data.image([place])
         others = [places[(i + k) % len(places)] for k in range(1, min(5, len(places)))]
         codes.append(torch.cat([R.code(image), *(R.code(warp(image, R.flow(image, data.image([o])))) for o in others)]))
-    with torch.autocast(codes[0].device.type, enabled=False):
-        together = torch.cat(codes)
-        centre = together.mean(0)
-        _, size, directions = torch.linalg.svd(together - centre, full_matrices=False)
-        flat = [(of_scan - centre) @ directions[:2].T for of_scan in codes]
-    share = (size.square() / size.square().sum()).tolist()
+    flat, axes = in_main_directions(codes)
     return Points(
         "style codes: every scan (large), and the same scan in other shapes (small)",
         {data.names[place]: points for place, points in zip(places, flat, strict=True)},
-        (f"{100 * share[0]:.0f} % of the variance", f"{100 * share[1]:.0f} % of the variance"),
+        axes,
     )
 
 
@@ -39,12 +35,12 @@ def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Pane
 
     The five are spread over the list, so that scans of a second site, which come later, are among them.
     """
-    looks = _spread(data.unlabeled, 5)
+    looks = spread(data.unlabeled, 5)
     headings = [f"in the look of {data.names[look]}" for look in looks]
     givers = [Panel(heading, data.image([look])[0, 0]) for heading, look in zip(headings, looks, strict=True)]
     atlas = data.atlases[0]
     rows = [("source of the look", [Panel("as it is", data.image([atlas])[0, 0], data.labels[atlas]), *givers])]
-    for place in [atlas, *_spread(data.unlabeled, 2)]:
+    for place in [atlas, *spread(data.unlabeled, 2)]:
         image = data.image([place])
         panels = [Panel("as it is", image[0, 0], data.labels.get(place))]
         panels += [
@@ -55,10 +51,9 @@ def show_styles(R: StyledRegistration, data: Scans) -> list[tuple[str, list[Pane
     return rows
 
 
-def _spread(places: Sequence[int], count: int) -> list[int]:
-    """Evenly spread places, the first and the last among them; at most all of them."""
-    count = min(count, len(places))
-    return [places[round(k * (len(places) - 1) / max(1, count - 1))] for k in range(count)]
+def folds(field: Tensor) -> Tensor:
+    """Where a displacement (1, 3, D, H, W), voxels, folds, (D, H, W)."""
+    return ~(jacobian_determinant(field)[0] > 0)
 
 
 def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Panel]]]:
@@ -72,7 +67,25 @@ def show_shapes(G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Pa
         panels = [
             Panel("atlas", atlas[0, 0], label[0]),
             Panel("in a drawn shape", warp(atlas, field)[0, 0], warp_label(label, field)[0]),
-            Panel("displacement, voxels", field[0].norm(dim=0), shows="error"),
+            Panel("folds red; displacement, voxels", field[0].norm(dim=0), shows="error", folds=folds(field)),
         ]
         rows.append((f"draw {draw + 1}", panels))
+    return rows
+
+
+def show_codes_together(R: StyledRegistration, G_flow: FlowAutoencoder, data: Scans) -> list[tuple[str, list[Panel]]]:
+    """The first atlas, one look a row and one shape a column, both drawn from their priors (Fig. 8 of the paper)."""
+    place = data.atlases[0]
+    atlas, label, generator = data.image([place]), data.label([place]), torch.Generator().manual_seed(0)
+    codes = [torch.randn((1, *G_flow.code_shape), generator=generator).to(atlas.device) for _ in range(5)]
+    fields = [G_flow.outside(G_flow.decode(code)) for code in codes]
+    rows = []
+    for look in range(1, 5):
+        styled = R.appearance(atlas, style_prior(1, generator).to(atlas.device))
+        panels = [Panel("atlas in a drawn look", styled[0, 0], label[0])]
+        panels += [
+            Panel(f"drawn shape {number}", warp(styled, field)[0, 0], warp_label(label, field)[0])
+            for number, field in enumerate(fields, start=1)
+        ]
+        rows.append((f"look {look}", panels))
     return rows

@@ -7,6 +7,7 @@ Label maps hold class indices, `structures` the names of the classes from 1. Spa
 from stages.parts.colors import class_color
 from stages.pictures.comparison import structures_by_method
 from stages.pictures.couples import couples_page
+from stages.pictures.degrees import degrees_page
 from stages.pictures.losses import loss_curves
 from stages.pictures.overlay import overlay_page
 from stages.pictures.panels import panels_page
@@ -15,12 +16,14 @@ from stages.pictures.predictions import best_median_worst, predictions_page
 from stages.pictures.registration import registration_overlay
 from stages.pictures.rounds import rounds_page
 from stages.pictures.scores import score_boxes
+from stages.pictures.side_by_side import side_by_side_page
 from stages.pictures.suggestion import suggestion_page
 
 __all__ = [
     "best_median_worst",
     "class_color",
     "couples_page",
+    "degrees_page",
     "loss_curves",
     "overlay_page",
     "panels_page",
@@ -29,6 +32,7 @@ __all__ = [
     "registration_overlay",
     "rounds_page",
     "score_boxes",
+    "side_by_side_page",
     "structures_by_method",
     "suggestion_page",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,8 +53,9 @@ def save(figure: Figure, path: Path) -> None:
 
 def write_note(text: str, path: Path) -> None:
     """Write a page with a text that says why there is nothing to draw."""
-    figure = new_figure(4, 1.5)
-    figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=10)
+    lines = textwrap.wrap(text, 50)
+    figure = new_figure(4, max(1.5, 0.6 + 0.18 * len(lines)))
+    figure.text(0.5, 0.5, plain("\n".join(lines)), ha="center", va="center", color=MUTED, fontsize=10)
     save(figure, path)
 
 

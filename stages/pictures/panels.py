@@ -9,7 +9,17 @@ import numpy as np
 
 from stages.parts.panels import Panel
 from stages.pictures.kit import INK, image_grid, name_row, plain, save, structure_legend, write_note
-from stages.pictures.slices import Spacing, best_slice, cut, draw_contours, plane_size, show_slice
+from stages.pictures.slices import (
+    FOLD,
+    Spacing,
+    best_slice,
+    cut,
+    draw_contours,
+    paint,
+    plane_size,
+    show_slice,
+    window_of,
+)
 
 
 def panels_page(
@@ -22,7 +32,7 @@ def panels_page(
     """A method's panels, one row per scan: the axial slice with the most label in the first panel of the row.
 
     Errors are shown in colour, from 0 (black) to the 99.5th percentile of that panel over all rows (white). Features
-    are shown from the 0.5th to the 99.5th percentile of the slice.
+    are shown from the 0.5th to the 99.5th percentile of the slice. Folds are red.
 
     Args:
         rows: case id and panels; the same panels in every row.
@@ -47,11 +57,12 @@ def panels_page(
             if panel.shows == "error":
                 window, colours = (0.0, largest[column] or 1.0), "magma"
             elif panel.shows == "feature":
-                low, high = (float(value) for value in np.percentile(plane, (0.5, 99.5)))
-                window = (low, high if high > low else low + 1)
+                window = window_of(plane)
             show_slice(axes, plane, 0, spacing_mm, window, colours)
             if label is not None:
                 draw_contours(axes, cut(label, 0, index))
+            if panel.folds is not None:
+                paint(axes, cut(panel.folds.cpu().numpy(), 0, index), FOLD)
             if number == 0:
                 scale = f", 0 to {window[1]:.2g}" if panel.shows == "error" else ""
                 axes.set_title(plain(panel.heading) + scale, fontsize=9, color=INK)

@@ -22,7 +22,17 @@ from stages.pictures.kit import (
     structure_legend,
     write_note,
 )
-from stages.pictures.slices import PLANES, best_slice, cut, draw_contours, plane_size, show_slice
+from stages.pictures.slices import (
+    PLANES,
+    best_slice,
+    box_around,
+    cut,
+    draw_contours,
+    paint,
+    plane_size,
+    show_slice,
+    window_of,
+)
 
 MISSING, EXTRA, CONFUSED = "#19d3ff", "#ff3df2", "#ffe81a"
 
@@ -84,24 +94,16 @@ def predictions_page(rows: Sequence[Row], path: Path, *, structures: Sequence[st
     save(figure, path)
 
 
-def _around_labels(row: Row, margin_voxels: int = 12) -> dict[str, Any]:
-    """The row cropped to its structures and a margin of the finest voxels; uncropped without structures."""
-    labelled = (row["truth"] > 0) | (row["prediction"] > 0)
-    if not labelled.any():
-        return dict(row)
-    box = []
-    for axis, spacing in enumerate(row["spacing_mm"]):
-        used = np.flatnonzero(labelled.any(axis=tuple(other for other in range(3) if other != axis)))
-        margin = max(int(np.ceil(margin_voxels * min(row["spacing_mm"]) / spacing)), 1)
-        box.append(slice(max(used[0] - margin, 0), used[-1] + 1 + margin))
-    return {**row, **{name: row[name][tuple(box)] for name in ("image", "truth", "prediction")}}
+def _around_labels(row: Row) -> dict[str, Any]:
+    """The row cropped to its structures."""
+    box = box_around((row["truth"] > 0) | (row["prediction"] > 0), row["spacing_mm"])
+    return {**row, **{name: row[name][box] for name in ("image", "truth", "prediction")}}
 
 
 def _show_prediction(grid: Sequence[Sequence[Axes]], row: Row) -> None:
     """Draw one plane per row; truth, prediction and disagreement in columns."""
     truth, prediction, image = row["truth"], row["prediction"], row["image"]
-    low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
-    window = (low, high if high > low else low + 1)
+    window = window_of(image)
     for axis, (plane, row_axes) in enumerate(zip(PLANES, grid, strict=True)):
         index = best_slice(truth if truth.any() else prediction, image.shape, axis)
         shown, true_labels, predicted = (cut(volume, axis, index) for volume in (image, truth, prediction))
@@ -118,13 +120,7 @@ def _show_prediction(grid: Sequence[Sequence[Axes]], row: Row) -> None:
 
 def _paint_disagreement(axes: Axes, truth: np.ndarray, prediction: np.ndarray) -> None:
     """Colour voxels where two label maps differ: missing, too much, or wrong structure."""
-    (image,) = axes.images
-    paint = np.zeros((*truth.shape, 4), dtype=np.float32)
     wrong = truth != prediction
-    for mask, color in (
-        (wrong & (prediction == 0), MISSING),
-        (wrong & (truth == 0), EXTRA),
-        (wrong & (truth > 0) & (prediction > 0), CONFUSED),
-    ):
-        paint[mask] = [*(int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)), 0.8]
-    axes.imshow(paint, aspect=axes.get_aspect(), origin=image.origin, interpolation="nearest")
+    paint(axes, wrong & (prediction == 0), MISSING)
+    paint(axes, wrong & (truth == 0), EXTRA)
+    paint(axes, wrong & (truth > 0) & (prediction > 0), CONFUSED)

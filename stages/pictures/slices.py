@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
 from stages.parts.colors import class_color
 
 PLANES = ("axial", "coronal", "sagittal")
+FOLD = "#ff2a2a"
 
 Spacing = Sequence[float]
 
@@ -25,6 +27,24 @@ def best_slice(label: np.ndarray | None, shape: Sequence[int], axis: int) -> int
         return shape[axis] // 2
     others = tuple(other for other in range(3) if other != axis)
     return int(np.count_nonzero(label, axis=others).argmax())
+
+
+def box_around(mask: np.ndarray, spacing_mm: Spacing, margin_voxels: int = 12) -> tuple[slice, ...]:
+    """The part of a volume that holds a mask and a margin of the finest voxels; all of it without a mask."""
+    if not mask.any():
+        return tuple(slice(None) for _ in range(3))
+    box = []
+    for axis, spacing in enumerate(spacing_mm):
+        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = max(int(np.ceil(margin_voxels * min(spacing_mm) / spacing)), 1)
+        box.append(slice(max(used[0] - margin, 0), used[-1] + 1 + margin))
+    return tuple(box)
+
+
+def window_of(image: np.ndarray) -> tuple[float, float]:
+    """From the 0.5th to the 99.5th percentile, which become black and white."""
+    low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
+    return low, high if high > low else low + 1
 
 
 def plane_size(shape: Sequence[int], axis: int, spacing_mm: Spacing | None) -> float:
@@ -69,3 +89,11 @@ def draw_contours(axes: Axes, label: np.ndarray, linewidth: float = 1.1) -> None
         axes.contour(across, down, mask, levels=[0.5], colors=[class_color(int(class_index))], linewidths=linewidth)
     axes.set_xlim(limits[0])
     axes.set_ylim(limits[1])
+
+
+def paint(axes: Axes, mask: np.ndarray, color: str, opacity: float = 0.8) -> None:
+    """Colour the voxels of a mask on a slice that is shown."""
+    (image, *_) = axes.images
+    painted = np.zeros((*mask.shape, 4), dtype=np.float32)
+    painted[mask] = [*to_rgb(color), opacity]
+    axes.imshow(painted, aspect=axes.get_aspect(), origin=image.origin, interpolation="nearest")

@@ -134,6 +134,39 @@ def test_what_is_written_is_as_large_as_was_planned(name, cohort, tmp_path):
     assert writer.planned_bytes(cohort, GenerateSettings(**settings)) == pytest.approx(sum(sizes), rel=0.1)
 
 
+def degrees_shown(writer: PathBank, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple:
+    """Sources and grid of `degrees.png`."""
+    shown: list[tuple] = []
+    monkeypatch.setattr("stages.pictures.degrees_page", lambda *given, **_: shown.append(given))
+    monkeypatch.setattr("stages.generating.path_bank.draw_couples_page", lambda *_: None)
+    with h5py.File(write(writer, Working().job(cohort, tmp_path / "resume"), tmp_path)) as file:
+        writer.draw_pictures(file, cohort, tmp_path, 7)
+    ((sources, grid, _),) = shown
+    return sources, grid
+
+
+def test_a_picture_leads_from_the_atlas_to_shape_and_look_of_scans(cohort, tmp_path, monkeypatch):
+    sources, grid = degrees_shown(PathBank(Always(0.5), Always(1.0)), cohort, tmp_path, monkeypatch)
+    assert list(sources) == ["atlas atlas_1", "space free_1", "style free_2"]
+    assert [len(row) for row in grid.values()] == [5] * 5
+    atlas = cohort.image("atlas_1").astype(np.float32)
+    start = grid["style β 0"]["space α 0"]
+    assert np.array_equal(start[0], atlas) and np.array_equal(start[1], cohort.label("atlas_1"))
+    image, label = grid["style β 0"]["space α 1"]  # each voxel reads the next one along D
+    assert np.allclose(image[:-1], atlas[1:], atol=1e-3)
+    assert np.array_equal(label[:-1], cohort.label("atlas_1")[1:])
+    # Its style is the scan, moved by a voxel to the atlas, minus the atlas.
+    coloured = grid["style β 1"]["space α 0"][0]
+    assert np.allclose(coloured[:-1], cohort.image("free_2").astype(np.float32)[1:], atol=2e-3)
+    half = grid["style β 0.5"]["space α 0"][0]
+    assert np.allclose(half, (atlas + coloured) / 2, atol=2e-3)
+
+
+def test_without_style_the_picture_has_one_row(cohort, tmp_path, monkeypatch):
+    sources, grid = degrees_shown(PathBank(Always(0.5), None), cohort, tmp_path, monkeypatch)
+    assert list(sources) == ["atlas atlas_1", "space free_1"] and list(grid) == ["style β 0"]
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_plan_measures_one_piece_and_multiplies(name, cohort, tmp_path, monkeypatch):
     writer, settings = WRITERS[name]

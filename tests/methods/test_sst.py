@@ -30,7 +30,7 @@ from stages.parts.networks.flow_autoencoder import FlowAutoencoder
 from stages.parts.networks.styled_registration import StyledRegistration
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import StridedUNet
-from stages.parts.panels import Points
+from stages.parts.panels import Points, spread
 from stages.training import budget
 from stages.training.loop import Run, _optimizer, train
 
@@ -289,7 +289,7 @@ def test_pages_show_codes_looks_and_shapes():
     R = recipe.networks["registration"]
     with torch.inference_mode():
         shown = {name: page(data) for name, page in recipe.step("registration", 0).pages.items()}
-    assert list(shown) == ["shapes", "style-codes", "styles"]
+    assert list(shown) == ["shapes", "style-codes", "styles", "looks-and-shapes"]
     codes = shown["style-codes"]
     assert isinstance(codes, Points) and list(codes.groups) == list("abcd")
     assert all(points.shape == (4, 2) for points in codes.groups.values())
@@ -300,9 +300,34 @@ def test_pages_show_codes_looks_and_shapes():
     _, looks = shown["styles"][2]
     assert [panel.heading for panel in looks] == ["as it is", *(f"in the look of {n}" for n in "bcd")]
     torch.testing.assert_close(looks[2].image, R.restyled(data.image([1]), data.image([2]))[0, 0])
-    assert sst_pages._spread(range(100), 5) == [0, 25, 50, 74, 99] and sst_pages._spread([4], 2) == [4]
+    assert spread(range(100), 5) == [0, 25, 50, 74, 99] and spread([4], 2) == [4]
     assert len({float(panels[2].image.sum()) for _, panels in shown["shapes"]}) == 4
     assert list(built(appearance=False).step("registration", 0).pages) == ["shapes"]
+
+
+def test_a_row_of_the_page_has_one_look_and_a_column_one_shape():
+    recipe, data = built(), scans()
+    R, G_flow = recipe.networks["registration"], recipe.networks["autoencoder"]
+    for number, block in enumerate(R.appearance.up):  # looks differ
+        nn.init.normal_(block.scale.weight, std=0.5, generator=generator(number))
+    nn.init.normal_(list(G_flow.parameters())[-2], std=0.3, generator=generator())  # shapes differ
+    with torch.inference_mode():
+        rows = [panels for _, panels in recipe.step("registration", 0).pages["looks-and-shapes"](data)]
+    assert [len(panels) for panels in rows] == [6] * 4
+    for column in zip(*rows, strict=True):
+        assert all(torch.equal(panel.label, column[0].label) for panel in column)
+        assert len({float(panel.image.sum()) for panel in column}) == 4
+    shapes = [panel.label for panel in rows[0]]
+    assert torch.equal(shapes[0], data.label([0])[0]) and len({label.numpy().tobytes() for label in shapes}) == 6
+
+
+def test_folds_of_drawn_shapes_are_marked():
+    folding = torch.zeros(1, 3, *SHAPE)
+    folding[0, 0, 4:] = -5  # along D, voxels from 4 on read what lies before voxel 3
+    assert sst_pages.folds(folding)[3].all() and not sst_pages.folds(folding)[[0, 1, 2, 6, 7]].any()
+    page = built().step("registration", 0).pages["shapes"]
+    with torch.inference_mode():
+        assert all(panels[2].folds is not None and panels[2].folds.shape == SHAPE for _, panels in page(scans()))
 
 
 # Training and artifacts

@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,9 +7,10 @@ import torch
 from PIL import Image
 
 from stages import pictures
+from stages.parts.metrics import jacobian_determinant
 from stages.parts.panels import Panel, Points
 from stages.pictures.losses import smooth
-from stages.pictures.slices import best_slice, plane_size
+from stages.pictures.slices import FOLD, best_slice, plane_size
 
 SHAPE = (10, 14, 12)
 
@@ -81,6 +83,20 @@ def rounds():
     ]
 
 
+def answers(count):
+    labels = {
+        f"method-{number} with=a-setting and=$another$, registration": (label(number % 3), 0.5)
+        for number in range(count)
+    }
+    row = {"case": "$scan_1$", "image": 900 * volume(0) - 1000, "truth": label(), "spacing_mm": (3.0, 1.0, 1.0)}
+    return {**row, "answers": labels}
+
+
+def by_method(methods, structures):
+    values = np.random.default_rng(5).random((methods, structures, 4)).tolist()
+    return {f"method {m}": {f"part {s}": values[m][s] for s in range(structures)} for m in range(methods)}
+
+
 NAMES = ("liver", "left kidney")
 DRAWINGS = {
     "loss curves": lambda path: pictures.loss_curves(log(), path),
@@ -126,8 +142,31 @@ DRAWINGS = {
         spacing_mm=(3, 1, 1),
     ),
     "points": lambda path: pictures.points_plot(points(3), path),
+    "clouds of points": lambda path: pictures.points_plot(replace(points(3), clouds=True), path),
+    "degrees": lambda path: pictures.degrees_page(
+        {"$atlas$": (volume(0), label()), "scan": (volume(1), None)},
+        {f"$row$ {r}": {f"$c$ {c}": (volume(c), label(r)) for c in range(5)} for r in range(3)},
+        path,
+        structures=NAMES,
+        spacing_mm=(3, 1, 1),
+    ),
+    "one degree": lambda path: pictures.degrees_page(
+        {"atlas": (volume(0), None), "a": (volume(0), None), "b": (volume(0), None)},
+        {"row": {"c": (volume(1), None)}},
+        path,
+    ),
     "points of many": lambda path: pictures.points_plot(points(40), path),
     "scores": lambda path: pictures.score_boxes({"liver": [0.9, 0.95, np.nan], "$x_1$": [0.2], "none": []}, path),
+    "side by side": lambda path: pictures.side_by_side_page(answers(3), path, structures=NAMES),
+    "many side by side": lambda path: pictures.side_by_side_page(answers(17), path, structures=NAMES),
+    "nothing side by side": lambda path: pictures.side_by_side_page(answers(0), path),
+    "nothing found side by side": lambda path: pictures.side_by_side_page(
+        answers(0) | {"truth": 0 * label(), "answers": {"a": (0 * label(), np.nan)}}, path
+    ),
+    "boxes": lambda path: pictures.structures_by_method(by_method(3, 2), path),
+    "many boxes": lambda path: pictures.structures_by_method(by_method(17, 28), path),
+    "no boxes": lambda path: pictures.structures_by_method({"a": {"liver": []}}, path),
+    "boxes of some": lambda path: pictures.structures_by_method({"a": {"liver": []}, "b": {"liver": [0.5]}}, path),
     "no scores": lambda path: pictures.score_boxes({}, path),
 }
 
@@ -195,6 +234,58 @@ def test_drawing_leaves_no_figures_behind(tmp_path):
     before = pyplot.get_fignums()
     pictures.loss_curves(log(), tmp_path / "curves.png")
     assert pyplot.get_fignums() == before
+
+
+def share_of(color, path):
+    """The share of a page's pixels that have a colour, or nearly."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    wanted = [int(color[start : start + 2], 16) for start in (1, 3, 5)]
+    return (np.abs(pixels - wanted).max(-1) < 60).mean()
+
+
+def test_folds_are_marked_where_they_are(tmp_path):
+    still = np.zeros((3, *SHAPE), dtype=np.float32)
+    folds = still.copy()
+    folds[2, :, 4:9, 6:] = -3  # voxels from 6 on read what lies before 4: the mapping runs backwards between 5 and 6
+    for name, field in (("sound", still), ("folded", folds)):
+        dark = registration(displacement=field, scan=0 * volume(2), warped_label=None)
+        pictures.registration_overlay([dark], tmp_path / f"{name}.png")
+        field = torch.from_numpy(field)
+        panel = Panel("u", field.norm(dim=0) * 0, folds=~(jacobian_determinant(field[None])[0] > 0))
+        pictures.panels_page([("a", [panel])], tmp_path / f"{name}-panel.png")
+    assert share_of(FOLD, tmp_path / "sound.png") == share_of(FOLD, tmp_path / "sound-panel.png") == 0
+    assert share_of(FOLD, tmp_path / "folded.png") > 0.002
+    assert share_of(FOLD, tmp_path / "folded-panel.png") > 0.02
+
+
+def test_every_answer_has_a_column_beside_the_truth(tmp_path):
+    widths = {}
+    for count in (1, 3, 6, 17):
+        pictures.side_by_side_page(answers(count), tmp_path / "page.png")
+        with Image.open(tmp_path / "page.png") as image:
+            widths[count] = image.size
+    assert widths[1][0] < widths[3][0] < widths[6][0] == widths[17][0]
+    assert widths[17][1] > 2.5 * widths[6][1]  # three rows of columns
+
+
+def test_contours_of_an_answer_are_drawn_in_its_column(tmp_path):
+    pages = []
+    for other in (label(), 0 * label()):
+        row = answers(1) | {"answers": {"a": (label(), 0.5), "b": (other, 0.5)}}
+        pictures.side_by_side_page(row, tmp_path / "page.png")
+        pages.append(np.asarray(Image.open(tmp_path / "page.png").convert("RGB")))
+    truth, first, second = np.array_split((pages[0] != pages[1]).any(-1).any(0), 3)
+    assert second.any() and not truth.any() and not first[: len(first) // 2].any()
+
+
+def test_boxes_show_every_method_of_every_structure(tmp_path):
+    pages = []
+    for last in (0.5, 0.9):
+        table = {"a": {"one": [0.2, 0.3, 0.4], "two": [0.5, 0.5]}, "b": {"one": [0.3, 0.4], "two": [0.4, last]}}
+        pictures.structures_by_method(table, tmp_path / "page.png")
+        pages.append(np.asarray(Image.open(tmp_path / "page.png").convert("RGB")))
+    rows = (pages[0] != pages[1]).any(-1).any(1)
+    assert rows.any() and not rows[: len(rows) // 3].any()  # only the second structure's rows, and the legend
 
 
 def test_an_overlay_shows_three_planes_with_contours(tmp_path):
