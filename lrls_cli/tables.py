@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stages.artifacts.found import Found
     from stages.artifacts.scores import Scores
     from stages.artifacts.suggestion import Suggestion
+    from stages.artifacts.sweep import Sweep
     from stages.data.intake import Fault
     from stages.methods.recipe import Method
 
@@ -78,6 +80,8 @@ def print_scores(method: str, scores: Scores) -> None:
             )
         if result["absent_in_both"]:
             tell(f"absent in truth and prediction, and not scored: {plural(result['absent_in_both'], 'structure')}")
+    if (seconds := scores.manifest.scan_s) is not None:
+        tell(f"{seconds:.3g} s a scan, from the grid to its own voxels, on {scores.manifest.device}")
     if "registration" in summary:
         field = summary["registration"]
         tell(
@@ -154,6 +158,28 @@ def print_comparison(comparison: Comparison, subset: str) -> None:
     for row in comparison.table.to_dict("records"):
         table.add_row(*map(_plain, cells(row | {"output": row["output"][:3]})))
     Console(width=None if Console().is_terminal else 180).print(table)
+
+
+def print_sweep(sweep: Sweep) -> None:
+    """A row per method, value and output."""
+    about, rows = sweep.manifest.identity.config, sweep.table.to_dict("records")
+    scans, runs = plural(int(rows[0]["scans"]), "scan"), plural(int(rows[0]["runs"]), "run")
+    table = Table(
+        title=_plain(f"{about['setting']}, {about['part']}, {scans}, {runs} each; intervals over runs and scans"),
+        title_justify="left",
+    )
+    for heading in ("method", "value", "output", "DSC", "95 %", "range", "HD95 mm", "ASSD mm", "missed", "time min"):
+        left = heading in ("method", "value", "output")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for row in rows:
+        interval = "" if isnan(row["dsc_low"]) else f"{row['dsc_low']:.3f}-{row['dsc_high']:.3f}"
+        cells = (
+            row["method"], row["value"], row["output"], f"{row['dsc']:.4f}", interval,
+            f"{row['dsc_worst']:.3f}-{row['dsc_best']:.3f}", f"{row['hd95_mm']:.2f}", f"{row['assd_mm']:.2f}",
+            f"{row['missed']:g}", "" if isnan(row["wall_time_s"]) else f"{row['wall_time_s'] / 60:.1f}",
+        )  # fmt: skip
+        table.add_row(*map(_plain, cells))
+    Console(width=None if Console().is_terminal else 160).print(table)
 
 
 def print_methods(methods: Iterable[Method]) -> None:

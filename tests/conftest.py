@@ -216,7 +216,7 @@ def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PICTURES = (
     "couples_page", "loss_curves", "overlay_page", "panels_page", "points_plot", "predictions_page",
-    "registration_overlay", "rounds_page", "score_boxes", "suggestion_page",
+    "registration_overlay", "rounds_page", "score_boxes", "suggestion_page", "sweep_page",
 )  # fmt: skip
 
 

@@ -16,8 +16,10 @@ from stages.pictures.registration import registration_overlay
 from stages.pictures.rounds import rounds_page
 from stages.pictures.scores import score_boxes
 from stages.pictures.suggestion import suggestion_page
+from stages.pictures.sweep import Curve, sweep_page
 
 __all__ = [
+    "Curve",
     "best_median_worst",
     "class_color",
     "couples_page",
@@ -31,4 +33,5 @@ __all__ = [
     "score_boxes",
     "structures_by_method",
     "suggestion_page",
+    "sweep_page",
 ]
