@@ -96,7 +96,9 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
     """The first rows, the last row, and a sentence on which scan to label."""
     rows = suggestion.table.to_dict("records")
     table = Table(title=f"{plural(len(rows), 'scan')}, the most typical first; 95 % intervals", title_justify="left")
-    headings = ("rank", "scan", "NCC to others", "interval", "NCC to average", "P(first)", "ranks", "behind first")
+    verdict = suggestion.verdict
+    score = "NCC to mean" if verdict.get("by") == "average" else "NCC to others"
+    headings = ("rank", "scan", score, "interval", "NCC to average", "P(first)", "ranks", "behind first")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "scan" else "right", no_wrap=True)
     for row in rows[:top] + rows[max(top, len(rows) - 1) :]:
@@ -110,7 +112,6 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
             else f"{row['behind_first']:.4f} ({row['behind_first_low']:.4f} to {row['behind_first_high']:.4f})",
         )  # fmt: skip
     Console(width=None if Console().is_terminal else 160).print(table)
-    verdict = suggestion.verdict
     alike = verdict["equals"]
     if not alike:
         tell(f"Label case {verdict['best']} first: it is more typical than every other scan.")

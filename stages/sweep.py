@@ -30,10 +30,11 @@ from stages.workflow import check_labels, refuse_early, run
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
 COUNTS = {"preprocess.most_atlases": "atlases", "preprocess.most_unlabeled": "unlabeled"}
+NAMES = {"preprocess.most_atlases": "labelled scans", "preprocess.most_unlabeled": "unlabelled scans"}
 FIXED = ("seed", "workspace", "eval.part")  # what all runs of a sweep share, or say otherwise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class One:
     """A run of a sweep.
 
@@ -252,7 +253,7 @@ def _write(draft: Draft, scores: dict[One, Scores], setting: str, values: Sequen
     sweep_page(
         {_name_of(key, list(curves)): curve for key, curve in curves.items()},
         draft.folder / "curve.png",
-        setting=setting,
+        setting=NAMES.get(setting, setting),
         values=[value if _is_number(value) else text for value, text in zip(values, texts, strict=True)],
         structures=by_structure,
     )

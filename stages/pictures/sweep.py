@@ -46,16 +46,17 @@ def sweep_page(
         path: PNG file to write.
         setting: name of the horizontal axis.
         values: its values, in order; numbers stand at their places unless they span orders of magnitude.
-        structures: of one method's answer.
+        structures: of the first curve.
     """
     structures = structures if structures and 1 < len(structures) <= MAX_LEGEND else {}
     figure = new_figure(6.6 + 5.4 * bool(structures), 3.8)
     first, *second = figure.subplots(1, 2 if structures else 1, sharey=True, squeeze=False)[0]
     _draw(first, curves, values)
-    style_plot(first, "DSC, mean of structures; 95 % intervals")
+    dots = "; dots are runs" if any(curve.runs for curve in curves.values()) else ""
+    style_plot(first, f"DSC, mean of structures; 95 % intervals{dots}")
     for axes in second:
         _draw(axes, structures, values)
-        style_plot(axes, "DSC by structure")
+        style_plot(axes, f"DSC by structure: {next(iter(curves))}")
     for axes in (first, *second):
         places = places_of(values)
         axes.set_xticks(places, [_named(value) for value in values])
@@ -81,13 +82,13 @@ def _named(value: float | str) -> str:
 
 def _draw(axes: Axes, curves: Mapping[str, Curve], values: Sequence[float | str]) -> None:
     places = places_of(values)
-    width = 0.012 * (max(places) - min(places))
+    beside = 0.015 * (max(places) - min(places))
     for number, (name, curve) in enumerate(curves.items()):
-        color, shift = LINE_COLORS[number % len(LINE_COLORS)], width * (number - (len(curves) - 1) / 2)
+        color = LINE_COLORS[number % len(LINE_COLORS)]
         if len(curve.low):
             axes.fill_between(places, curve.low, curve.high, color=color, alpha=0.13, linewidth=0)
         axes.plot(places, curve.mean, marker="os^DvP"[number % 6], markersize=5, color=color, label=plain(name))
         for place, runs in zip(places, curve.runs, strict=False):
-            axes.plot([place + shift] * len(runs), runs, ".", color=color, markersize=4, alpha=0.6, markeredgewidth=0)
+            axes.plot([place + beside] * len(runs), runs, "o", color=color, markersize=3, alpha=0.6, markeredgewidth=0)
     axes.margins(x=0.04)
     axes.legend(fontsize=8, frameon=False, loc="best")
