@@ -88,6 +88,16 @@ def print_scores(method: str, scores: Scores) -> None:
             f"displacements: {100 * field['folding_fraction']['mean']:.3f} % of voxels with |J| <= 0, "
             f"std(|J|) {field['jacobian_std']['mean']:.3f}, SDlogJ {field['sd_log_jacobian']['mean']:.3f}"
         )
+    if "pairs" in summary:
+        pairs = summary["pairs"]
+        to = f"{summary['part']} scans to one another" if pairs["moving"] == "test" else "each atlas to each scan"
+        dsc = pairs["dsc"]
+        tell(
+            f"{plural(pairs['pairs'], 'pair')}, {to}: DSC {dsc['mean']:.4f} +- {dsc['std']:.4f}, 95 % interval "
+            f"{dsc['low']:.4f} to {dsc['high']:.4f}; HD95 {pairs['hd95_mm']['mean']:.2f} mm, "
+            f"{100 * pairs['folding_fraction']['mean']:.3f} % of voxels with |J| <= 0, "
+            f"std(|J|) {pairs['jacobian_std']['mean']:.3f}"
+        )
     for case in summary["alignment_fell_back"]:
         tell(f"warning: case {case}: its alignment was refused, centres of mass were used")
 

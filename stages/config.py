@@ -72,6 +72,14 @@ class EvalSettings(Section):
     pseudo_labels: bool = Field(
         False, description="Also score the pseudo-labels of every round, where unlabelled scans have label maps."
     )
+    registration_pairs: Literal["none", "atlases", "test"] = Field(
+        "none",
+        description="Registration is also scored pair by pair: every atlas to every scan (atlases), or the scored "
+        "scans to one another (test).",
+    )
+    fixed_scans: int | None = Field(
+        None, ge=1, description="Only the first so many scored scans stand still in pairs; null: all."
+    )
     report_as: dict[str, list[str]] = Field(
         default={},
         description="Structures that are scored as one, by its name: hippocampus: [left_hippocampus, "

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan, atlases_of, registers
+from stages.answering.pairs import pairs_asked, score_pairs
 from stages.answering.registering import overlay_row
 from stages.answering.scoring import measures_of, reported_as, score, summarize_scores
 from stages.artifacts.checked import is_sound, read_checked, read_record, say_damaged, write_checked, write_record
@@ -30,7 +31,7 @@ from stages.artifacts.store import make
 from stages.config import Config
 from stages.data import intake
 from stages.data.checks import examine_all, has_label
-from stages.data.facts import Known, ScanFacts, decode_label, faults_of
+from stages.data.facts import Known, ScanFacts, decode_label, faults_of, spacing_mm
 from stages.data.faults import refuse
 from stages.data.labels import class_indices, label_values
 from stages.data.own_space import as_label_image, classes_in_own_space
@@ -84,6 +85,7 @@ def evaluate(
         outputs.append("network")  # what S says alone
     if not outputs:
         raise LrlsError(f"{method.name} has nothing to score yet; run `lrls train-seg` first.")
+    pairs = pairs_asked(config, cases) if "registration" in outputs else {}
     truths = _facts(config, dict.fromkeys(cases, True))
     asked = bool(pseudo_labels) and config.eval.pseudo_labels
     with_labels = [case for case in cohort.parts["unlabeled"] if has_label(config, case)] if asked else []
@@ -113,6 +115,8 @@ def evaluate(
         summary = summarize_scores(table, fields, outputs, config, len(cases))
         summary["flat_borders"] = [[cohort.structures[c - 1] for c in border.classes] for border in borders]
         summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
+        if pairs:
+            summary["pairs"] = score_pairs(draft, config, cohort, held_out, recipe.answer, device, truths)
         if pseudo_labels:
             summary["rounds"] = _rounds(draft, pseudo_labels, checked, cohort, config)
         atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
@@ -123,7 +127,7 @@ def evaluate(
         config.workspace / method.name / Scores.KIND,
         write,
         made_by="eval",
-        settings=settings_read(method, config, "eval", round=round) | {"part": part} | reported_as(config),
+        settings=settings_read(method, config, "eval", round=round) | {"part": part} | reported_as(config) | pairs,
         seed=config.seed,
         round=round,
         inputs={
@@ -153,7 +157,7 @@ def _score_all(
                 classes = answered["classes"][output]
                 path = _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
                 written[path.relative_to(draft.folder).as_posix()] = file_digest(path)
-                rows += score(output, case, truth, classes, _spacing_mm(truths[case]), config)
+                rows += score(output, case, truth, classes, spacing_mm(truths[case]), config)
             if answered["field"] is not None:  # for the pictures of the best, median and worst scan
                 field = io.BytesIO()
                 np.save(field, answered["field"].astype(np.float16))
@@ -195,12 +199,6 @@ def _facts(config: Config, labelled: dict[str, bool]) -> dict[str, ScanFacts]:
     return facts
 
 
-def _spacing_mm(facts: ScanFacts) -> tuple[float, ...]:
-    """Size of the scan's own voxels, (D, H, W)."""
-    assert facts.image.geometry is not None
-    return facts.image.geometry.spacing[::-1]
-
-
 def _rounds(
     draft: Draft, pseudo_labels: Sequence[Generated], scans: dict[str, ScanFacts], cohort: Cohort, config: Config
 ) -> list[dict[str, float]]:
@@ -232,7 +230,7 @@ def _pseudo_dice(
             label = torch.from_numpy(generated.pseudo_label(case).astype(np.int16))
             whole = one_hot(label[None], cohort.num_classes)[0]
             classes = classes_in_own_space(whole, cohort.transform(case), cohort.grid)
-            rows = score("pseudo-labels", case, truth, classes, _spacing_mm(facts), config)
+            rows = score("pseudo-labels", case, truth, classes, spacing_mm(facts), config)
             dice[place] += [float(np.mean([row["dsc"] for row in rows]))] if rows else []
     return dice
 
