@@ -153,7 +153,8 @@ class Config(Section):
                 raise ValueError(f"eval.report_as.{group} names no structure; give at least one")
             for member in members:
                 if member not in self.structures:
-                    raise ValueError(unknown_setting(f"eval.report_as.{group}.{member}", self.structures))
+                    named = f"eval.report_as.{group} names '{printable(shortened(member))}', which is no structure"
+                    raise ValueError(f"{named}; name some of {shortened(', '.join(self.structures), 200)}")
                 if member in owner:
                     raise ValueError(f"eval.report_as: {member} is in {owner[member]} and {group}; name it once")
                 owner[member] = group

@@ -26,7 +26,7 @@ from stages.methods import find_method, plan_of
 from stages.parts.statistics import crossed_interval, summarize
 from stages.text_files import yaml_text, yaml_value
 from stages.training.budget import Budget
-from stages.workflow import check_labels, refuse_early, run
+from stages.workflow import check_scored, refuse_early, run
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
 COUNTS = {"preprocess.most_atlases": "atlases", "preprocess.most_unlabeled": "unlabeled"}
@@ -163,7 +163,7 @@ def _refuse(runs: Sequence[One], setting: str) -> None:
         method = find_method(one.method)
         plan_of(method, one.config)
         refuse_early(one.config, method)
-    check_labels(first)
+    check_scored(first)
 
 
 def _tell_what_changed_nothing(scores: dict[One, Scores], setting: str, tell: Callable[[str], None]) -> None:

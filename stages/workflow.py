@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
+from stages.answering.pairs import pairs_asked
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.made import Made, Role
@@ -99,7 +100,7 @@ def run(
     if round is not None:
         last = checked_round(method, plan_of(method, config), round)
     if until == "eval" and config.part(config.eval.part):
-        check_labels(config)
+        check_scored(config)
     in_time = budget.seconds if budget else None
     if planned := _planned(config, method, in_time):
         config = obey(config, planned)
@@ -215,8 +216,9 @@ def pseudo_labels_behind(segmentation: Segmentation | None) -> list[Generated]:
     return behind[::-1]
 
 
-def check_labels(config: Config) -> None:
-    """Report label maps that cannot be scored with before hours of training, not after."""
+def check_scored(config: Config) -> None:
+    """Report label maps that cannot be scored with, and pairs that there are not, before hours of training."""
+    pairs_asked(config, config.part(config.eval.part))
     if not config.data.folder.is_dir():
         return  # `preprocess` says so
     refuse(scored_faults(config, config.part(config.eval.part)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,10 @@ PAIRS = ["--set", "eval.registration_pairs=test"]
 LOBES = "eval.report_as={lobes: [left_lobe, right_lobe]}"
 
 
-@pytest.fixture
-def affine(project, no_pictures) -> Project:
+@pytest.fixture(scope="module")
+def affine(tmp_path_factory, new_project, no_pictures_in_module) -> Project:
+    """A project with scores of `affine`, which tests share."""
+    project = new_project(tmp_path_factory.mktemp("affine"))
     project.made("run", "--method", "affine")
     return project
 
@@ -65,7 +69,7 @@ def test_scored_scans_move_to_one_another_but_not_to_themselves(affine):
 
 def test_scores_without_pairs_stay_what_they_were(affine):
     before = scored(affine)
-    assert before.folder.name == "v0001" and "registration_pairs" not in before.manifest.identity.config
+    assert "registration_pairs" not in before.manifest.identity.config
     assert not (before.folder / "pairs.csv").exists() and "pairs" not in before.summary
 
 
@@ -81,8 +85,8 @@ def test_a_stopped_run_keeps_the_pairs_of_finished_scans(affine, monkeypatch):
         return real(registers, images, cases, **options)
 
     monkeypatch.setattr(pairs, "displacements", once)
-    assert affine.lrls("eval", "--method", "affine", *PAIRS).code != 0
-    made = scored(affine, *PAIRS)
+    assert affine.lrls("eval", "--method", "affine", *PAIRS, "--force").code != 0
+    made = scored(affine, *PAIRS, "--force")
     assert asked == ["test_1", "test_2", "test_2"]
     assert len(pd.read_csv(made.folder / "pairs.csv")) == 2
 
@@ -100,12 +104,13 @@ def test_a_method_that_registers_nothing_has_no_pairs(project, no_pictures):
     ],
 )
 def test_pairs_that_cannot_be_are_refused(affine, settings, line):
-    done = affine.lrls("eval", "--method", "affine", *PAIRS, *(f"--set={each}" for each in settings))
+    done = affine.lrls("run", "--method", "affine", *PAIRS, *(f"--set={each}" for each in settings))
     assert done.code == 1 and done.err.startswith(f"lrls: {line}")
 
 
-def test_a_damaged_summary_of_pairs_is_told(affine):
+def test_a_damaged_summary_of_pairs_is_told(affine, tmp_path):
     made = scored(affine, *PAIRS)
+    made = replace(made, folder=Path(shutil.copytree(made.folder, tmp_path / "v0001")))
     summary = json.loads((made.folder / "summary.json").read_text(encoding="utf-8"))
     del summary["pairs"]["dsc"]["low"]
     (made.folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
@@ -118,9 +123,9 @@ def test_a_damaged_summary_of_pairs_is_told(affine):
 
 def test_structures_together_are_scored_as_one(affine):
     made = scored(affine, "--set", LOBES)
-    assert affine.versions("affine/scores") == ["v0001", "v0002"] and affine.versions("cohort") == ["v0001"]
+    assert affine.versions("cohort") == ["v0001"]
     table = made.table
-    assert list(table["structure"].unique()) == ["lobes", "core", "tube"]
+    assert list(table["structure"].unique()) == ["core", "lobes", "tube"]
     values = [STRUCTURES["left_lobe"], STRUCTURES["right_lobe"]]
     truth, answer = (
         np.isin(sitk.GetArrayFromImage(sitk.ReadImage(str(file))), values)
@@ -132,17 +137,17 @@ def test_structures_together_are_scored_as_one(affine):
     alone = scored(affine).table
     for name in ("core", "tube"):
         assert table[table["structure"] == name]["dsc"].tolist() == alone[alone["structure"] == name]["dsc"].tolist()
-    assert list(made.summary["outputs"]["registration"]["structures"]) == ["lobes", "core", "tube"]
+    assert list(made.summary["outputs"]["registration"]["structures"]) == ["core", "lobes", "tube"]
 
 
 def test_compare_takes_scores_of_the_same_groups(affine):
     line = "affine has no scores on test with seed 0 and this eval.report_as; run `lrls run --method affine` first."
-    done = affine.lrls("compare", "--method", "affine", "--set", LOBES)
+    done = affine.lrls("compare", "--method", "affine", "--set", "eval.report_as={both: [core, tube]}")
     assert (done.code, done.err) == (1, f"lrls: {line}\n")
     scored(affine, "--set", LOBES)
     done = affine.made("compare", "--method", "affine", "--set", LOBES)
     structures = pd.read_csv(Path(done.out.splitlines()[-1]) / "structures.csv")
-    assert structures["structure"].tolist() == ["lobes", "core", "tube"]
+    assert structures["structure"].tolist() == ["core", "lobes", "tube"]
     assert (
         len(pd.read_csv(Path(affine.made("compare", "--method", "affine").out.splitlines()[-1]) / "structures.csv"))
         == 4
@@ -150,15 +155,18 @@ def test_compare_takes_scores_of_the_same_groups(affine):
 
 
 def test_classes_are_joined_at_the_place_of_the_first(project):
-    config = load_config(project.config_file, ["eval.report_as={a: [core, left_lobe]}"])
-    assert config.reported() == {"a": [1, 3], "right_lobe": [2], "tube": [4]}
+    config = load_config(project.config_file, ["eval.report_as={a: [core, right_lobe]}"])
+    assert config.reported() == {"a": [1, 3], "left_lobe": [2], "tube": [4]}
     assert as_reported(np.array([0, 1, 2, 3, 4]), config).tolist() == [0, 1, 2, 1, 3]
 
 
 @pytest.mark.parametrize(
     ("groups", "line"),
     [
-        ("{a: [core, cor]}", "unknown setting eval.report_as.a.cor; did you mean core?"),
+        (
+            "{a: [core, cor]}",
+            "eval.report_as.a names 'cor', which is no structure; name some of core, left_lobe, right_lobe, tube.",
+        ),
         ("{a: [core], b: [core]}", "eval.report_as: core is in a and b; name it once."),
         ("{a: [core, core]}", "eval.report_as: core is in a and a; name it once."),
         ("{a: []}", "eval.report_as.a names no structure; give at least one."),
@@ -179,7 +187,8 @@ def test_seconds_a_scan_stand_in_the_scores_and_in_comparisons_but_not_in_digest
     assert made.manifest.scan_s is not None and 0 < made.manifest.scan_s < 60
     done = affine.made("compare", "--method", "affine")
     table = Comparison.open(Path(done.out.splitlines()[-1])).table
-    assert table["scan_s"].tolist() == pytest.approx([made.manifest.scan_s], rel=1e-4)
+    known = [affine.manifest("affine/scores", version).scan_s for version in affine.versions("affine/scores")]
+    assert min(abs(table["scan_s"][0] - seconds) for seconds in known) < 1e-3
     again = scored(affine, "--force")
     assert again.folder != made.folder and again.manifest.digest == made.manifest.digest
     assert " s a scan, from the grid to its own voxels, on cpu" in affine.made("eval", "--method", "affine").out
