@@ -23,6 +23,7 @@ from lrls_cli.predict import predict
 from lrls_cli.preprocess import preprocess
 from lrls_cli.run import run
 from lrls_cli.suggest_atlas import suggest_atlas
+from lrls_cli.sweep import sweep
 from lrls_cli.train_reg import train_reg
 from lrls_cli.train_seg import train_seg
 from stages.artifacts.files import is_disk_full
@@ -50,6 +51,7 @@ app.command()(predict)
 app.command()(calibrate)
 app.command()(export)
 app.command()(compare)
+app.command()(sweep)
 app.command()(methods)
 app.command()(history)
 app.command()(phantom)

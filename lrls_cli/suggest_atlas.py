@@ -1,5 +1,6 @@
 """`lrls suggest-atlas`: which scan to label first."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -8,9 +9,17 @@ from lrls_cli.echo import tell
 from lrls_cli.options import ConfigFile, Force, Settings
 
 
+class By(StrEnum):
+    """What a scan is compared with."""
+
+    others = "others"
+    average = "average"
+
+
 def suggest_atlas(
     config: ConfigFile,
     top: Annotated[int, typer.Option(min=1, help="Rows to print; the CSV file has all.")] = 10,
+    by: Annotated[By, typer.Option(help="Mean similarity to the other scans, or to their average.")] = By.others,
     settings: Settings = [],  # noqa: B006
     force: Force = False,
 ) -> None:
@@ -25,6 +34,6 @@ def suggest_atlas(
     from stages.config import load_config
     from stages.suggest_atlas import suggest_atlas as stage
 
-    suggestion = stage(load_config(config, settings), force=force)
+    suggestion = stage(load_config(config, settings), by=by.value, force=force)  # type: ignore[arg-type]
     print_suggestion(suggestion, top)
     tell(suggestion.folder)

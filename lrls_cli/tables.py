@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stages.artifacts.found import Found
     from stages.artifacts.scores import Scores
     from stages.artifacts.suggestion import Suggestion
+    from stages.artifacts.sweep import Sweep
     from stages.data.intake import Fault
     from stages.methods.recipe import Method
 
@@ -78,11 +80,23 @@ def print_scores(method: str, scores: Scores) -> None:
             )
         if result["absent_in_both"]:
             tell(f"absent in truth and prediction, and not scored: {plural(result['absent_in_both'], 'structure')}")
+    if (seconds := scores.manifest.scan_s) is not None:
+        tell(f"{seconds:.3g} s a scan, from the grid to its own voxels, on {scores.manifest.device}")
     if "registration" in summary:
         field = summary["registration"]
         tell(
             f"displacements: {100 * field['folding_fraction']['mean']:.3f} % of voxels with |J| <= 0, "
             f"std(|J|) {field['jacobian_std']['mean']:.3f}, SDlogJ {field['sd_log_jacobian']['mean']:.3f}"
+        )
+    if "pairs" in summary:
+        pairs = summary["pairs"]
+        to = f"{summary['part']} scans to one another" if pairs["moving"] == "test" else "each atlas to each scan"
+        dsc = pairs["dsc"]
+        tell(
+            f"{plural(pairs['pairs'], 'pair')}, {to}: DSC {dsc['mean']:.4f} +- {dsc['std']:.4f}, 95 % interval "
+            f"{dsc['low']:.4f} to {dsc['high']:.4f}; HD95 {pairs['hd95_mm']['mean']:.2f} mm, "
+            f"{100 * pairs['folding_fraction']['mean']:.3f} % of voxels with |J| <= 0, "
+            f"std(|J|) {pairs['jacobian_std']['mean']:.3f}"
         )
     for case in summary["alignment_fell_back"]:
         tell(f"warning: case {case}: its alignment was refused, centres of mass were used")
@@ -92,7 +106,9 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
     """The first rows, the last row, and a sentence on which scan to label."""
     rows = suggestion.table.to_dict("records")
     table = Table(title=f"{plural(len(rows), 'scan')}, the most typical first; 95 % intervals", title_justify="left")
-    headings = ("rank", "scan", "NCC to others", "interval", "NCC to average", "P(first)", "ranks", "behind first")
+    verdict = suggestion.verdict
+    score = "NCC to mean" if verdict.get("by") == "average" else "NCC to others"
+    headings = ("rank", "scan", score, "interval", "NCC to average", "P(first)", "ranks", "behind first")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "scan" else "right", no_wrap=True)
     for row in rows[:top] + rows[max(top, len(rows) - 1) :]:
@@ -106,7 +122,6 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
             else f"{row['behind_first']:.4f} ({row['behind_first_low']:.4f} to {row['behind_first_high']:.4f})",
         )  # fmt: skip
     Console(width=None if Console().is_terminal else 160).print(table)
-    verdict = suggestion.verdict
     alike = verdict["equals"]
     if not alike:
         tell(f"Label case {verdict['best']} first: it is more typical than every other scan.")
@@ -154,6 +169,28 @@ def print_comparison(comparison: Comparison, subset: str) -> None:
     for row in comparison.table.to_dict("records"):
         table.add_row(*map(_plain, cells(row | {"output": row["output"][:3]})))
     Console(width=None if Console().is_terminal else 180).print(table)
+
+
+def print_sweep(sweep: Sweep) -> None:
+    """A row per method, value and output."""
+    about, rows = sweep.manifest.identity.config, sweep.table.to_dict("records")
+    scans, runs = plural(int(rows[0]["scans"]), "scan"), plural(int(rows[0]["runs"]), "run")
+    table = Table(
+        title=_plain(f"{about['setting']}, {about['part']}, {scans}, {runs} each; intervals over runs and scans"),
+        title_justify="left",
+    )
+    for heading in ("method", "value", "output", "DSC", "95 %", "range", "HD95 mm", "ASSD mm", "missed", "time min"):
+        left = heading in ("method", "value", "output")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for row in rows:
+        interval = "" if isnan(row["dsc_low"]) else f"{row['dsc_low']:.3f}-{row['dsc_high']:.3f}"
+        cells = (
+            row["method"], row["value"], row["output"], f"{row['dsc']:.4f}", interval,
+            f"{row['dsc_worst']:.3f}-{row['dsc_best']:.3f}", f"{row['hd95_mm']:.2f}", f"{row['assd_mm']:.2f}",
+            f"{row['missed']:g}", "" if isnan(row["wall_time_s"]) else f"{row['wall_time_s'] / 60:.1f}",
+        )  # fmt: skip
+        table.add_row(*map(_plain, cells))
+    Console(width=None if Console().is_terminal else 160).print(table)
 
 
 def print_methods(methods: Iterable[Method]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from stages.answering.side_by_side import draw_side_by_side
 from stages.artifacts.comparison import Comparison
+from stages.artifacts.costs import cost, way_to
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.manifest import Manifest
 from stages.artifacts.scores import Scores
@@ -21,7 +21,7 @@ from stages.methods import find_method, settings_of, training_of
 from stages.methods.recipe import Method
 from stages.parts.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
 from stages.planning.obeying import fitting_plans, obey
-from stages.text_files import yaml_value
+from stages.text_files import yaml_text, yaml_value
 
 METRICS = ["dsc", "hd95_mm", "assd_mm"]
 STEPS = ("train_reg.steps", "train_seg.steps")
@@ -58,7 +58,8 @@ def newest_scores(
     runs, known = list[tuple[Listed, dict[str, Any]]](), set[str]()
     for scores in reversed(listed_versions(Scores, config.workspace / method.name / "scores")):
         identity = scores.manifest.identity
-        if identity.config.get("part") == config.eval.part and identity.seed == seed:
+        wanted_scores = (config.eval.part, config.eval.report_as, seed)
+        if (identity.config.get("part"), identity.config.get("report_as", {}), identity.seed) == wanted_scores:
             had = _settings_of(scores.manifest, made)
             known |= had.keys()
             if wanted.items() <= had.items():
@@ -89,7 +90,8 @@ def newest_scores(
         )
     options = [_option(name, *setting) for setting in given.items()] + [f"--set seed={seed}"] * (seed != config.seed)
     command = " ".join(["lrls run", f"--method {name}", *filter(None, options)])
-    raise LrlsError(f"{row} has no scores on {config.eval.part} with seed {seed}; run `{command}` first.")
+    grouped = " and this eval.report_as" if config.eval.report_as else ""
+    raise LrlsError(f"{row} has no scores on {config.eval.part} with seed {seed}{grouped}; run `{command}` first.")
 
 
 def _setting(text: str, row: str) -> tuple[str, Any]:
@@ -118,8 +120,7 @@ def _option(method: str, name: str, value: Any) -> str:
     """The option of `lrls run` for a setting of a row."""
     if name == "round":
         return f"--round {value}"
-    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
-    return f"--set {name if '.' in name else f'methods.{method}.{name}'}={text}"
+    return f"--set {name if '.' in name else f'methods.{method}.{name}'}={yaml_text(value)}"
 
 
 def _settings_in(config: Config, method: Method, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def _differing(had: dict[str, Any], said: dict[str, Any], *, but: set[str]) -> l
 def _settings_of(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Any]:
     """A run's settings: the method's by their names, train_reg.steps and the like, and its round."""
     settings: dict[str, Any] = {"round": scores.identity.round}
-    for manifest in [scores, *filter(None, _way_to(scores, made).values())]:
+    for manifest in [scores, *filter(None, way_to(scores, made).values())]:
         try:
             settings |= _named(manifest.identity.config)
         except (TypeError, ValueError, AttributeError):
@@ -210,7 +211,8 @@ def _write(draft: Draft, config: Config, runs: dict[str, list[Scores]], made: di
     scores = {method: _scores_of(of_method) for method, of_method in runs.items()}
     fields = {method: _fields_of(of_method) for method, of_method in runs.items()}
     costs = {method: [cost(run.manifest, made) for run in of_method] for method, of_method in runs.items()}
-    table = _table(scores, fields, costs)
+    answered = {method: [run.manifest.scan_s for run in of_method] for method, of_method in runs.items()}
+    table = _table(scores, fields, costs, answered)
     table.to_csv(draft.folder / "compare.csv", index=False, float_format="%.6g")
     num_seeds = len(next(iter(runs.values())))
     structures = pd.concat(
@@ -227,7 +229,7 @@ def _write(draft: Draft, config: Config, runs: dict[str, list[Scores]], made: di
     for method, rows in scores.items():
         for output, own in rows.groupby("output", sort=False):
             name = method if rows["output"].nunique() == 1 else f"{method}, {output}"
-            by_method[name] = {s: own[own["structure"] == s]["dsc"].tolist() for s in config.structures}
+            by_method[name] = {s: own[own["structure"] == s]["dsc"].tolist() for s in config.reported()}
     structures_by_method(by_method, draft.folder / "structures.png")
     draw_side_by_side(runs, config, draft.folder / "methods.png")
 
@@ -261,43 +263,11 @@ def _truths(scores: Scores | Listed) -> dict[str, str]:
     return {role: digest for role, digest in inputs.items() if role.startswith("truth/")}
 
 
-def cost(scores: Manifest, made: dict[str, Manifest]) -> tuple[float | None, float | None]:
-    """Wall time in s and peak memory in MB of all that was made on the way to an answer.
-
-    Held-out cohorts and `eval` do not count. Where nothing was trained, `eval` does count, because it registers. None
-    where a manifest is gone.
-
-    Args:
-        made: the workspace's artifacts by digest.
-    """
-    seen = _way_to(scores, made)
-    if not {"registration", "segmentation"} & scores.identity.inputs.keys():
-        seen[scores.digest] = scores
-    manifests = [manifest for manifest in seen.values() if manifest]
-    if len(manifests) < len(seen):
-        return None, None
-    peaks = [manifest.peak_memory_mb for manifest in manifests if manifest.peak_memory_mb is not None]
-    return sum(manifest.wall_time_s for manifest in manifests), max(peaks, default=None)
-
-
-def _way_to(scores: Manifest, made: dict[str, Manifest]) -> dict[str, Manifest | None]:
-    """The artifacts that led to an answer, by digest, without held-out cohorts; None: the manifest is gone."""
-    roles = ("cohort", "registration", "generated", "segmentation")
-    seen: dict[str, Manifest | None] = {}
-    waiting = [scores]
-    while waiting:
-        inputs = waiting.pop().identity.inputs
-        for digest in (inputs[role] for role in roles if role in inputs):
-            if digest not in seen:
-                seen[digest] = made.get(digest)
-                waiting += [made[digest]] if digest in made else []
-    return seen
-
-
 def _table(
     scores: dict[str, pd.DataFrame],
     fields: dict[str, dict[str, float]],
     costs: dict[str, list[tuple[float | None, float | None]]],
+    answered: dict[str, list[float | None]],
 ) -> pd.DataFrame:
     by_scan: dict[Key, pd.DataFrame] = {}
     missed: dict[Key, float] = {}
@@ -322,6 +292,7 @@ def _table(
         field = fields[method] if output == "registration" else {}
         times = [time for time, _ in costs[method] if time is not None]
         peaks = [peak for _, peak in costs[method] if peak is not None]
+        of_scan = [seconds for seconds in answered[method] if seconds is not None]
         rows.append(
             {
                 "method": method,
@@ -342,6 +313,7 @@ def _table(
                 "sd_log_jacobian": field.get("sd_log_jacobian"),
                 "wall_time_s": sum(times) / len(times) if len(times) == len(costs[method]) else None,
                 "peak_memory_mb": max(peaks, default=None),
+                "scan_s": sum(of_scan) / len(of_scan) if len(of_scan) == len(costs[method]) else None,
                 "difference": None if key == first else sum(gain) / len(gain),
                 "difference_low": low if several and key != first else None,
                 "difference_high": high if several and key != first else None,
@@ -353,7 +325,7 @@ def _table(
 
 HEADINGS = (
     "method", "output", "DSC", "95 %", "std", "range", "HD95 mm", "ASSD mm", "missed", "folded %", "std J",
-    "time min", "host GB", "diff.", "diff. 95 %", "p",
+    "time min", "host GB", "s / scan", "diff.", "diff. 95 %", "p",
 )  # fmt: skip
 
 
@@ -370,7 +342,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         text("dsc_std", ".3f"), f"{row['dsc_worst']:.3f}-{row['dsc_best']:.3f}",
         text("hd95_mm", ".2f"), text("assd_mm", ".2f"), text("missed", "g"),
         text("folded_percent", ".3f"), text("jacobian_std", ".2f"), text("wall_time_s", ".1f", 1 / 60),
-        text("peak_memory_mb", ".1f", 1e-3), text("difference", "+.4f"), between, text("p_value", ".2g"),
+        text("peak_memory_mb", ".1f", 1e-3), text("scan_s", ".3g"), text("difference", "+.4f"), between,
+        text("p_value", ".2g"),
     )  # fmt: skip
 
 

@@ -8,144 +8,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from stages.case_ids import fault_among
 from stages.errors import UNPRINTABLE, LrlsError, printable, shortened
+from stages.scan_settings import LEAST_EDGE, PARTS, DataSettings, IntensitySettings, PreprocessSettings
 from stages.sections import MOST_AT_ONCE, Section, first_fault, unknown_setting, validate
 from stages.text_files import read_json, read_yaml, yaml_value
 
-__all__ = ["Config", "Section", "TrainSettings", "first_fault", "load_config", "unknown_setting", "validate"]
+__all__ = [
+    "LEAST_EDGE", "PARTS", "Config", "IntensitySettings", "PreprocessSettings", "Section", "TrainSettings",
+    "first_fault", "load_config", "unknown_setting", "validate",
+]  # fmt: skip
 
-PARTS = ("atlases", "unlabeled", "supervised", "dev", "test")
-
-Role = list[str] | str
 StageName = Literal["preprocess", "train-reg", "generate", "train-seg", "eval"]
 MethodStage = Literal["train-reg", "generate", "train-seg", "eval"]  # stages that a method takes part in
 Augmentation = Literal["none", "rotate-scale", "affine", "half-affine", "mild", "strong"]
-
-
-ChannelName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
-
-
-class DataSettings(Section):
-    """Where the scans are, and to which part of the split each belongs."""
-
-    folder: Path = Field(description="Folder of the scans; relative to the configuration file.")
-    images: str = Field(
-        "images", description="Sub-folder of the images: <case id>.nii.gz, .nrrd, .mha or DICOM folders."
-    )
-    labels: str = Field("labels", description="Sub-folder of the label maps, named as the images are.")
-    files: dict[str, list[Path | list[Path]]] = Field(
-        default={},
-        description="Files of cases that are not named after their id, relative to the folder: case id: [image, "
-        "label map] or [image]; the images of a scan that has several are a list: [[T1, T2], label map].",
-    )
-    channels: Annotated[list[ChannelName], Field(max_length=64)] = Field(
-        default=[],
-        description="Names of the images of a scan that has several, in the order _0000, _0001, ...: exported models "
-        "and messages say them.",
-    )
-    split: str | None = Field(
-        None, description="JSON file in the folder with named lists of case ids; parts may then name a list."
-    )
-    atlases: Role = Field(default=[], description="Labelled scans to learn from; the first one is the reference.")
-    unlabeled: Role = Field(default=[], description="Scans without (used) labels to learn from.")
-    supervised: Role = Field(default=[], description="Labelled scans of the `supervised` upper bound only.")
-    dev: Role = Field(default=[], description="Labelled scans to choose settings on; never trained on.")
-    test: Role = Field(default=[], description="Labelled scans to score once; never trained on.")
-
-    @field_validator("files")
-    @classmethod
-    def _only_images_are_several(cls, files: dict[str, list[Path | list[Path]]]) -> dict[str, list[Path | list[Path]]]:
-        for case, listed in files.items():
-            if any(isinstance(given, list) for given in listed[1:]) or [] in listed:
-                raise ValueError(f"{case} needs [image, label map], or [[image, image, ...], label map]")
-        return files
-
-    @field_validator(*PARTS)
-    @classmethod
-    def _ids_can_be_carried(cls, role: Role) -> Role:
-        if isinstance(role, list) and (fault := fault_among(role)):
-            raise ValueError(fault)
-        return role
-
-
-class IntensitySettings(Section):
-    """How intensities are mapped to [0, 1]."""
-
-    method: Literal["percentiles", "window"] = Field(
-        "percentiles", description="MR: percentiles of the scan's foreground; CT: a fixed window."
-    )
-    percentiles: tuple[float, float] = Field((0.5, 99.5), description="Percentiles that become 0 and 1.")
-    window: tuple[float, float] = Field((0.0, 2048.0), description="Values (HU) that become 0 and 1.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        for name in ("percentiles", "window"):
-            low, high = getattr(self, name)
-            if not low < high:
-                raise ValueError(f"{name} are {low} and {high}; the first must be the smaller one")
-        if not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
-            raise ValueError(f"percentiles are {self.percentiles}; give numbers from 0 to 100")
-        return self
-
-
-LEAST_EDGE = 16  # voxels of a derived grid, along each axis
-Length = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
-
-
-class PreprocessSettings(Section):
-    """Alignment, crop, resampling, intensities."""
-
-    align: Literal["none", "centre", "rigid", "affine"] = Field(
-        "affine", description="Alignment to the first atlas: by header, box centres, or ANTs."
-    )
-    align_contrast: Literal["same", "any"] = Field(
-        "same",
-        description="How a fit is judged: by correlation (same), or by correlation ratio (any), for scans whose "
-        "contrast differs from the first atlas's.",
-    )
-    align_spacing_mm: Length | None = Field(
-        None, description="Scans with over 2^21 voxels are aligned at this spacing (mm); default: 2, or as much of "
-        "scans that are not of human size.",
-    )  # fmt: skip
-    crop: Literal["labels", "foreground", "none"] = Field(
-        "labels", description="The grid covers the atlases' labels, the reference's foreground, or its whole image."
-    )
-    margin_mm: float | None = Field(
-        None,
-        ge=0,
-        description="Margin round the cropped box (mm); default: 12 of the first atlas's finest voxels, or 15 % of an "
-        "edge of the box where that is more and the first atlas shows so much, and at least 2 slices.",
-    )
-    spacing_mm: Length | tuple[Length, Length, Length] | None = Field(
-        None,
-        description="Voxel size (mm), one number or (D, H, W); default: the first atlas's finest on all axes but those "
-        "of slices over 3 times as thick, which keep theirs.",
-    )
-    shape: tuple[Count, Count, Count] | None = Field(
-        None,
-        description="Voxels (D, H, W), centred on the box; without spacing_mm the box is resampled to them; default: "
-        "derived, multiples of 8, along thick slices even.",
-    )
-    max_voxels: int = Field(
-        1_500_000,
-        ge=LEAST_EDGE**3,
-        description="A derived spacing is coarsened, its finest axes first, until the grid has no more voxels than "
-        "this.",
-    )
-    most_unlabeled: int | None = Field(
-        None, ge=1, description="Only so many scans of data.unlabeled are used, the first ones; null: all."
-    )
-    intensity: IntensitySettings = IntensitySettings()
-    n4: bool = Field(False, description="N4 bias field correction before anything else (MR).")
-    workers: int | None = Field(
-        None, ge=1, le=MOST_AT_ONCE, description="Processes that align and register; default: one per core."
-    )
 
 
 class TrainSettings(Section):
@@ -191,6 +71,19 @@ class EvalSettings(Section):
     part: Literal["dev", "test"] = Field("test", description="Which scans are scored.")
     pseudo_labels: bool = Field(
         False, description="Also score the pseudo-labels of every round, where unlabelled scans have label maps."
+    )
+    registration_pairs: Literal["none", "atlases", "test"] = Field(
+        "none",
+        description="Registration is also scored pair by pair: every atlas to every scan (atlases), or the scored "
+        "scans to one another (test).",
+    )
+    fixed_scans: int | None = Field(
+        None, ge=1, description="Only the first so many scored scans stand still in pairs; null: all."
+    )
+    report_as: dict[str, list[str]] = Field(
+        default={},
+        description="Structures that are scored as one, by its name: hippocampus: [left_hippocampus, "
+        "right_hippocampus]; the others stay. Nothing is trained anew.",
     )
 
 
@@ -250,14 +143,46 @@ class Config(Section):
                 raise ValueError(f"{name} has no value; give at least one")
         return structures
 
+    @model_validator(mode="after")
+    def _groups_hold_structures(self) -> Self:
+        owner: dict[str, str] = {}
+        for group, members in self.eval.report_as.items():
+            if not group.strip() or UNPRINTABLE.search(group):
+                raise ValueError(f"eval.report_as: the name '{printable(group)}' is empty or holds a control character")
+            if not members:
+                raise ValueError(f"eval.report_as.{group} names no structure; give at least one")
+            for member in members:
+                if member not in self.structures:
+                    named = f"eval.report_as.{group} names '{printable(shortened(member))}', which is no structure"
+                    raise ValueError(f"{named}; name some of {shortened(', '.join(self.structures), 200)}")
+                if member in owner:
+                    raise ValueError(f"eval.report_as: {member} is in {owner[member]} and {group}; name it once")
+                owner[member] = group
+            if group in self.structures and group not in members:
+                raise ValueError(f"eval.report_as.{group}: a structure has that name, too; give another one")
+        return self
+
+    def reported(self) -> dict[str, list[int]]:
+        """Class indices of what tables report: `eval.report_as` at the place of its first structure, and the others."""
+        group_of = {member: group for group, members in self.eval.report_as.items() for member in members}
+        reported: dict[str, list[int]] = {}
+        for index, structure in enumerate(self.structures, start=1):
+            reported.setdefault(group_of.get(structure, structure), []).append(index)
+        return reported
+
     def part(self, name: str) -> list[str]:
         """Case ids of a part of the split ("atlases", "unlabeled", "supervised", "dev" or "test").
 
-        Of "unlabeled", those that `preprocess.most_unlabeled` leaves.
+        Of "atlases" and "unlabeled", those that `preprocess.most_atlases` and `preprocess.most_unlabeled` leave.
 
         Raises:
             LrlsError: the part names a list that the split file does not hold.
         """
+        most = {"atlases": self.preprocess.most_atlases, "unlabeled": self.preprocess.most_unlabeled}.get(name)
+        return self.listed(name)[:most]
+
+    def listed(self, name: str) -> list[str]:
+        """All case ids of a part of the split; raises as `part` does."""
         role = getattr(self.data, name)
         if isinstance(role, str):
             if self.data.split is None:
@@ -265,12 +190,10 @@ class Config(Section):
                     f"data.{name} names the list '{shortened(role)}', but data.split is not set; "
                     "set data.split to the JSON file or list the case ids."
                 )
-            cases = self._listed(name, role)
-        else:
-            cases = list(role)
-        return cases[: self.preprocess.most_unlabeled] if name == "unlabeled" else cases
+            return self._in_split(name, role)
+        return list(role)
 
-    def _listed(self, part: str, name: str) -> list[str]:
+    def _in_split(self, part: str, name: str) -> list[str]:
         """The case ids that the split file lists under a name."""
         assert self.data.split is not None
         try:

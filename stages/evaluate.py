@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ import SimpleITK as sitk
 import torch
 
 from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan, atlases_of, registers
+from stages.answering.pairs import pairs_asked, score_pairs
 from stages.answering.registering import overlay_row
+from stages.answering.scoring import measures_of, reported_as, score, summarize_scores
 from stages.artifacts.checked import is_sound, read_checked, read_record, say_damaged, write_checked, write_record
 from stages.artifacts.cohort import Cohort, FlatBorder
 from stages.artifacts.digests import file_digest
@@ -28,7 +31,7 @@ from stages.artifacts.store import make
 from stages.config import Config
 from stages.data import intake
 from stages.data.checks import examine_all, has_label
-from stages.data.facts import Known, ScanFacts, decode_label, faults_of
+from stages.data.facts import Known, ScanFacts, decode_label, faults_of, spacing_mm
 from stages.data.faults import refuse
 from stages.data.labels import class_indices, label_values
 from stages.data.own_space import as_label_image, classes_in_own_space
@@ -37,18 +40,8 @@ from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, recipe_of, settings_read
 from stages.methods.recipe import Answer as AnswerBy
-from stages.parts.metrics import (
-    folding_fraction,
-    jacobian_determinant,
-    jacobian_std,
-    score_structures,
-    sd_log_jacobian,
-)
-from stages.parts.statistics import summarize
 from stages.parts.warps import one_hot
 from stages.progress import Progress
-
-MEASURES = ("folding_fraction", "jacobian_std", "sd_log_jacobian")
 
 
 def evaluate(
@@ -92,6 +85,7 @@ def evaluate(
         outputs.append("network")  # what S says alone
     if not outputs:
         raise LrlsError(f"{method.name} has nothing to score yet; run `lrls train-seg` first.")
+    pairs = pairs_asked(config, cases) if "registration" in outputs else {}
     truths = _facts(config, dict.fromkeys(cases, True))
     asked = bool(pseudo_labels) and config.eval.pseudo_labels
     with_labels = [case for case in cohort.parts["unlabeled"] if has_label(config, case)] if asked else []
@@ -112,6 +106,7 @@ def evaluate(
         recipe.load(trained.values())
         _score_all(draft, cases, truths, outputs, recipe.answer, borders, cohort, held_out, config, device)
         results = [_finished(draft, case) for case in cases]
+        draft.scan_s = float(np.mean([result["seconds"] for result in results]).round(4))
         table = pd.DataFrame([row for result in results for row in result["scores"]])
         fields = pd.DataFrame([row for result in results for row in result["registration"]])
         table.to_csv(draft.folder / "scores.csv", index=False, float_format="%.6f")
@@ -120,6 +115,8 @@ def evaluate(
         summary = summarize_scores(table, fields, outputs, config, len(cases))
         summary["flat_borders"] = [[cohort.structures[c - 1] for c in border.classes] for border in borders]
         summary["alignment_fell_back"] = sorted({*cohort.fallen_back(), *held_out.fallen_back()})
+        if pairs:
+            summary["pairs"] = score_pairs(draft, config, cohort, held_out, recipe.answer, device, truths)
         if pseudo_labels:
             summary["rounds"] = _rounds(draft, pseudo_labels, checked, cohort, config)
         atomic_write_text(draft.folder / "summary.json", json.dumps(summary, indent=1))
@@ -130,7 +127,7 @@ def evaluate(
         config.workspace / method.name / Scores.KIND,
         write,
         made_by="eval",
-        settings=settings_read(method, config, "eval", round=round) | {"part": part},
+        settings=settings_read(method, config, "eval", round=round) | {"part": part} | reported_as(config) | pairs,
         seed=config.seed,
         round=round,
         inputs={
@@ -160,12 +157,12 @@ def _score_all(
                 classes = answered["classes"][output]
                 path = _write_label(draft.folder / folder_of(output, outputs), case, classes, held_out, config)
                 written[path.relative_to(draft.folder).as_posix()] = file_digest(path)
-                rows += _score(output, case, truth, classes, _spacing_mm(truths[case]), config)
+                rows += score(output, case, truth, classes, spacing_mm(truths[case]), config)
             if answered["field"] is not None:  # for the pictures of the best, median and worst scan
                 field = io.BytesIO()
                 np.save(field, answered["field"].astype(np.float16))
                 write_checked(draft.resume / f"{case}.npy", field.getbuffer())
-            result = {"scores": rows, "registration": answered["registration"], "files": written}
+            result = {"scores": rows, "files": written} | {key: answered[key] for key in ("registration", "seconds")}
             write_record(draft.resume / f"{case}.json", result)
             progress.advance()
 
@@ -173,7 +170,9 @@ def _score_all(
 def _left_by_stopped_run(draft: Draft, case: str, registers: bool) -> dict[str, Any] | None:
     """The record of a scan; None: it, or a file that it names, is missing or damaged."""
     result = read_record(draft.resume / f"{case}.json", f"case {case}")
-    if result is None or (registers and not is_sound(draft.resume / f"{case}.npy", f"case {case}")):
+    if result is None or "seconds" not in result:  # which earlier versions did not write
+        return None
+    if registers and not is_sound(draft.resume / f"{case}.npy", f"case {case}"):
         return None
     for name, digest in result["files"].items():
         file = draft.folder / name
@@ -198,12 +197,6 @@ def _facts(config: Config, labelled: dict[str, bool]) -> dict[str, ScanFacts]:
     facts = dict(examine_all(config, Known(config).look(labelled)))
     refuse([fault for case in labelled for fault in faults_of(config, facts[case])])
     return facts
-
-
-def _spacing_mm(facts: ScanFacts) -> tuple[float, ...]:
-    """Size of the scan's own voxels, (D, H, W)."""
-    assert facts.image.geometry is not None
-    return facts.image.geometry.spacing[::-1]
 
 
 def _rounds(
@@ -237,7 +230,7 @@ def _pseudo_dice(
             label = torch.from_numpy(generated.pseudo_label(case).astype(np.int16))
             whole = one_hot(label[None], cohort.num_classes)[0]
             classes = classes_in_own_space(whole, cohort.transform(case), cohort.grid)
-            rows = _score("pseudo-labels", case, truth, classes, _spacing_mm(facts), config)
+            rows = score("pseudo-labels", case, truth, classes, spacing_mm(facts), config)
             dice[place] += [float(np.mean([row["dsc"] for row in rows]))] if rows else []
     return dice
 
@@ -257,13 +250,15 @@ def _predict(
     config: Config,
     device: Device,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(case, {"classes": {output: label map in own space}, "registration": measures, "field": of the first atlas})."""
+    """(case, {"classes": {output: label map in own space}, "registration": measures, "field": of the first atlas,
+    "seconds": wall time of the answer, from the scan on the grid to label maps at its own voxels})."""
     if "segmentation" not in outputs:
         answer_by = replace(answer_by, network=None)
     answering = Answering(
         answer_by, cohort.grid, cohort.num_classes, atlases_of(cohort), borders, "registration" in outputs, config,
         device,
     )  # fmt: skip
+    began = time.monotonic()
     for scan, answer in _answers(cases, answering, held_out):
         classes = {}
         if "segmentation" in outputs:
@@ -273,14 +268,12 @@ def _predict(
         if "network" in outputs:
             assert answer.network is not None
             classes["network"] = classes_in_own_space(answer.network, scan.record, cohort.grid)
-        measures = []
+        seconds, measures = time.monotonic() - began, []
         for atlas, field in zip(answering.atlases, answer.fields, strict=False):
-            jacobian = jacobian_determinant(torch.from_numpy(field)[None])
-            values = (folding_fraction(jacobian), jacobian_std(jacobian), sd_log_jacobian(jacobian))
-            measured = {name: float(value[0]) for name, value in zip(MEASURES, values, strict=True)}
-            measures.append({"case": scan.case, "atlas": atlas.case} | measured)
+            measures.append({"case": scan.case, "atlas": atlas.case} | measures_of(field))
         first = answer.fields[0] if answer.fields else None
-        yield scan.case, {"classes": classes, "registration": measures, "field": first}
+        yield scan.case, {"classes": classes, "registration": measures, "field": first, "seconds": seconds}
+        began = time.monotonic()
 
 
 def _answers(cases: Sequence[str], answering: Answering, held_out: Cohort) -> Iterator[tuple[GridScan, Answer]]:
@@ -300,44 +293,6 @@ def _write_label(folder: Path, case: str, classes: np.ndarray, held_out: Cohort,
     return path
 
 
-def _score(
-    output: str, case: str, truth: np.ndarray, classes: np.ndarray, spacing_mm: Sequence[float], config: Config
-) -> list[dict[str, Any]]:
-    names = list(config.structures)
-    scores = score_structures(truth, classes, num_classes=len(names) + 1, spacing_mm=spacing_mm)
-    return [
-        {"output": output, "case": case, "structure": names[s.class_index - 1], "dsc": s.dice, "hd95_mm": s.hd95_mm,
-         "assd_mm": s.assd_mm, "missed": int(s.missed)}
-        for s in scores
-    ]  # fmt: skip
-
-
-def summarize_scores(
-    table: pd.DataFrame, fields: pd.DataFrame, outputs: list[str], config: Config, num_scans: int
-) -> dict[str, Any]:
-    """A scan's score is the mean of its structures, a method's the mean of its scans."""
-    summary: dict[str, Any] = {"part": config.eval.part, "scans": num_scans, "outputs": {}}
-    for output in outputs:
-        rows = table[table["output"] == output]
-        by_scan = rows.groupby("case", sort=False)[["dsc", "hd95_mm", "assd_mm"]].mean()
-        per_structure = {
-            name: {"dsc": float(own["dsc"].mean()), "hd95_mm": float(own["hd95_mm"].mean()),
-                   "assd_mm": float(own["assd_mm"].mean()), "missed": int(own["missed"].sum()), "scored": len(own)}
-            for name in config.structures
-            if len(own := rows[rows["structure"] == name])
-        }  # fmt: skip
-        summary["outputs"][output] = {
-            **{column: summarize(by_scan[column].tolist()) for column in by_scan},
-            "worst_scan": str(by_scan["dsc"].idxmin()),
-            "missed": int(rows["missed"].sum()),
-            "absent_in_both": len(config.structures) * num_scans - len(rows),
-            "structures": per_structure,
-        }
-    if len(fields):
-        summary["registration"] = {name: summarize(fields[name].tolist()) for name in MEASURES}
-    return summary
-
-
 def _pictures(
     draft: Draft, table: pd.DataFrame, outputs: list[str], cohort: Cohort, held_out: Cohort, config: Config
 ) -> None:
@@ -346,7 +301,7 @@ def _pictures(
     folder = draft.folder
     main = table[table["output"] == outputs[0]]
     score_boxes(
-        {name: main[main["structure"] == name]["dsc"].tolist() for name in config.structures}, folder / "dsc.png"
+        {name: main[main["structure"] == name]["dsc"].tolist() for name in config.reported()}, folder / "dsc.png"
     )
     dice = {str(case): float(value) for case, value in main.groupby("case", sort=False)["dsc"].mean().items()}
     chosen = best_median_worst(dice)

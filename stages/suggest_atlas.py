@@ -1,7 +1,8 @@
 """Which scan to label first: the one that is most like all others after alignment.
 
 LT-Net takes the scan that is most similar to the anatomical average, OS-MedSeg the one with the highest mean
-normalised cross-correlation (NCC) to the others. Here the latter ranks the scans, and the former is a column beside it.
+normalised cross-correlation (NCC) to the others. By default the latter ranks the scans, and the former is a column
+beside it; `--by average` ranks as LT-Net does.
 
 There is no atlas to align to yet. So all scans' centres of mass are aligned, and the scan that is nearest to their
 median is a provisional reference. All scans are aligned to it, and their median is the final reference. So every scan,
@@ -14,9 +15,9 @@ label first" in docs/benchmarks/LOG.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -43,10 +44,11 @@ LEAST_SCANS = 3
 MOST_VOXELS = 2**18  # of a scan and of the common grid: 64^3
 LEAST_OVERLAP = 0.3  # share of the grid that two scans must both cover to be compared
 DRAWS = 5000  # of the bootstrap
+By = Literal["others", "average"]
 COLUMNS = (
     "rank",
     "case",
-    "score",  # mean NCC to the other scans, in [-1, 1]
+    "score",  # mean NCC to the other scans, or NCC to their mean, in [-1, 1]
     "score_low",  # 95 % bootstrap interval over the other scans, as all intervals here
     "score_high",
     "to_average",  # NCC to the mean of the other scans
@@ -60,8 +62,11 @@ COLUMNS = (
 )
 
 
-def suggest_atlas(config: Config, *, force: bool = False) -> Suggestion:
+def suggest_atlas(config: Config, *, by: By = "others", force: bool = False) -> Suggestion:
     """Rank the unlabelled scans by how typical they are; no atlas is needed, and no label map is read.
+
+    Args:
+        by: mean similarity to the other scans, or similarity to their average.
 
     Raises:
         LrlsError: a scan has a fault, or there are too few.
@@ -89,16 +94,16 @@ def suggest_atlas(config: Config, *, force: bool = False) -> Suggestion:
     return make(
         Suggestion,
         config.workspace / Suggestion.KIND,
-        lambda draft: _write(draft, config, sorted(cases), scans or _read_all(config, looked)[1]),
+        lambda draft: _write(draft, config, sorted(cases), scans or _read_all(config, looked)[1], by),
         made_by="suggest-atlas",
-        settings={"preprocess": settings, "members": sorted(cases)},
+        settings={"preprocess": settings, "members": sorted(cases)} | ({} if by == "others" else {"by": by}),
         seed=config.seed,
         inputs={f"scan/{case}": facts[case].digest for case in cases},
         force=force,
     )
 
 
-def _write(draft: Draft, config: Config, cases: list[str], scans: dict[str, sitk.Image]) -> None:
+def _write(draft: Draft, config: Config, cases: list[str], scans: dict[str, sitk.Image], by: By) -> None:
     reference = scans[cases[nearest_to_median(np.stack(_on_centres(scans, cases)))]]
     grid = grid_of(reference)
     average, volumes, records = reference, np.empty(0), {}
@@ -107,11 +112,11 @@ def _write(draft: Draft, config: Config, cases: list[str], scans: dict[str, sitk
         volumes = np.stack([on_grid(scans[case], np.array(records[case]["matrix"]), grid) for case in cases])
         average = _as_image(median(volumes), grid)
     refused = [case for case in cases if records[case]["fell_back"]]
-    table = ranking(cases, volumes, refused, seed=config.seed)
+    table = ranking(cases, volumes, refused, seed=config.seed, by=by)
     table.to_csv(draft.folder / "suggestion.csv", index=False, float_format="%.6f")
-    verdict = {"best": table["case"][0], "equals": equals(table), "refused": refused}
+    verdict = {"best": table["case"][0], "equals": equals(table), "refused": refused, "by": by}
     atomic_write_text(draft.folder / "suggestion.json", json.dumps(verdict, indent=1))
-    _picture(table, dict(zip(cases, volumes, strict=True)), median(volumes), grid, draft.folder)
+    _picture(table, dict(zip(cases, volumes, strict=True)), median(volumes), grid, draft.folder, by)
 
 
 # Scans on one grid
@@ -236,6 +241,22 @@ def correlations(volumes: np.ndarray) -> np.ndarray:
     Returns:
         (n, n) float64 in [-1, 1]; 0 where two volumes hardly overlap or one is flat; 1 on the diagonal.
     """
+    covariance, variance, usable = _moments(volumes)
+    spread = np.sqrt(np.maximum(variance, 0) * np.maximum(variance.T, 0))
+    usable &= spread > 1e-12
+    result = np.where(usable, covariance / np.where(usable, spread, 1), 0).clip(-1, 1)
+    np.fill_diagonal(result, 1)
+    return result
+
+
+def covariances(volumes: np.ndarray) -> np.ndarray:
+    """Covariance of every two volumes where both see something; arguments and shape as of `correlations`."""
+    covariance, _, usable = _moments(volumes)
+    return np.where(usable, covariance, 0)
+
+
+def _moments(volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where both see something: covariance, variance of the row's volume, and whether that is enough; (n, n) each."""
     n = len(volumes)
     flat = volumes.reshape(n, -1)
     count, sums, squares, products = np.zeros((4, n, n))
@@ -250,11 +271,7 @@ def correlations(volumes: np.ndarray) -> np.ndarray:
     voxels = np.maximum(count, 1)
     covariance = products / voxels - sums * sums.T / voxels**2
     variance = squares / voxels - (sums / voxels) ** 2
-    spread = np.sqrt(np.maximum(variance, 0) * np.maximum(variance.T, 0))
-    usable = (count >= LEAST_OVERLAP * flat.shape[1]) & (spread > 1e-12)
-    result = np.where(usable, covariance / np.where(usable, spread, 1), 0).clip(-1, 1)
-    np.fill_diagonal(result, 1)
-    return result
+    return covariance, variance, count >= LEAST_OVERLAP * flat.shape[1]
 
 
 def to_average(volumes: np.ndarray) -> np.ndarray:
@@ -269,34 +286,78 @@ def to_average(volumes: np.ndarray) -> np.ndarray:
     return np.array(correlation)
 
 
-def ranking(cases: list[str], volumes: np.ndarray, refused: list[str], *, seed: int) -> pd.DataFrame:
+def ranking(cases: list[str], volumes: np.ndarray, refused: list[str], *, seed: int, by: By = "others") -> pd.DataFrame:
     """`COLUMNS`, the most typical scan first; ties stand in the order given."""
-    table = certainty(correlations(volumes), seed=seed)
+    if by == "average":
+        table = certainty(covariances(volumes), seed=seed, score_of=to_mean_of_drawn)
+    else:
+        table = certainty(correlations(volumes), seed=seed)
     table.insert(1, "case", cases)
     table.insert(5, "to_average", to_average(volumes))
     table["alignment_refused"] = [int(case in refused) for case in cases]
     return table.sort_values("rank", kind="stable", ignore_index=True)[list(COLUMNS)]
 
 
-def certainty(similarity: np.ndarray, *, seed: int, draws: int = DRAWS) -> pd.DataFrame:
+def to_drawn(similarity: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean similarity of every scan to the drawn ones but itself.
+
+    Args:
+        similarity: (n, n), symmetric; the diagonal is not looked at.
+        counts: how often each scan is drawn, (draws, n).
+
+    Returns:
+        (draws, n); nan where no other scan is drawn.
+    """
+    similarity = np.where(np.eye(len(similarity), dtype=bool), 0, similarity)
+    others = counts.sum(1, keepdims=True) - counts
+    return np.divide(counts @ similarity, others, out=np.full(counts.shape, np.nan), where=others > 0)
+
+
+def to_mean_of_drawn(covariance: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Correlation of every scan with the mean of the drawn ones but itself.
+
+        corr(x_i, m) = sum_j w_j C_ij / sqrt(C_ii sum_jk w_j w_k C_jk),  m = sum_j w_j x_j, j and k other than i
+
+    Args:
+        covariance: C, (n, n). Where scans do not see all of one another, this is near the correlation, not it.
+        counts: w, (draws, n).
+
+    Returns:
+        (draws, n); nan where no other scan is drawn.
+    """
+    own, together = np.diag(covariance), counts @ covariance
+    with_mean = together - counts * own
+    of_mean = (together * counts).sum(1, keepdims=True) - 2 * counts * together + counts**2 * own
+    spread = np.sqrt(np.maximum(own * of_mean, 0))
+    score = np.divide(with_mean, spread, out=np.zeros(counts.shape), where=spread > 1e-12).clip(-1, 1)
+    return np.where(counts.sum(1, keepdims=True) > counts, score, np.nan)
+
+
+def certainty(
+    similarity: np.ndarray,
+    *,
+    seed: int,
+    draws: int = DRAWS,
+    score_of: Callable[[np.ndarray, np.ndarray], np.ndarray] = to_drawn,
+) -> pd.DataFrame:
     """Scores, ranks, and how they would change with other scans: a bootstrap over the scans of the comparison.
 
     Every draw compares all scans with the same resampled ones, so that differences are paired. A scan is never
     compared with itself.
 
     Args:
-        similarity: (n, n), symmetric; the diagonal is not looked at.
+        similarity: (n, n), as `score_of` reads it.
+        score_of: scores of all scans from draws of them.
 
     Returns:
         A row per scan, in the order given.
     """
     n = len(similarity)
-    similarity = np.where(np.eye(n, dtype=bool), 0, similarity)
-    score = similarity.sum(1) / (n - 1)
+    score = score_of(similarity, np.ones((1, n)))[0]
     first = int(np.argmax(score))
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-    others = n - counts  # (draws, n): how many of the drawn scans are not the scan itself
-    scores = np.where(others > 0, counts @ similarity / np.maximum(others, 1), score)
+    scores = score_of(similarity, counts)
+    scores = np.where(np.isnan(scores), score, scores)
     ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1) + 1
     behind = scores[:, [first]] - scores
     ends = [0.025, 0.975]
@@ -324,7 +385,7 @@ def equals(table: pd.DataFrame) -> list[str]:
 
 
 def _picture(
-    table: pd.DataFrame, volumes: dict[str, np.ndarray], average: np.ndarray, grid: Grid, folder: Path
+    table: pd.DataFrame, volumes: dict[str, np.ndarray], average: np.ndarray, grid: Grid, folder: Path, by: By
 ) -> None:
     from stages.pictures import suggestion_page
 
@@ -334,4 +395,4 @@ def _picture(
         case, score = table["case"][place], table["score"][place]
         rows.append({"name": f"{name}: {case}, {score:.3f}", "image": np.nan_to_num(volumes[case])})
     columns = {name: table[name].tolist() for name in ("case", "score", "score_low", "score_high")}
-    suggestion_page(rows, folder / "suggestion.png", scores=columns, spacing_mm=grid.spacing_mm)
+    suggestion_page(rows, folder / "suggestion.png", scores=columns, spacing_mm=grid.spacing_mm, by=by)

@@ -50,6 +50,11 @@ def yaml_value(text: str, key: str) -> Any:
         raise ValueError(str(error).removeprefix("line 1: ")) from None
 
 
+def yaml_text(value: Any) -> str:
+    """A value in one line of YAML, as `yaml_value` reads it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file.
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
+from stages.answering.pairs import pairs_asked
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.generated import Generated
 from stages.artifacts.made import Made, Role
@@ -26,7 +27,7 @@ from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
 from stages.generate import generate
-from stages.methods import check_channels, find_method, plan_of, settings_read, training_of
+from stages.methods import check_channels, check_unlabeled, find_method, plan_of, settings_read, training_of
 from stages.methods.recipe import STAGE_OF, Generate, Method, Recipe, Step, Train
 from stages.planning.obeying import BEST, RIVALS, newest_plan, obey
 from stages.planning.plans import plan_of_run, seconds_of
@@ -94,16 +95,12 @@ def run(
 
     if budget and not (method.train_reg or method.train_seg):
         tell(f"{method.name} trains nothing: --budget sets the grid and the scans alone")
-    # Faults of device and round are reported before hours of alignment.
-    if method.train_reg or method.train_seg:
-        choose_device(config)
-    if first := first_channels(config):
-        check_channels(method, first[1])
+    refuse_early(config, method)
     last = plan_of(method, config).last_round
     if round is not None:
         last = checked_round(method, plan_of(method, config), round)
     if until == "eval" and config.part(config.eval.part):
-        _check_labels(config)
+        check_scored(config)
     in_time = budget.seconds if budget else None
     if planned := _planned(config, method, in_time):
         config = obey(config, planned)
@@ -143,6 +140,20 @@ def run(
         told(scores)
         made = replace(made, scores=scores)
     return made
+
+
+def refuse_early(config: Config, method: Method) -> None:
+    """Report faults of device, channels and scans before hours of alignment.
+
+    Raises:
+        LrlsError: the first one.
+    """
+    if method.train_reg or method.train_seg:
+        choose_device(config)
+    if first := first_channels(config):
+        check_channels(method, first[1])
+    if method.cohort == "train":
+        check_unlabeled(method, config)
 
 
 def _planned(config: Config, method: Method, budget_s: float | None) -> Plan | None:
@@ -205,8 +216,9 @@ def pseudo_labels_behind(segmentation: Segmentation | None) -> list[Generated]:
     return behind[::-1]
 
 
-def _check_labels(config: Config) -> None:
-    """Report label maps that cannot be scored with before hours of training, not after."""
+def check_scored(config: Config) -> None:
+    """Report label maps that cannot be scored with, and pairs that there are not, before hours of training."""
+    pairs_asked(config, config.part(config.eval.part))
     if not config.data.folder.is_dir():
         return  # `preprocess` says so
     refuse(scored_faults(config, config.part(config.eval.part)))

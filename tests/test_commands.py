@@ -286,3 +286,20 @@ def test_a_command_that_is_told_to_stop_leaves_no_temporary_files(folder, tmp_pa
     assert program.returncode == 128 + signal.SIGTERM
     assert said.decode().splitlines()[-1] == "lrls: stopped; the same command resumes."
     assert not list(own.iterdir())
+
+
+@pytest.mark.parametrize("method", ["unet", "affine", "brbs"])
+def test_run_without_unlabelled_scans_goes_to_the_scores(project, no_pictures, method):
+    done = project.made("run", "--method", method, "--set", "data.unlabeled=[]")
+    assert project.versions(f"{method}/scores") == ["v0001"], done.out
+    assert not project.versions(f"{method}/registration") and not project.versions(f"{method}/generated")
+
+
+def test_run_without_unlabelled_scans_is_refused_for_methods_that_learn_from_them(project):
+    able = "list some, or choose one of: unet, supervised, affine, syn, brbs, os-medseg, best.\n"
+    done = project.lrls("run", "--method", "voxelmorph", "--set", "preprocess.most_unlabeled=0")
+    none = "voxelmorph learns from unlabelled scans, and preprocess.most_unlabeled leaves none"
+    assert (done.code, done.err) == (1, f"lrls: {none}; {able}")
+    done = project.lrls("run", "--method", "jrss", "--set", "data.unlabeled=[]")
+    assert done.err == f"lrls: jrss learns from unlabelled scans, and data.unlabeled lists none; {able}"
+    assert not project.versions("cohort")

@@ -12,12 +12,13 @@ import pytest
 from conftest import Project, aged
 
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.costs import cost
 from stages.artifacts.kinds import KINDS
 from stages.artifacts.manifest import Identity, Manifest, read_manifest
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import new_artifact
 from stages.artifacts.weights import Registration, Segmentation
-from stages.compare import cost, newest_scores
+from stages.compare import newest_scores
 from stages.data.phantoms import STRUCTURES
 from stages.data.subsets import cohort_settings
 from stages.errors import LrlsError

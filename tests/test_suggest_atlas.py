@@ -20,12 +20,15 @@ from stages.suggest_atlas import (
     MOST_VOXELS,
     certainty,
     correlations,
+    covariances,
     equals,
     grid_of,
     median,
     nearest_to_median,
     on_grid,
+    ranking,
     to_average,
+    to_mean_of_drawn,
 )
 
 # Scans
@@ -362,3 +365,38 @@ def test_scans_of_another_size_are_brought_to_the_same_place(factor):
     assert places[0][0] == places[1][0]
     np.testing.assert_allclose(places[1][1], places[0][1], atol=0.05)
     assert places[0][1][0] == pytest.approx(3.15, abs=0.3)
+
+
+# By the average
+
+
+def test_score_by_average_is_the_correlation_with_the_mean_of_the_others():
+    volumes = np.random.default_rng(2).random((5, 4, 6, 5)).astype(np.float32)
+    volumes[3] = 0.7 * volumes[:3].mean(0) + 0.3 * volumes[3]
+    table = ranking([f"s{i}" for i in range(5)], volumes, [], seed=0, by="average")
+    assert table["case"][0] == "s3"
+    assert table["score"].tolist() == pytest.approx(table["to_average"].tolist(), abs=1e-5)
+    assert (table["score_low"] <= table["score"]).all() and (table["score"] <= table["score_high"] + 1e-9).all()
+
+
+def test_draws_by_average_are_those_of_the_mean_of_the_drawn_scans():
+    volumes = np.random.default_rng(3).random((4, 3, 3, 3)).astype(np.float32)
+    counts = np.array([[2, 0, 1, 1], [0, 4, 0, 0]])
+    scores = to_mean_of_drawn(covariances(volumes), counts)
+    mean = (volumes[2] + volumes[3]) / 2  # without scan 0 itself
+    assert scores[0, 0] == pytest.approx(np.corrcoef(volumes[0].ravel(), mean.ravel())[0, 1], abs=1e-6)
+    assert scores[1, 0] == pytest.approx(np.corrcoef(volumes[0].ravel(), volumes[1].ravel())[0, 1], abs=1e-6)
+    assert np.isnan(scores[1, 1])
+
+
+def test_by_average_is_another_suggestion_and_says_so(tmp_path, new_project, in_here, no_pictures):
+    cases = ["a", "b", "c"]
+    for number, case in enumerate(cases):
+        write_scan(tmp_path, case, number, elastic_mm=1.0)
+    project = unlabeled_project(new_project, tmp_path, cases, preprocess={"align": "centre"})
+    assert "NCC to others" in project.made("suggest-atlas").out
+    done = project.made("suggest-atlas", "--by", "average")
+    assert "NCC to mean" in done.out and project.versions("suggestion") == ["v0001", "v0002"]
+    assert project.manifest("suggestion", "v0002").identity.config["by"] == "average"
+    assert "by" not in project.manifest("suggestion").identity.config
+    assert project.made("suggest-atlas", "--by", "average").out == done.out

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.artifacts.costs import cost
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import history
-from stages.compare import cost
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 NUMBERS = (
     "runs", "scans", "dsc", "dsc_low", "dsc_high", "dsc_std", "dsc_worst", "dsc_best", "hd95_mm", "assd_mm", "missed",
-    "folded_percent", "jacobian_std", "sd_log_jacobian", "wall_time_s", "peak_memory_mb", "difference",
-    "difference_low", "difference_high", "p_value",
+    "folded_percent", "jacobian_std", "sd_log_jacobian", "wall_time_s", "peak_memory_mb", "scan_s",
+    "difference", "difference_low", "difference_high", "p_value",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ class Comparison(Artifact):
     """The artifact that `lrls compare` writes."""
 
     KIND: ClassVar[str] = "comparison"
-    FORMAT: ClassVar[int] = 3
+    FORMAT: ClassVar[int] = 4
     MADE_WITH: ClassVar[str] = "lrls compare"
 
     @property

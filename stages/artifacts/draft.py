@@ -42,6 +42,7 @@ class Draft:
 
     folder: Path
     device: str = field(init=False, default="cpu")  # that the work runs on; for the manifest
+    scan_s: float | None = field(init=False, default=None)  # that an answer took; for the manifest
     result: Path = field(init=False)  # the finished version, once the `with` block has ended
     _earlier_s: float = field(init=False, repr=False)
     _started: float = field(init=False, repr=False, default_factory=time.monotonic)
@@ -144,6 +145,7 @@ def _complete(draft: Draft, identity: Identity, volatile: tuple[str, ...]) -> No
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         volatile=tuple(left_out),
         peak_memory_mb=peak_memory_mb(),
+        scan_s=draft.scan_s,
         raw=raw,
     )
     atomic_write_text(draft.folder / MANIFEST, sealed(manifest))

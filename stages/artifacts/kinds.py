@@ -11,6 +11,7 @@ from stages.artifacts.plan import Plan
 from stages.artifacts.scores import Scores
 from stages.artifacts.steps import Steps
 from stages.artifacts.suggestion import Suggestion
+from stages.artifacts.sweep import Sweep
 from stages.artifacts.weights import Registration, Segmentation
 
 _ALL: tuple[type[Artifact], ...] = (
@@ -21,6 +22,7 @@ _ALL: tuple[type[Artifact], ...] = (
     Scores,
     Calibrated,
     Comparison,
+    Sweep,
     Suggestion,
     Plan,
     Steps,

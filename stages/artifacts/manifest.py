@@ -67,6 +67,7 @@ class Manifest:
     created: str  # UTC, ISO 8601
     volatile: tuple[str, ...] = ()  # files that stay out of the content digest
     peak_memory_mb: float | None = None  # resident memory of the process that finished it, until then
+    scan_s: float | None = None  # of scores: wall time of an answer, mean over the scans
     raw: dict[str, str] = field(default_factory=dict)  # HDF5 file -> digest of its bytes; `files` has its content's
 
 
@@ -209,7 +210,6 @@ def _manifest_of(values: dict[str, Any]) -> Manifest:
     manifest = Manifest(**{**values, "identity": identity, "volatile": tuple(values["volatile"])})
     texts = (identity.made_by, manifest.device, manifest.created, *manifest.packages.values(), *manifest.packages)
     digests = (manifest.digest, *manifest.files.values(), *manifest.raw.values())
-    peak = manifest.peak_memory_mb
     assert identity.digest  # raises ValueError for numbers that are none
     sound = (
         all(isinstance(text, str) and text.isprintable() for text in (*texts, *identity.inputs.values()))
@@ -221,7 +221,7 @@ def _manifest_of(values: dict[str, Any]) -> Manifest:
         and _is_int(identity.round)
         and 0 <= identity.round <= MOST_NUMBER
         and _is_amount(manifest.wall_time_s)
-        and (peak is None or _is_amount(peak))
+        and all(amount is None or _is_amount(amount) for amount in (manifest.peak_memory_mb, manifest.scan_s))
     )
     if not sound:
         raise ValueError

@@ -2,6 +2,7 @@
 
 scores.csv          output, case, structure, dsc, hd95_mm, assd_mm, missed
 registration.csv    case, atlas, folding_fraction, jacobian_std, sd_log_jacobian (on the cohort's grid)
+pairs.csv, pair-structures.csv   only with eval.registration_pairs; see `stages.answering.pairs`
 summary.json        means, spreads, intervals, counts
 rounds.csv          only of methods with rounds: what the screening of pseudo-labels accepted. round; shares
                     trusted_voxels, accepted_structures, predicted_structures, labelled_scans, changed_voxels (of the
@@ -73,6 +74,11 @@ def _check(summary: dict[str, Any]) -> None:
         if ("registration" in summary)
         else []
     )
+    if "pairs" in summary:
+        pairs = summary["pairs"]
+        texts.append(pairs["moving"])
+        numbers += [pairs["pairs"], *(pairs["dsc"][value] for value in NUMBERS["dsc"])]
+        numbers += [pairs[name]["mean"] for name in (*DISTANCES, *FIELDS)]
     if not all(isinstance(text, str) and text.isprintable() for text in texts):
         raise TypeError
     if not all(isinstance(number, int | float) for number in numbers):

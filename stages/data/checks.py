@@ -124,10 +124,10 @@ def faults_among(
     """
     members = {part: config.part(part) for part in (*parts, *beside)}
     faults = []
-    if not members.get("atlases", ["given"]):
+    if "atlases" in parts and not members["atlases"]:
         remedy = "label a typical scan (`lrls suggest-atlas` says which) and list it"
         faults.append(Fault("", "data.atlases lists no case, at least 1 is needed", remedy, "no-atlas"))
-    if not members.get("unlabeled", ["given"]):
+    if "unlabeled" in parts and not members["unlabeled"]:
         found = "data.unlabeled lists no case, at least 1 is needed"
         faults.append(Fault("", found, "list scans without labels", "no-unlabeled"))
     of_scans = {case: faults_of(config, scan_facts) for case, scan_facts in facts.items()}

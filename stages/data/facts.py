@@ -301,6 +301,12 @@ def _file(config: Config, workspace: Path, content: Content, *, is_label: bool) 
     return kept_folder(workspace) / "facts" / f"{key}.json"
 
 
+def spacing_mm(facts: ScanFacts) -> tuple[float, ...]:
+    """Size of the scan's own voxels, (D, H, W)."""
+    assert facts.image.geometry is not None
+    return facts.image.geometry.spacing[::-1]
+
+
 def decode_label(config: Config, case: str, facts: ScanFacts) -> np.ndarray:
     """Class indices (D, H, W) of a label map whose `facts` are known.
 

@@ -14,6 +14,7 @@ MEMBERS: dict[Part, tuple[str, ...]] = {
     "dev": ("dev",),
     "test": ("test",),
 }
+SAID_BY_MEMBERS = {"workers", "most_atlases", "most_unlabeled"}  # the scans themselves are in a cohort's identity
 TRAINED_ON = ("atlases", "supervised")  # parts whose labels a cohort stores
 
 
@@ -24,7 +25,7 @@ def cohort_folder(config: Config, part: Part) -> Path:
 def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
     """The settings that a cohort depends on, besides the scans."""
     return {
-        "preprocess": config.preprocess.model_dump(mode="json", exclude={"workers", "most_unlabeled"}),
+        "preprocess": config.preprocess.model_dump(mode="json", exclude=SAID_BY_MEMBERS),
         "structures": [[name, values] for name, values in config.structure_values().items()],  # in the order of classes
         "others": config.others,
         "members": {role: config.part(role) for role in MEMBERS[part]},

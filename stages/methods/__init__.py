@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,24 @@ def check_channels(method: Method, channels: int) -> None:
         )
 
 
+def check_unlabeled(method: Method, config: Config) -> None:
+    """Refuse a method that learns from unlabelled scans where there are none.
+
+    Raises:
+        LrlsError: names the methods that do without.
+    """
+    if config.part("unlabeled") or not plan_of(method, config).looks_at_unlabeled:
+        return
+    able = []
+    for name, other in METHODS.items():
+        with suppress(LrlsError):  # settings of another method that do not fit
+            able += [] if plan_of(other, config).looks_at_unlabeled else [name]
+    none = "preprocess.most_unlabeled leaves none" if config.listed("unlabeled") else "data.unlabeled lists none"
+    raise LrlsError(
+        f"{method.name} learns from unlabelled scans, and {none}; list some, or choose one of: {', '.join(able)}."
+    )
+
+
 def settings_of(method: Method, config: Config) -> MethodSettings:
     """The method's section of the configuration, checked; paths are absolute.
 
@@ -111,8 +130,9 @@ def task_of(cohort: Cohort, seed: int = 0) -> Task:
     """The task that a cohort sets."""
     atlases = len(cohort.parts.get("atlases", ()))
     return Task(
-        cohort.grid.shape, cohort.num_classes, atlases, seed, cohort.channels, spacing_mm=cohort.grid.spacing_mm
-    )
+        cohort.grid.shape, cohort.num_classes, atlases, seed, cohort.channels, spacing_mm=cohort.grid.spacing_mm,
+        num_unlabeled=len(cohort.parts.get("unlabeled", ())),
+    )  # fmt: skip
 
 
 def recipe_of(method: Method, cohort: Cohort, config: Config) -> Recipe:
@@ -128,7 +148,8 @@ def plan_of(method: Method, config: Config, cohort: Cohort | None = None) -> Rec
         cohort: None if there is none yet; the grid is then taken to be large.
     """
     if cohort is None:
-        return method.plan(settings_of(method, config), num_atlases=len(config.part("atlases")))
+        counts = {f"num_{part}": len(config.part(part)) for part in ("atlases", "unlabeled")}
+        return method.plan(settings_of(method, config), **counts)
     check_channels(method, cohort.channels)
     return method.planned(task_of(cohort), settings_of(method, config))
 

@@ -17,7 +17,7 @@ from stages.config import TrainSettings
 from stages.generating.path_bank import PathBank
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, segmentation_network
 from stages.methods.phases import Phase, Player, WeightedSum, coarse_to_fine
-from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train, segmentation_alone
 from stages.methods.schedules import full_or_light_rate, short_training
 from stages.methods.settings import ANSWER, AnswerSettings, HalfResolution
 from stages.parts.batches.drawing import Sampler
@@ -63,21 +63,24 @@ def build(task: Task, settings: Settings) -> Recipe:
         ),
         uses=["generated"] if settings.space else [],
     )
+    answer = Answer(
+        network=S,
+        registers=InstanceOptimisation(
+            settings.coarse_steps,
+            settings.fine_steps,
+            smoothness=settings.smoothness_weight,
+            spacing_mm=task.spacing_mm,
+        ),
+        fuse=settings.fuse,
+        flat_borders=settings.flat_borders,
+    )
+    if not task.num_unlabeled:
+        return segmentation_alone(S, segment.loss, answer)
     generate = Generate([PathBank(space=degree, style=None, most=settings.most_paths)])
     return Recipe(
         networks={"segmentation": S},
         rounds=[[generate, learn] if settings.space else [learn]],
-        answer=Answer(
-            network=S,
-            registers=InstanceOptimisation(
-                settings.coarse_steps,
-                settings.fine_steps,
-                smoothness=settings.smoothness_weight,
-                spacing_mm=task.spacing_mm,
-            ),
-            fuse=settings.fuse,
-            flat_borders=settings.flat_borders,
-        ),
+        answer=answer,
     )
 
 

@@ -21,7 +21,7 @@ from stages.generating.path_bank import PathBank
 from stages.methods.brbs_pages import show_features, show_mixing
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
-from stages.methods.recipe import Answer, Generate, Method, Page, Recipe, Task, Train
+from stages.methods.recipe import Answer, Generate, Method, Page, Recipe, Task, Train, segmentation_alone
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import ANSWER, AnswerSettings
 from stages.parts.batches.pairs import atlas_and_two_unlabeled
@@ -123,6 +123,9 @@ def build(task: Task, settings: Settings) -> Recipe:
             mixing if settings.mix_on == "probabilities" else mixing_of_logits,
         ),
     )
+    if not task.num_unlabeled:
+        loss = WeightedSum(overlap=segmentation_loss.terms["overlap"])
+        return segmentation_alone(S, loss, Answer(network=S, flat_borders=settings.flat_borders))
     bidirectional: Terms = {
         "similarity": (1.0, similarity),  # L_sim
         "smoothness": (settings.smoothness_weight, smoothness),  # lambda_0 L_smooth

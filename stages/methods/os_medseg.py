@@ -38,7 +38,7 @@ from stages.errors import LrlsError
 from stages.generating.warped_atlases import WarpedAtlases
 from stages.methods.networks import segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
-from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train, segmentation_alone
 from stages.methods.schedules import full_or_light_rate, joint_training, short_training
 from stages.methods.settings import ANSWER, GENERATE, SEGMENT, MethodSettings
 from stages.parts.batches.labelled import triples
@@ -168,12 +168,10 @@ def build(task: Task, settings: Settings) -> Recipe:
             f"methods.os-medseg.hint_layers: found {settings.hint_layers}, expected at most {levels}, which is what "
             "the decoder of this segmentation_network has on this grid; set hint_layers lower."
         )
-    segmentation = WeightedSum(
-        segmentation=(  # L_seg
-            settings.segmentation_weight,
-            cross_entropy if settings.segmentation_loss == "ce" else overlap_and_cross_entropy,
-        )
-    )
+    l_seg = cross_entropy if settings.segmentation_loss == "ce" else overlap_and_cross_entropy
+    segmentation = WeightedSum(segmentation=(settings.segmentation_weight, l_seg))
+    if not task.num_unlabeled:
+        return segmentation_alone(student, WeightedSum(segmentation=(1.0, l_seg)), Answer(network=student))
     both = TeacherAndStudent(student_or_teacher(settings.segmentation_network, task, reconstructs=True), student)
     reconstructs: Terms = {"reconstruction": (settings.reconstruction_weight, reconstruction)}  # lambda_recon L_recon
     still = settings.alone > 0

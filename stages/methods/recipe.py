@@ -18,11 +18,13 @@ from stages.artifacts.weights import Registration
 from stages.config import StageName, TrainSettings
 from stages.generating.propagated import PropagatedLabels
 from stages.generating.writer import Writer
-from stages.methods.phases import Phase
+from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.settings import MethodSettings
+from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.scans import Scans
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.panels import Panel, Points
+from stages.parts.players.segmenting import Segment
 from stages.seeds import derive
 
 STAGE_OF: dict[Role, StageName] = {"registration": "train-reg", "generated": "generate", "segmentation": "train-seg"}
@@ -36,6 +38,7 @@ class Task:
         shape: grid (D, H, W).
         num_classes: background included.
         num_atlases: labelled scans.
+        num_unlabeled: scans without labels; 0: there are none.
         seed: of the networks' initial weights.
         channels: images of each scan.
         spacing_mm: of the grid (D, H, W); networks follow its ratios.
@@ -47,6 +50,7 @@ class Task:
     seed: int = 0
     channels: int = 1
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    num_unlabeled: int = 1
 
     @contextmanager
     def initialises(self, name: str) -> Iterator[None]:
@@ -243,6 +247,19 @@ def registration_alone(R: nn.Module, phase: Phase, **also: nn.Module) -> Recipe:
     )
 
 
+def segmentation_alone(S: nn.Module, loss: WeightedSum, answer: Answer) -> Recipe:
+    """S learns from the augmented atlases: what methods that generate from unlabelled scans become without any.
+
+    Source: OS-MedSeg, section IV-F: without unlabelled scans OS-MedSeg and BRBS degrade to the supervised model alone.
+    """
+    segment = Player("segmentation", trains=S, forward=Segment(S), loss=loss)
+    return Recipe(
+        networks={"segmentation": S},
+        rounds=[[Train("segmentation", [Phase("atlases", batches=labelled_scans, players=[segment])])]],
+        answer=answer,
+    )
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of `lrls methods`.
@@ -270,12 +287,12 @@ class Method:
     channels: bool = False
     registration_share: float = 0.5
 
-    def plan(self, settings: MethodSettings, *, num_atlases: int) -> Recipe:
+    def plan(self, settings: MethodSettings, *, num_atlases: int, num_unlabeled: int = 1) -> Recipe:
         """The recipe with networks without weights: shows what the method needs and does, and costs no memory.
 
         The grid is taken to be large, because some settings do not fit a small one.
         """
-        return self.planned(Task((256, 256, 256), 2, num_atlases), settings)
+        return self.planned(Task((256, 256, 256), 2, num_atlases, num_unlabeled=num_unlabeled), settings)
 
     def planned(self, task: Task, settings: MethodSettings) -> Recipe:
         """The recipe of a task with networks without weights, which cost no memory."""

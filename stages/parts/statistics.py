@@ -30,6 +30,37 @@ def bootstrap_interval(values: Values, seed: int = 0, level: float = 0.95, draws
     return float(low), float(high)
 
 
+def crossed_interval(
+    values: np.ndarray, seed: int = 0, level: float = 0.95, draws: int = 10_000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over runs and scans: both are drawn anew, independently.
+
+    Every run answers the same scans, so a draw takes whole rows and whole columns. With one run it is the interval over
+    scans alone, with one scan that over runs.
+
+    Args:
+        values: (runs, scans); nan is left out.
+        seed: of the draws; the same seed gives the same interval.
+        level: coverage.
+        draws: number of resamples.
+
+    Returns:
+        Lower and upper end; nan for no values.
+
+    Source: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007.
+    """
+    values = np.asarray(values, dtype=float)
+    seen = np.isfinite(values).astype(float)
+    if not seen.any():
+        return float("nan"), float("nan")
+    random = np.random.default_rng(seed)
+    runs, scans = (random.multinomial(n, np.full(n, 1 / n), size=draws).astype(float) for n in values.shape)
+    total = ((runs @ np.nan_to_num(values)) * scans).sum(1)
+    count = ((runs @ seen) * scans).sum(1)
+    low, high = np.quantile(total[count > 0] / count[count > 0], [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def summarize(values: Values) -> dict[str, float]:
     """Mean, population standard deviation, minimum, maximum, 95 % interval of the mean (`low`, `high`) and number `n`.
 

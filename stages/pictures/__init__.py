@@ -18,8 +18,10 @@ from stages.pictures.rounds import rounds_page
 from stages.pictures.scores import score_boxes
 from stages.pictures.side_by_side import side_by_side_page
 from stages.pictures.suggestion import suggestion_page
+from stages.pictures.sweep import Curve, sweep_page
 
 __all__ = [
+    "Curve",
     "best_median_worst",
     "class_color",
     "couples_page",
@@ -35,4 +37,5 @@ __all__ = [
     "side_by_side_page",
     "structures_by_method",
     "suggestion_page",
+    "sweep_page",
 ]

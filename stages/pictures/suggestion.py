@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stages.pictures.kit import (
     INK,
@@ -22,7 +22,12 @@ from stages.pictures.slices import PLANES, Spacing, cut, plane_size, show_slice
 
 
 def suggestion_page(
-    rows: Sequence[Row], path: Path, *, scores: Mapping[str, Sequence[Any]], spacing_mm: Spacing | None = None
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    scores: Mapping[str, Sequence[Any]],
+    spacing_mm: Spacing | None = None,
+    by: Literal["others", "average"] = "others",
 ) -> None:
     """Middle slices of a few aligned scans in three planes, and every scan's score with its interval.
 
@@ -31,6 +36,7 @@ def suggestion_page(
         path: PNG file to write.
         scores: `case`, `score`, `score_low`, `score_high` of every scan, the best first.
         spacing_mm: of all images; isotropic by default.
+        by: what scores compare a scan with.
     """
     size, gap, titles, plot = 1.9, 0.08, 0.3, 4.2  # inches
     shape = rows[0]["image"].shape
@@ -58,7 +64,8 @@ def suggestion_page(
     ranks = range(1, count + 1)
     axes.hlines(ranks, scores["score_low"], scores["score_high"], color=LINE_COLORS[0], linewidth=1.0, alpha=0.6)
     axes.plot(scores["score"], ranks, "o", color=LINE_COLORS[1], markersize=4 if named else 2.5)
-    style_plot(axes, "mean NCC to the other scans, 95 % interval")
+    compared = "mean NCC to the other scans" if by == "others" else "NCC to the mean of the others"
+    style_plot(axes, f"{compared}, 95 % interval")
     if named:
         axes.set_yticks(ranks, [plain(str(case)) for case in scores["case"]])
     else:

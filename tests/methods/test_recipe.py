@@ -13,6 +13,7 @@ from stages.generating.propagated import PropagatedLabels
 from stages.methods import METHODS, settings_of, training_of
 from stages.methods.recipe import Answer, Generate, Recipe, Task, Train
 from stages.methods.settings import ORDER
+from stages.parts.batches.labelled import labelled_scans
 from stages.seeds import derive
 from stages.training.runs import SECTION
 
@@ -336,3 +337,16 @@ def test_each_stage_reads_the_settings_of_the_table(name, round):
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_of_later_rounds_are_those_of_the_table(name):
     assert METHODS[name].settings.of_later_rounds() == LATER_ROUNDS.get(name, set())
+
+
+@pytest.mark.parametrize("name", ["best", "brbs", "os-medseg"])
+def test_without_unlabelled_scans_methods_that_generate_learn_s_from_the_atlases(name):
+    settings = settings_with(name, "light")
+    recipe = METHODS[name].plan(settings, num_atlases=1, num_unlabeled=0)
+    ((only,),) = recipe.rounds
+    assert only.makes == "segmentation" and not recipe.looks_at_unlabeled and list(recipe.networks) == ["segmentation"]
+    ((phase,), (player,)) = only.phases, only.phases[0].players
+    assert phase.batches is labelled_scans and player.trains is recipe.answer.network
+    assert [weight for weight, _ in player.loss.terms.values()] == [1.0]  # L_seg alone
+    assert not recipe.learns_registration
+    assert METHODS[name].plan(settings, num_atlases=1).looks_at_unlabeled
