@@ -17,7 +17,7 @@ from stages.config import TrainSettings
 from stages.generating.path_bank import PathBank
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, segmentation_network
 from stages.methods.phases import Phase, Player, WeightedSum, coarse_to_fine
-from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train, segmentation_alone
+from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
 from stages.methods.schedules import full_or_light_rate, short_training
 from stages.methods.settings import ANSWER, AnswerSettings, HalfResolution
 from stages.parts.batches.drawing import Sampler
@@ -51,17 +51,18 @@ def build(task: Task, settings: Settings) -> Recipe:
     S = segmentation_network(settings.segmentation_network, task)
     degree: Degree = Beta(0.3)
     s3p = SpaceStyleSampling(space=degree, style=Always(0.0), mixing=None)
-    batches: Sampler = s3p.from_bank if settings.space else labelled_scans
+    space = settings.space and task.num_unlabeled > 0
+    batches: Sampler = s3p.from_bank if space else labelled_scans
     segment = Player(
         "segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy))
     )
     learn = Train(
         "segmentation",
         coarse_to_fine(
-            Phase("space" if settings.space else "atlases", batches=batches, players=[segment]),
+            Phase("space" if space else "atlases", batches=batches, players=[segment]),
             settings.half_resolution,
         ),
-        uses=["generated"] if settings.space else [],
+        uses=["generated"] if space else [],
     )
     answer = Answer(
         network=S,
@@ -74,12 +75,10 @@ def build(task: Task, settings: Settings) -> Recipe:
         fuse=settings.fuse,
         flat_borders=settings.flat_borders,
     )
-    if not task.num_unlabeled:
-        return segmentation_alone(S, segment.loss, answer)
     generate = Generate([PathBank(space=degree, style=None, most=settings.most_paths)])
     return Recipe(
         networks={"segmentation": S},
-        rounds=[[generate, learn] if settings.space else [learn]],
+        rounds=[[generate, learn] if space else [learn]],
         answer=answer,
     )
 
