@@ -27,7 +27,7 @@ from stages.methods import METHODS, recipe_of
 from stages.methods.lt_net import Settings
 from stages.parts.batches.pairs import LabelledPair
 from stages.parts.losses import dice_loss
-from stages.parts.players import cycle
+from stages.parts.players import cycle, registering
 from stages.parts.players.cycle import RegisterCycle
 from stages.parts.warps import one_hot
 from stages.workflow import opened_cohort
@@ -35,8 +35,8 @@ from stages.workflow import opened_cohort
 PUBLISHED = Settings()
 TERMS = {
     "L_GAN": (PUBLISHED.gan_weight, cycle.adversarial),
-    "L_sim": (PUBLISHED.similarity_weight, cycle.similarity),
-    "L_smooth": (PUBLISHED.smoothness_weight, cycle.smoothness),
+    "L_sim": (PUBLISHED.similarity_weight, registering.similarity),
+    "L_smooth": (PUBLISHED.smoothness_weight, registering.smoothness),
     "L_cyc": (PUBLISHED.cycle_weight, cycle.image_cycle),
     "L_trans": (PUBLISHED.transformation_weight, cycle.transformation_cycle),
     "L_anatomy_cyc": (PUBLISHED.anatomy_weight, cycle.anatomy_cycle),

@@ -22,6 +22,7 @@ from stages.methods.brbs_pages import show_features, show_mixing
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Page, Recipe, Task, Train, segmentation_alone
+from stages.methods.registration_losses import RegistrationSettings, registration_terms
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import ANSWER, AnswerSettings
 from stages.parts.batches.pairs import atlas_and_two_unlabeled
@@ -31,8 +32,6 @@ from stages.parts.players.registering import (
     inverse_consistency,
     self_warped_inverse,
     semantic_consistency,
-    similarity,
-    smoothness,
 )
 from stages.parts.players.segmenting import (
     GenerateAndSegment,
@@ -45,7 +44,7 @@ from stages.parts.players.segmenting import (
 )
 
 
-class Settings(AnswerSettings):
+class Settings(AnswerSettings, RegistrationSettings):
     """Settings of `brbs`; the switches are the rows of the paper's Table III."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -127,8 +126,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         loss = WeightedSum(overlap=segmentation_loss.terms["overlap"])
         return segmentation_alone(S, loss, Answer(network=S, flat_borders=settings.flat_borders))
     bidirectional: Terms = {
-        "similarity": (1.0, similarity),  # L_sim
-        "smoothness": (settings.smoothness_weight, smoothness),  # lambda_0 L_smooth
+        **registration_terms(settings),  # L_sim, lambda_0 L_smooth
         "inverse_consistency": (  # lambda_1 L_I
             settings.inverse_weight * settings.bic,
             inverse_consistency if settings.inverse == "composed" else self_warped_inverse,

@@ -17,15 +17,15 @@ from pydantic import Field
 from stages.config import TrainSettings
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Method, Recipe, Task, registration_alone
+from stages.methods.registration_losses import SIMILARITY, RegistrationSettings, Similarity, registration_terms
 from stages.methods.schedules import joint_training, short_training
-from stages.methods.settings import MethodSettings
 from stages.parts.batches.pairs import atlas_and_different_scans
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.siamese import PooledSiameseUNet, batch_block, instance_block
-from stages.parts.players.registering import RegisterAndEmbed, contrast_all, mean_squares, similarity, smoothness
+from stages.parts.players.registering import RegisterAndEmbed, contrast_all
 
 
-class Settings(MethodSettings):
+class Settings(RegistrationSettings):
     """Settings of `clmorph`."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -36,12 +36,8 @@ class Settings(MethodSettings):
         "clmorph", description="R: CLMorph's own, or a light one that works at half resolution."
     )
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
-    similarity: Literal["mse", "lncc"] = Field(
-        "mse", description="L_sim. OS-MedSeg's comparison gives every method LNCC, with smoothness_weight 1."
-    )
-    smoothness_weight: float = Field(
-        0.01, ge=0, description="Weight of the diffusion; 0.01 goes with MSE, 1 with LNCC."
-    )
+    similarity: Similarity = Field("mse", description=SIMILARITY)
+    smoothness_weight: float = Field(0.01, ge=0, description="Weight of L_smooth; 0.01 goes with MSE, 1 with LNCC.")
     contrastive_weight: float = Field(0.01, gt=0, description="Weight of NT-Xent over the embeddings.")
 
 
@@ -55,8 +51,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         trains=R,
         forward=RegisterAndEmbed(R),
         loss=WeightedSum(
-            similarity=(1.0, mean_squares if settings.similarity == "mse" else similarity),
-            smoothness=(settings.smoothness_weight, smoothness),
+            **registration_terms(settings),
             contrast=(settings.contrastive_weight, contrast_all),
         ),
     )

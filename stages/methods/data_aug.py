@@ -25,8 +25,8 @@ from stages.generating.path_bank import PathBank
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.registration_losses import RegistrationSettings, registration_terms
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
-from stages.methods.settings import MethodSettings
 from stages.parts.batches.pairs import atlas_and_scan
 from stages.parts.batches.space_style import Always, SpaceStyleSampling
 from stages.parts.networks.appearance import AppearanceChange
@@ -34,7 +34,7 @@ from stages.parts.networks.blocks import small_head
 from stages.parts.networks.unet import LightUNet
 from stages.parts.networks.voxelmorph import VoxelMorphUNet
 from stages.parts.players.appearance import Recolour, appearance_smoothness, reconstruction
-from stages.parts.players.registering import RegisterPair, similarity, smoothness
+from stages.parts.players.registering import RegisterPair
 from stages.parts.players.segmenting import Segment, overlap_and_cross_entropy
 
 CHANNELS: dict[str, tuple[int, ...]] = {  # of the appearance network
@@ -44,7 +44,7 @@ CHANNELS: dict[str, tuple[int, ...]] = {  # of the appearance network
 }
 
 
-class Settings(MethodSettings):
+class Settings(RegistrationSettings):
     """Settings of `data-aug`."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -87,7 +87,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     alpha = Always(1.0 if settings.space else 0.0)
     beta = Always(1.0 if settings.appearance else 0.0)
     coupled = not settings.independent
-    registration_loss = WeightedSum(similarity=(1.0, similarity), smoothness=(settings.smoothness_weight, smoothness))
+    registration_loss = WeightedSum(**registration_terms(settings))
     space = Phase(
         "space",
         batches=atlas_and_scan,

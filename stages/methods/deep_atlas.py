@@ -24,16 +24,17 @@ from stages.config import TrainSettings
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Method, Recipe, Task, Train
+from stages.methods.registration_losses import RegistrationSettings, registration_terms
 from stages.methods.schedules import published_training, short_training
 from stages.methods.settings import AnswerSettings
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.partly_labelled import any_pair
 from stages.parts.players.joint import RegisterByAnswers, SegmentPair, carried_anatomy, supervised_overlap
-from stages.parts.players.registering import RegisterPair, semantic_consistency, similarity, smoothness
+from stages.parts.players.registering import RegisterPair, semantic_consistency
 from stages.parts.players.segmenting import Segment, overlap
 
 
-class Settings(AnswerSettings):
+class Settings(AnswerSettings, RegistrationSettings):
     """Settings of `deep-atlas`."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -47,7 +48,7 @@ class Settings(AnswerSettings):
     )
     segmentation_network: SegmentationName = Field("full", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
-    smoothness_weight: float = Field(1.0, ge=0, description="Weight of R's diffusion.")
+    smoothness_weight: float = Field(1.0, ge=0, description="Weight of R's smoothness.")
     anatomy_weight: float = Field(1.0, ge=0, description="Weight of the anatomies' overlap, in R's loss and in S's.")
     alone_share: float = Field(0.4, gt=0, lt=1, description="Share of the steps in which R, then S, learns alone.")
     alternating_share: float = Field(
@@ -64,7 +65,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     S = segmentation_network(settings.segmentation_network, task)
     pairs = partial(any_pair, with_atlas=0.5)
     rate = settings.segmentation_learning_rate
-    register = {"similarity": (1.0, similarity), "smoothness": (settings.smoothness_weight, smoothness)}
+    register = registration_terms(settings)
     registration = Player(
         "registration",
         trains=R,

@@ -36,6 +36,7 @@ from stages.generating.warped_atlases import WarpedAtlases
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Step, Task, Train
+from stages.methods.registration_losses import RegistrationSettings, registration_terms
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import ANSWER, GENERATE, LATER_ROUNDS, SEGMENT, AnswerSettings, ReadBy
 from stages.parts.batches.pairs import atlas_and_scan
@@ -48,11 +49,11 @@ from stages.parts.players.image_aligned import (
     content,
     pseudo_overlap_and_cross_entropy,
 )
-from stages.parts.players.registering import semantic_consistency, similarity, smoothness
+from stages.parts.players.registering import semantic_consistency
 from stages.parts.players.segmenting import overlap_and_cross_entropy
 
 
-class Settings(AnswerSettings):
+class Settings(AnswerSettings, RegistrationSettings):
     """Settings of `ist`; a weight of 0 switches a term off."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -71,7 +72,7 @@ class Settings(AnswerSettings):
     )
     segmentation_network: Annotated[SegmentationName, SEGMENT] = Field("brbs", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
-    smoothness_weight: float = Field(1.0, ge=0, description="Of R's diffusion.")
+    smoothness_weight: float = Field(1.0, ge=0, description="Of R's smoothness.")
     content_weight: float = Field(0.1, ge=0, description="Of the features' cosine distance.")
     overlap_weight: Annotated[float, LATER_ROUNDS] = Field(
         1.0, ge=0, description="Of R's Dice with what S says of the scan."
@@ -91,8 +92,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         R = RegistrationNetwork(body, diffeomorphic=settings.diffeomorphic)
     S = segmentation_network(settings.segmentation_network, task)
     align: Terms = {
-        "similarity": (1.0, similarity),
-        "smoothness": (settings.smoothness_weight, smoothness),
+        **registration_terms(settings),
         "content": (settings.content_weight, content),
     }
     warps = WarpedAtlases(most=settings.most_samples)

@@ -43,13 +43,13 @@ from stages.generating.pseudo_labels import PseudoLabels
 from stages.methods.networks import registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Ramp, Term, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Step, Task, Train
+from stages.methods.registration_losses import SIMILARITY, RegistrationSettings, Similarity, registration_terms
 from stages.methods.settings import ANSWER, LATER_ROUNDS, SEGMENT, SEGMENT_IN_LATER_ROUNDS, AnswerSettings
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.partly_labelled import any_pair, atlases_and_scans
 from stages.parts.networks.obelisk import HybridObelisk
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.standardised import Standardised
-from stages.parts.players.registering import mean_squares, smoothness
 from stages.parts.players.segmenting import Segment, hardest_cross_entropy, overlap_and_cross_entropy, precise_overlap
 from stages.parts.players.self_training import (
     RegisterPartlyLabelled,
@@ -61,7 +61,7 @@ from stages.parts.players.self_training import (
 )
 
 
-class Settings(AnswerSettings):
+class Settings(AnswerSettings, RegistrationSettings):
     """Settings of `jrss`; a weight of 0 switches off a term and all that only this term needs."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -96,12 +96,13 @@ class Settings(AnswerSettings):
     registration_network: Literal["obelisk", "voxelmorph", "brbs", "light"] = Field(
         "obelisk", description="R: hybrid OBELISK, or VoxelMorph's, BRBS's U-Net, or the light one."
     )
-    segmentation_network: Annotated[Literal["obelisk", "brbs", "full", "light"], SEGMENT] = Field(
-        "obelisk", description="S: hybrid OBELISK, or BRBS's U-Net (full: with InstanceNorm), or the light one."
+    segmentation_network: Annotated[Literal["obelisk", "brbs", "full", "light", "residual"], SEGMENT] = Field(
+        "obelisk", description="S: hybrid OBELISK, BRBS's U-Net (full: InstanceNorm), the light one, or OS-MedSeg's."
     )
     slope: float = Field(0.2, ge=0, lt=1, description="Slope of LeakyReLU in the hybrid OBELISK networks.")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
-    smoothness_weight: float = Field(0.025, ge=0, description="lambda_r, weight of R's diffusion.")
+    similarity: Similarity = Field("mse", description=SIMILARITY)
+    smoothness_weight: float = Field(0.025, ge=0, description="lambda_r, weight of R's smoothness.")
     smoothness_warm_up: int = Field(
         300, ge=0, description="Steps in which lambda_r falls from ten times its value; at most a fifth of round 0's."
     )
@@ -145,12 +146,12 @@ def build(task: Task, settings: Settings) -> Recipe:
 
     def register(smoothness_weight: float | Ramp, pace: float = 1.0) -> Player:
         terms: dict[str, Term] = {
-            "similarity": (1.0, mean_squares),  # L_i
-            "smoothness": (smoothness_weight, smoothness),  # lambda_r L_r
+            **registration_terms(settings, smoothness_weight=smoothness_weight),  # L_i, lambda_r L_r
             "overlap": (settings.overlap_weight, accepted_overlap),  # lambda_d L_d; S stands still
         }
         loss = WeightedSum(**terms)
-        return Player("registration", trains=R, forward=RegisterPartlyLabelled(R), loss=loss, paces=[(R, pace)])
+        forward = RegisterPartlyLabelled(R, standardised=settings.similarity == "mse")
+        return Player("registration", trains=R, forward=forward, loss=loss, paces=[(R, pace)])
 
     weight = settings.smoothness_weight
     warm_up = Ramp(10 * weight, weight, settings.smoothness_warm_up, most=0.2)

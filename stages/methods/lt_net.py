@@ -9,12 +9,16 @@ Readings, where the text leaves a choice:
 - Eq. 4 as printed has the discriminator maximise D(y)^2 + (D(warped) - 1)^2, which is unbounded. Here, as usual, it
   learns 1 for scans and 0 for warped atlases, with 1/2 each; the generator learns to be told 1.
 - "Patch" GAN: no patch is a whole crop, see `PatchDiscriminator`.
-- Eq. 8's penalty of a vector is taken of each component, as in UnFlow, which it is cited from. The paper names no unit;
-  the default is coordinates from -1 to 1 over the grid. In voxels the penalty outweighs L_sim from the first step on.
+- Eq. 8's penalty of a vector is taken of each component, as in UnFlow, which it is cited from. The paper names no unit.
+  Its fields, like UnFlow's, are added to places t, and its epsilon of 0.001 is a thousandth of a voxel there: voxels
+  (`transformation_unit: voxels`, preset `paper`). The penalty then outweighs L_sim from the first step on, so that the
+  default is coordinates from -1 to 1 over the grid.
 - Eq. 9 is the mean of the structures' Dice, without the background; Eq. 10 is over all channels, with it.
 - The gradient of G_B's input, the warped atlas, goes on to G_F: the paper trains end to end.
-- A step has one pair; the paper has one on each of two GPUs. It names no number of steps; here it is `voxelmorph`'s.
-- The atlas is rebuilt by sampling it once, see `stages.parts.players.cycle`; `rebuild: twice` is Eq. 5 to the letter.
+- A step has one pair; the paper has one on each of two GPUs, which is a batch of two (preset `paper`). It names no
+  number of steps; here it is `voxelmorph`'s.
+- The atlas is rebuilt by sampling it once, see `stages.parts.players.cycle`; `rebuild: twice` is Eq. 5 to the letter
+  (preset `paper`).
 - Adam's first momentum is 0.9 for all three networks; the paper names none.
 - A label is warped "the same way as the atlas", by trilinear interpolation, as the other methods' labels are.
 - Several atlases (the paper has one): each step draws one, and all vote on a new scan.
@@ -40,8 +44,8 @@ from stages.generating.propagated import PropagatedLabels
 from stages.methods.networks import registration_network
 from stages.methods.phases import Phase, Player, Ramp, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train
+from stages.methods.registration_losses import RegistrationSettings, registration_terms
 from stages.methods.schedules import published_training, short_training
-from stages.methods.settings import MethodSettings
 from stages.parts.batches.pairs import LabelledPair, atlas_and_scan
 from stages.parts.batches.scans import Scans
 from stages.parts.networks.discriminators import PatchDiscriminator
@@ -52,15 +56,13 @@ from stages.parts.players.cycle import (
     anatomy_cycle,
     difference_cycle,
     image_cycle,
-    similarity,
-    smoothness,
     transformation_cycle,
     transformation_cycle_in_voxels,
 )
 from stages.parts.players.judging import JudgeWarped, fake, real
 
 
-class Settings(MethodSettings):
+class Settings(RegistrationSettings):
     """Settings of `lt-net`; a weight of 0 switches off a term and all that only this term needs.
 
     Rows of the paper's Tables 2 and 3: VoxelMorph has the four cycle weights and `gan_weight` 0, + L_GAN the four
@@ -69,6 +71,11 @@ class Settings(MethodSettings):
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        # The text to the letter, and our reading of Eq. 8's unit; two GPUs with a pair each are a batch of two.
+        "paper": {
+            "backward_network": "own", "rebuild": "twice", "transformation_unit": "voxels", "warm_up": 0.0,
+            "train_reg": {"batch_size": 2},
+        },
         # The cycle has a tenth of the published weights: few steps cannot cope with more.
         "light": {
             "registration_network": "light", "diffeomorphic": True, "smoothness_weight": 0.5, "cycle_weight": 1.0,
@@ -140,8 +147,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         forward=RegisterCycle(G_F, G_B, D, labels=settings.labels, twice=settings.rebuild == "twice"),
         loss=WeightedSum(
             adversarial=(settings.gan_weight, adversarial),  # L_GAN
-            similarity=(settings.similarity_weight, similarity),  # L_sim
-            smoothness=(settings.smoothness_weight, smoothness),  # lambda_2 L_smooth
+            **registration_terms(settings, similarity_weight=settings.similarity_weight),  # L_sim, lambda_2 L_smooth
             image_cycle=(rising(settings.cycle_weight), image_cycle),  # lambda_1 L_cyc
             anatomy_cycle=(rising(settings.anatomy_weight), anatomy_cycle),  # lambda_2 L_anatomy_cyc
             transformation_cycle=(  # lambda_2 L_trans

@@ -9,13 +9,14 @@ from torch import nn
 from stages.methods.recipe import Task
 from stages.parts.networks.blocks import small_head
 from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.teacher_student import ResidualUNet
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import VoxelMorphUNet
 
-SegmentationName = Literal["brbs", "full", "light", "small"]
+SegmentationName = Literal["brbs", "full", "light", "small", "residual"]
 SEGMENTATION_NAMES = (
-    "brbs (BRBS's U-Net), full (the same with InstanceNorm), light (half resolution), or small (the same with half the "
-    "channels)."
+    "brbs (BRBS's U-Net), full (the same with InstanceNorm), light (half resolution), small (the same with half the "
+    "channels), or residual (OS-MedSeg's)."
 )
 
 
@@ -30,6 +31,8 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
         if kind in ("light", "small"):
             widths = (32, 64, 128, 256) if kind == "light" else (16, 32, 64, 128)
             return LightUNet(task.channels, task.num_classes, task.shape, widths, spacing_mm=task.spacing_mm)
+        if kind == "residual":
+            return ResidualUNet(task.channels, task.num_classes, task.shape)
         per_group = {"brbs": 4, "full": 1}[kind]
         return UNet(task.channels, task.num_classes, task.shape, per_group, task.spacing_mm)
 

@@ -9,6 +9,11 @@ Readings:
   over all rows, where with one atlas the atlas is its own negative (preset `official`).
 - *Hint*: by default no gradient reaches the teacher's features, so that the student follows and the teacher
   reconstructs. The published forward pass detaches both, so that the hint teaches nothing (`hint_detach: both`).
+  Without reconstruction (Table IV) nothing but hints can teach the teacher, and they reach it, too.
+- *Layers of hints*: "the last two layers" are those at half and full resolution in the code (`hint_from: code`); Fig. 3
+  draws them one level earlier, after RCB(64) and RCB(32) (`hint_from: figure`).
+- *NCC*: Eq. 6 has sums over the window. The published code has means with the same floor of 1e-5, which flat regions
+  fall below (`similarity: lncc-means`, preset `official`).
 - *Order*: both networks are separate, encoder to head, as in Fig. 3 and in the code, and the published network trains
   them jointly. With the light and the full network the teacher learns first (`teacher_share`) and then stands still.
   With its features detached, Eq. 12 is a sum of what each network learns, and a short training cannot wait for hints.
@@ -19,9 +24,9 @@ Readings:
   intensities.
 
 Ours differs: residual units in the student, too (as in the paper; the code has them in the teacher only), trilinear
-upsampling, atlases as the user names them (the paper picks one by its similarity to the test set), and the schedule's
-epochs are counted on the paper's 334 scans of OASIS. On CPUs: the `light` networks, or `registration: instance` (ours),
-which needs no `train-reg`.
+upsampling, atlases as the user names them (the paper picks one by its similarity to the test set). Epochs count the
+paper's scans, 334 of OASIS or 29 of BCV (`scans_per_epoch`). On CPUs: the `light` networks, or `registration: instance`
+(ours), which needs no `train-reg`.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 
 from stages.config import TrainSettings
@@ -39,8 +44,9 @@ from stages.generating.warped_atlases import WarpedAtlases
 from stages.methods.networks import segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Task, Train, segmentation_alone
+from stages.methods.registration_losses import RegistrationSettings, registration_terms
 from stages.methods.schedules import full_or_light_rate, joint_training, short_training
-from stages.methods.settings import ANSWER, GENERATE, SEGMENT, MethodSettings
+from stages.methods.settings import ANSWER, GENERATE, SEGMENT
 from stages.parts.batches.labelled import triples
 from stages.parts.batches.pairs import atlas_and_different_scans, atlas_and_scan
 from stages.parts.instance import InstanceOptimisation
@@ -48,26 +54,31 @@ from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.siamese import PooledSiameseUNet, SiameseUNet, instance_block
 from stages.parts.networks.teacher_student import OwnHead, ResidualUNet, TeacherAndStudent
 from stages.parts.networks.unet import LightUNet, UNet
-from stages.parts.players.distilling import Distil, Reconstruct, cosine_hint, l2_hint, look_inside, reconstruction
+from stages.parts.players.distilling import (
+    Detach,
+    Distil,
+    HintFrom,
+    Reconstruct,
+    cosine_hint,
+    l2_hint,
+    look_inside,
+    reconstruction,
+)
 from stages.parts.players.registering import (
     RegisterAndEmbed,
     RegisterPair,
-    bending_energy,
     contrast,
     contrast_all,
-    mutual_information,
-    similarity,
-    smoothness,
 )
 from stages.parts.players.segmenting import Segment, cross_entropy, overlap_and_cross_entropy
 
 
-class Settings(MethodSettings):
+class Settings(RegistrationSettings):
     """Settings of `os-medseg`; the switches are the rows of the paper's Tables III-V and Fig. 7."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "abdomen": {"similarity": "mi", "smoothness": "bending", "hint_weight": 10.0},
-        "official": {"contrast": "nt-xent", "hint_detach": "both"},
+        "abdomen": {"similarity": "mi", "smoothness": "bending", "hint_weight": 10.0, "scans_per_epoch": 29},
+        "official": {"similarity": "lncc-means", "contrast": "nt-xent", "hint_detach": "both"},
         "light": {  # instance optimisation is ours; a teacher cost DSC in short runs, see docs/benchmarks/LOG.md
             "registration": "instance",
             "segmentation_network": "light",
@@ -78,8 +89,8 @@ class Settings(MethodSettings):
     }
     preset: Annotated[str, ANSWER] = Field(
         "default",
-        description="light: minutes on CPU cores; abdomen: the paper's choices for BCV; official: the published code's "
-        "readings.",
+        description="light: minutes on CPU cores; abdomen: the paper's choices and steps for BCV; official: the "
+        "published code's readings.",
     )
     registration: Literal["learned", "instance"] = Field(
         "learned", description="learned: R; instance (ours): every couple's field is optimised on its own, as in best."
@@ -88,20 +99,27 @@ class Settings(MethodSettings):
         "os-medseg", description="R: the paper's, or a light one that works at half resolution."
     )
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")
-    similarity: Literal["lncc", "mi"] = Field("lncc", description="L_sim: LNCC, or mutual information (abdomen).")
-    smoothness: Literal["diffusion", "bending"] = Field(
-        "diffusion", description="L_smooth: diffusion, or bending energy (abdomen)."
-    )
     smoothness_weight: float = Field(1.0, ge=0, description="alpha, weight of L_smooth.")
     contrastive_weight: float = Field(0.01, ge=0, description="beta, weight of L_contrast; 0 allows batches of one.")
     contrast: Literal["scans", "nt-xent"] = Field(
         "scans", description="Negatives: the other scans of the batch (Eq. 2), or all other rows (published code)."
     )
+    scans_per_epoch: int = Field(
+        334,
+        ge=1,
+        description="Scans of an epoch (OASIS: 334, BCV: 29). The paper's networks take 500 epochs, then 200, by twos.",
+    )
     most_samples: Annotated[int | None, GENERATE] = Field(
         None, ge=1, description="Most warped atlases to write; null: all couples of atlas and scan."
     )
-    segmentation_network: Annotated[Literal["os-medseg", "full", "light"], SEGMENT] = Field(
-        "os-medseg", description="Student and teacher: the paper's, or BRBS's U-Net with InstanceNorm (full), or light."
+    segmentation_network: Annotated[
+        Literal["os-medseg", "full", "light"],
+        BeforeValidator(lambda name: "os-medseg" if name == "residual" else name),
+        SEGMENT,
+    ] = Field(
+        "os-medseg",
+        description="Student and teacher: the paper's (other methods call it residual, which is understood here, too), "
+        "BRBS's U-Net with InstanceNorm (full), or light.",
     )
     teacher: Annotated[bool, SEGMENT] = Field(
         True, description="A teacher gives hints; off: the student alone (Table III: M1, M2)."
@@ -130,17 +148,36 @@ class Settings(MethodSettings):
     hint_layers: Annotated[int, SEGMENT] = Field(
         2, ge=1, le=5, description="How many of the decoder's last layers give hints (Fig. 7)."
     )
-    hint_detach: Annotated[Literal["teacher", "none", "both"], SEGMENT] = Field(
-        "teacher", description="Whose features the hint's gradient does not reach."
+    hint_from: Annotated[HintFrom, SEGMENT] = Field(
+        "code",
+        description="Layers of hints: the decoder's last ones (code), or those one level before (figure: Fig. 3).",
+    )
+    hint_detach: Annotated[Detach | None, SEGMENT] = Field(
+        None,
+        description="Whose features the hint's gradient does not reach; null: the teacher's, or nobody's where "
+        "reconstruction_weight is 0 and hints alone can teach the teacher.",
     )
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
         if self.registration == "instance" and (self.similarity, self.smoothness) != ("lncc", "diffusion"):
             raise ValueError("registration: instance knows similarity lncc and smoothness diffusion only")
-        if self.hint_detach == "none" and self.teacher_share:
-            raise ValueError("hint_detach: none has hints teach the teacher, which needs teacher_share 0")
+        hints = self.teacher and self.hint_weight > 0
+        if hints and self.hint_detach == "teacher" and not self.reconstruction_weight:
+            raise ValueError(
+                "with reconstruction_weight 0 and hint_detach: teacher, nothing teaches the teacher, and the student "
+                "would follow random features; leave hint_detach out, or set it to none"
+            )
+        if hints and self.detaches == "none" and self.teacher_share:
+            raise ValueError(
+                "hints teach the teacher (hint_detach: none, or reconstruction_weight 0), which needs teacher_share 0"
+            )
         return self
+
+    @property
+    def detaches(self) -> Detach:
+        """Whose features the hint's gradient does not reach."""
+        return self.hint_detach or ("teacher" if self.reconstruction_weight else "none")
 
     @property
     def alone(self) -> float:
@@ -148,12 +185,12 @@ class Settings(MethodSettings):
         if not (self.teacher and self.reconstruction_weight and self.hint_weight):
             return 0.0
         if self.teacher_share is None:
-            return 0.0 if self.segmentation_network == "os-medseg" or self.hint_detach == "none" else 0.25
+            return 0.0 if self.segmentation_network == "os-medseg" or self.detaches == "none" else 0.25
         return self.teacher_share
 
 
 def build(task: Task, settings: Settings) -> Recipe:
-    hinted = settings.teacher and settings.hint_weight > 0 and settings.hint_detach != "both"
+    hinted = settings.teacher and settings.hint_weight > 0 and settings.detaches != "both"
     if not settings.segmentation_weight and not hinted:
         raise LrlsError(
             "methods.os-medseg: segmentation_weight is 0 and no hint reaches the student, which leaves it nothing to "
@@ -163,10 +200,12 @@ def build(task: Task, settings: Settings) -> Recipe:
     R = contrastive_network(settings, task) if learned else None
     student = student_or_teacher(settings.segmentation_network, task)
     levels = len(cast(UNet | LightUNet, getattr(student, "body", student)).up) + 1
-    if settings.teacher and settings.hint_layers > levels:
+    layers = levels - (settings.hint_from == "figure")
+    if settings.teacher and settings.hint_layers > layers:
         raise LrlsError(
-            f"methods.os-medseg.hint_layers: found {settings.hint_layers}, expected at most {levels}, which is what "
-            "the decoder of this segmentation_network has on this grid; set hint_layers lower."
+            f"methods.os-medseg.hint_layers: found {settings.hint_layers}, expected at most {layers}, which is what "
+            f"the decoder of this segmentation_network has on this grid (hint_from: {settings.hint_from}); "
+            "set hint_layers lower."
         )
     l_seg = cross_entropy if settings.segmentation_loss == "ce" else overlap_and_cross_entropy
     segmentation = WeightedSum(segmentation=(settings.segmentation_weight, l_seg))
@@ -182,7 +221,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     distillation = Player(
         "distillation",
         trains=student if still else both,
-        forward=Distil(both, settings.hint_layers, settings.hint_detach, still),
+        forward=Distil(both, settings.hint_layers, settings.detaches, settings.hint_from, still),
         loss=WeightedSum(
             **segmentation.terms,
             **({} if still else reconstructs),
@@ -200,7 +239,11 @@ def build(task: Task, settings: Settings) -> Recipe:
         "segmentation": student,
         "teacher": both.teacher if settings.teacher else None,
     }
-    pages = {"distillation": partial(look_inside, both, settings.hint_layers)} if settings.teacher else {}
+    pages = (
+        {"distillation": partial(look_inside, both, settings.hint_layers, settings.hint_from)}
+        if settings.teacher
+        else {}
+    )
     generate = Generate([WarpedAtlases(most=settings.most_samples)])
     distil = Train("segmentation", phases, uses=["registration", "generated"], pages=pages)
     return Recipe(
@@ -235,11 +278,7 @@ def registration_phase(R: RegistrationNetwork, settings: Settings) -> Phase:
                 trains=R,
                 forward=RegisterAndEmbed(R) if contrasts else RegisterPair(R),
                 loss=WeightedSum(
-                    similarity=(1.0, similarity if settings.similarity == "lncc" else mutual_information),  # L_sim
-                    smoothness=(  # alpha L_smooth
-                        settings.smoothness_weight,
-                        smoothness if settings.smoothness == "diffusion" else bending_energy,
-                    ),
+                    **registration_terms(settings),  # L_sim, alpha L_smooth
                     contrast=(  # beta L_contrast
                         settings.contrastive_weight,
                         contrast if settings.contrast == "scans" else contrast_all,
@@ -267,12 +306,12 @@ def student_or_teacher(kind: str, task: Task, *, reconstructs: bool = False) -> 
 def train_reg(settings: Settings) -> TrainSettings:
     if settings.registration_network == "light":
         return short_training(1000, batch_size=2, learning_rate=1e-3)
-    return joint_training(83_500, learning_rate=1e-4)  # 500 epochs of 334 scans
+    return joint_training(500 * settings.scans_per_epoch // 2, learning_rate=1e-4)
 
 
 def train_seg(settings: Settings) -> TrainSettings:
     if settings.segmentation_network == "os-medseg":
-        return joint_training(33_400, learning_rate=1e-3)  # 200 epochs of 334 scans
+        return joint_training(200 * settings.scans_per_epoch // 2, learning_rate=1e-3)
     return short_training(1000, batch_size=2, learning_rate=full_or_light_rate(settings.segmentation_network))
 
 

@@ -20,16 +20,17 @@ from stages.config import TrainSettings
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Answer, Method, Recipe, Task, Train
+from stages.methods.registration_losses import RegistrationSettings, registration_terms
 from stages.methods.schedules import published_training, short_training
 from stages.methods.settings import AnswerSettings
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.partly_labelled import any_pair
 from stages.parts.players.joint import RegisterByAnswers, SegmentPair, carried_anatomy, supervised_overlap
-from stages.parts.players.registering import inverse_consistency, semantic_consistency, similarity, smoothness
+from stages.parts.players.registering import inverse_consistency, semantic_consistency
 from stages.parts.players.segmenting import Segment, overlap
 
 
-class Settings(AnswerSettings):
+class Settings(AnswerSettings, RegistrationSettings):
     """Settings of `rsegnet`."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -43,7 +44,7 @@ class Settings(AnswerSettings):
     )
     segmentation_network: SegmentationName = Field("full", description=f"S: {SEGMENTATION_NAMES}")
     diffeomorphic: bool = Field(True, description="R predicts a velocity field, which is integrated.")
-    smoothness_weight: float = Field(1.0, ge=0, description="Weight of R's diffusion, both ways.")
+    smoothness_weight: float = Field(1.0, ge=0, description="Weight of R's smoothness, both ways.")
     inverse_weight: float = Field(0.1, ge=0, description="Weight of the two composed displacements' residual.")
     anatomy_weight: float = Field(
         1.0, ge=0, description="Weight of the anatomies' consistency, in R's loss and in S's."
@@ -71,8 +72,7 @@ def build(task: Task, settings: Settings) -> Recipe:
                 trains=R,
                 forward=RegisterByAnswers(R, S, both_ways=True),
                 loss=WeightedSum(
-                    similarity=(1.0, similarity),
-                    smoothness=(settings.smoothness_weight, smoothness),
+                    **registration_terms(settings),
                     inverse_consistency=(settings.inverse_weight, inverse_consistency),
                     anatomy=(settings.anatomy_weight, semantic_consistency),
                 ),

@@ -43,6 +43,7 @@ from stages.generating.drawn import DrawnScans
 from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Page, Recipe, Task, Train
+from stages.methods.registration_losses import SIMILARITIES, SMOOTHNESSES, Similarity, Smoothness
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
 from stages.methods.settings import ANSWER, GENERATE, SEGMENT, AnswerSettings
 from stages.methods.sst_looks import other_registration, sample_looks
@@ -111,6 +112,10 @@ class Settings(AnswerSettings):
     queue: int = Field(1024, ge=1, description="Keys that a query is compared with.")
     appearance_weight: float = Field(5.0, gt=0, description="lambda_1, weight of L_app.")
     flow_weight: float = Field(1.0, gt=0, description="lambda_2, weight of L_flow.")
+    similarity: Similarity | None = Field(
+        None, description="Compares images in F's losses; null: LNCC in its pre-training, then L1 and SSIM (Eq. 8)."
+    )
+    smoothness: Smoothness | None = Field(None, description="L_reg; null: the absolute gradient (Eq. 9).")
     smoothness_weight: float = Field(0.1, ge=0, description="lambda_reg, weight of L_reg within L_flow.")
     adversarial_weight: float = Field(0.1, ge=0, description="lambda_3, weight of L_adv; 0: no D_style.")
     first_adversarial_weight: float | None = Field(
@@ -282,7 +287,10 @@ def pairs(settings: Settings, jitter: Literal["pair", "each"]) -> Sampler:
 
 def flow_pre_training(F: RegistrationNetwork, settings: Settings) -> Phase:
     """T: F learns to register scans in their own looks, by LNCC."""
-    loss = WeightedSum(similarity=(1.0, similarity), smoothness=(settings.first_smoothness_weight, styles.gradient))
+    loss = WeightedSum(
+        similarity=(1.0, SIMILARITIES.get(settings.similarity, similarity)),
+        smoothness=(settings.first_smoothness_weight, SMOOTHNESSES.get(settings.smoothness, styles.gradient)),
+    )
     return Phase(
         "flow",
         batches=pairs(settings, "pair"),
@@ -294,8 +302,11 @@ def flow_pre_training(F: RegistrationNetwork, settings: Settings) -> Phase:
 def flow_terms(settings: Settings) -> Terms:
     """lambda_2 L_flow."""
     return {
-        "reconstruction": (settings.flow_weight, styles.reconstruction),
-        "smoothness": (settings.flow_weight * settings.smoothness_weight, styles.gradient),
+        "reconstruction": (settings.flow_weight, SIMILARITIES.get(settings.similarity, styles.reconstruction)),
+        "smoothness": (
+            settings.flow_weight * settings.smoothness_weight,
+            SMOOTHNESSES.get(settings.smoothness, styles.gradient),
+        ),
     }
 
 

@@ -16,13 +16,13 @@ from stages.errors import LrlsError
 from stages.methods.networks import registration_network
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Method, Recipe, Task, registration_alone
+from stages.methods.registration_losses import RegistrationSettings, registration_terms
 from stages.methods.schedules import published_training, short_training
-from stages.methods.settings import MethodSettings
 from stages.parts.batches.pairs import atlas_and_scan, scans_and_labelled_pairs
-from stages.parts.players.registering import RegisterLabelledPairs, RegisterPair, label_overlap, similarity, smoothness
+from stages.parts.players.registering import RegisterLabelledPairs, RegisterPair, label_overlap
 
 
-class Settings(MethodSettings):
+class Settings(RegistrationSettings):
     """Settings of `voxelmorph`."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"light": {"registration_network": "light"}}
@@ -46,10 +46,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         "registration",
         trains=R,
         forward=RegisterPair(R),
-        loss=WeightedSum(
-            similarity=(1.0, similarity),
-            smoothness=(settings.smoothness_weight, smoothness),
-        ),
+        loss=WeightedSum(**registration_terms(settings)),
     )
     return registration_alone(R, Phase("registration", batches=atlas_and_scan, players=[register]))
 
@@ -65,11 +62,7 @@ def build_label_constrained(task: Task, settings: LabelConstrainedSettings) -> R
         "registration",
         trains=R,
         forward=RegisterLabelledPairs(R),
-        loss=WeightedSum(
-            similarity=(1.0, similarity),
-            smoothness=(settings.smoothness_weight, smoothness),
-            overlap=(settings.overlap_weight, label_overlap),
-        ),
+        loss=WeightedSum(**registration_terms(settings), overlap=(settings.overlap_weight, label_overlap)),
     )
     return registration_alone(R, Phase("registration", batches=scans_and_labelled_pairs, players=[register]))
 

@@ -81,7 +81,10 @@ def surface(mask: np.ndarray) -> np.ndarray:
 def surface_distances_mm(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float]:
     """HD95 and ASSD between the border voxels of two masks, neither of them empty.
 
-    HD95 is the larger of the two directed 95th percentiles; ASSD is the mean over both directions pooled.
+    HD95 is the larger of the two directed 95th percentiles. ASSD is the mean over the distances of both directions
+    pooled, so that the larger surface counts for more. It is how AVD is read here, which BRBS's tables have without a
+    formula: as an average surface distance. The other reading, the mean of the two directed means, differs where the
+    surfaces differ in size.
     The same nearest-neighbour search as in MONAI's `get_surface_distance`, which rounds to float32.
 
     Args:

@@ -116,6 +116,8 @@ JRSS_SWITCHES: list[tuple[str, object, Callable[[], set[str]], Callable[[], set[
     ("slope", 0.025, set, lambda: under("jrss", "")),
     ("diffeomorphic", True, set, lambda: under("jrss", *JRSS_R, JRSS_STUDENT)),
     ("smoothness_weight", 0.05, set, lambda: {f"{r}/registration/total" for r in JRSS_R}),
+    ("similarity", "mi", set, lambda: {f"{r}/registration/{n}" for r in JRSS_R for n in ("similarity", "total")}),
+    ("smoothness", "bending", set, lambda: {f"{r}/registration/{n}" for r in JRSS_R for n in ("smoothness", "total")}),
     (
         "overlap_weight",
         0.0,
@@ -245,6 +247,8 @@ def test_every_round_starts_with_what_the_last_one_trained_and_its_teacher_is_th
 JOINT_SWITCHES = {
     # setting -> value, part of the names of terms that go, names of terms that change
     "deep-atlas": {
+        "similarity": ("mi", None, ("registration/similarity", "registration/total")),
+        "smoothness": ("bending", None, ("registration/smoothness", "registration/total")),
         "smoothness_weight": (2.0, None, ("registration/total",)),
         "anatomy_weight": (0.0, "anatomy", ("in-turn/registration/total", "together/registration/total",
                                             "in-turn/segmentation/total", "together/segmentation/total")),
@@ -252,6 +256,8 @@ JOINT_SWITCHES = {
                                        "together/segmentation/total")),
     },
     "rsegnet": {
+        "similarity": ("mi", None, ("registration/similarity", "registration/total")),
+        "smoothness": ("bending", None, ("registration/smoothness", "registration/total")),
         "smoothness_weight": (2.0, None, ("registration/total",)),
         "inverse_weight": (0.0, "inverse_consistency", ("registration/total",)),
         "anatomy_weight": (0.0, "anatomy", ("together/registration/total", "together/segmentation/total")),

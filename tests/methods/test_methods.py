@@ -312,6 +312,8 @@ SWITCHES = [
     ("warm_up", 0.25, set(), set()),
     ("augment_pairs", False, set(), set()),  # this one changes what the sampler brings
     ("helper_learning_rate", 0.5, set(), set()),
+    ("similarity", "mi", set(), {"registration/similarity", "registration/total"}),
+    ("smoothness", "bending", set(), {"registration/smoothness", "registration/total"}),
     ("smoothness_weight", 2.0, set(), {"registration/total"}),
     ("inverse_weight", 0.2, set(), {"registration/total"}),
     ("semantic_weight", 50.0, set(), {"registration/total"}),
@@ -538,6 +540,20 @@ DATA_AUG_SWITCHES = [
     ("space", False, set(), set(), True),
     ("appearance", False, BACKWARD | APPEARANCE, set(), True),
     ("independent", False, set(), set(), True),
+    (
+        "similarity",
+        "mi",
+        set(),
+        {f"{way}/{n}" for way in ("forward", "backward") for n in ("similarity", "total")},
+        False,
+    ),
+    (
+        "smoothness",
+        "bending",
+        set(),
+        {f"{way}/{name}" for way in ("forward", "backward") for name in ("smoothness", "total")},
+        False,
+    ),
     ("smoothness_weight", 2.0, set(), {"forward/total", "backward/total"}, False),
     ("reconstruction_weight", 5.0, set(), {"appearance/total"}, False),
     ("appearance_smoothness_weight", 5.0, set(), {"appearance/total"}, False),
@@ -637,6 +653,8 @@ LT_NET_SWITCHES = [
     ("gan_weight", 0.0, {"generators/adversarial", *DISCRIMINATOR}, {"generators/total"}),
     ("similarity_weight", 0.0, {"generators/similarity"}, {"generators/total"}),
     ("smoothness_weight", 0.0, {"generators/smoothness"}, {"generators/total"}),
+    ("similarity", "mi", set(), {"generators/similarity", "generators/total"}),
+    ("smoothness", "bending", set(), {"generators/smoothness", "generators/total"}),
     ("cycle_weight", 0.0, {"generators/image_cycle"}, {"generators/total"}),
     ("transformation_weight", 0.0, {"generators/transformation_cycle"}, {"generators/total"}),
     ("anatomy_weight", 0.0, {"generators/anatomy_cycle"}, {"generators/total"}),
@@ -660,6 +678,24 @@ def test_switch_of_lt_net_changes_the_terms_that_it_is_about(lt_net_default, set
 
 def test_every_setting_of_lt_net_is_in_the_table_above():
     assert {row[0] for row in LT_NET_SWITCHES} | {"preset"} == set(lt_net.Settings.model_fields)
+
+
+def test_preset_paper_of_lt_net_is_the_text_with_the_penalty_in_voxels(lt_net_default):
+    paper, plain = lt_net.Settings(preset="paper").model_dump(), lt_net.Settings().model_dump()
+    assert {name: value for name, value in paper.items() if name != "preset" and value != plain[name]} == {
+        "backward_network": "own", "rebuild": "twice", "transformation_unit": "voxels", "warm_up": 0.0,
+    }  # fmt: skip
+    training, default = (
+        training_of(METHODS["lt-net"], config(**{"lt-net": settings}), "train_reg").model_dump()
+        for settings in ({"preset": "paper"}, {})
+    )
+    assert {name: value for name, value in training.items() if value != default[name]} == {"batch_size": 2}
+    found = lt_net_terms(preset="paper")
+    assert found.keys() == lt_net_default.keys()
+    assert {name for name in found if found[name] != pytest.approx(lt_net_default[name], rel=1e-6)} == CYCLE | {
+        "generators/total"
+    }
+    assert isinstance(recipe_of("lt-net", preset="paper").networks["backward"].body, VoxelMorphUNet)
 
 
 def test_totals_of_lt_net_have_the_papers_weights(lt_net_default):

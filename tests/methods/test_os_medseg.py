@@ -88,6 +88,7 @@ SWITCHES = [
     ("smoothness_weight", 2.0, set(), {"reg/total"}),
     ("contrastive_weight", 0.5, set(), {"reg/total"}),
     ("contrast", "nt-xent", set(), {"reg/contrast", "reg/total"}),
+    ("scans_per_epoch", 29, set(), set()),  # how many steps, see below
     ("most_samples", 2, set(), set()),  # what `generate` writes, see below
     ("segmentation_network", "light", set(), SEG),
     ("teacher", False, {"seg/reconstruction", "seg/hint"}, {"seg/total"}),
@@ -99,6 +100,7 @@ SWITCHES = [
     ("hint_weight", 10.0, set(), {"seg/total"}),
     ("hint_loss", "l2", set(), {"seg/hint", "seg/total"}),
     ("hint_layers", 1, set(), {"seg/hint", "seg/total"}),
+    ("hint_from", "figure", set(), {"seg/hint", "seg/total"}),
     ("hint_detach", "none", set(), set()),  # whom gradients reach, see below
 ]
 
@@ -126,13 +128,25 @@ def test_totals_have_the_papers_weights(default):
     assert seg["total"] == pytest.approx(seg["segmentation"] + seg["reconstruction"] + seg["hint"])
 
 
+def set_by(preset):
+    """The settings in which a preset is not the default."""
+    given = settings_of(os_medseg.METHOD, config(**{"os-medseg": {"preset": preset}})).model_dump()
+    plain = os_medseg.Settings().model_dump()
+    return {name: value for name, value in given.items() if name != "preset" and value != plain[name]}
+
+
 def test_presets_are_the_papers_abdomen_and_the_published_code(default):
-    abdomen = settings_of(os_medseg.METHOD, config(**{"os-medseg": {"preset": "abdomen"}}))
-    assert (abdomen.similarity, abdomen.smoothness, abdomen.hint_weight) == ("mi", "bending", 10)
-    official = settings_of(os_medseg.METHOD, config(**{"os-medseg": {"preset": "official"}}))
-    assert (official.contrast, official.hint_detach) == ("nt-xent", "both")
+    assert set_by("abdomen") == {
+        "similarity": "mi", "smoothness": "bending", "hint_weight": 10, "scans_per_epoch": 29,
+    }  # fmt: skip
+    assert set_by("official") == {"similarity": "lncc-means", "contrast": "nt-xent", "hint_detach": "both"}
     mine = settings_of(os_medseg.METHOD, config(**{"os-medseg": {"preset": "abdomen", "hint_weight": 2}}))
     assert (mine.similarity, mine.hint_weight) == ("mi", 2)
+
+
+def test_the_papers_network_is_understood_by_the_name_that_other_methods_have_for_it():
+    residual = settings_of(os_medseg.METHOD, config(**{"os-medseg": {"segmentation_network": "residual"}}))
+    assert residual == os_medseg.Settings() and residual.segmentation_network == "os-medseg"
 
 
 def test_networks_are_those_that_are_named():
@@ -196,6 +210,9 @@ def test_more_hint_layers_than_the_decoder_has_are_refused():
     with pytest.raises(LrlsError, match=message):
         of_two("os-medseg", hint_layers=5)
     of_two("os-medseg", hint_layers=5, teacher=False)
+    of_two("os-medseg", hint_layers=3)
+    with pytest.raises(LrlsError, match=r"found 3, expected at most 2, which .*\(hint_from: figure\); set hint_layers"):
+        of_two("os-medseg", hint_layers=3, hint_from="figure")
 
 
 def test_similarities_fall_as_images_come_together():
@@ -214,6 +231,11 @@ def test_schedules_are_the_papers_or_short_for_the_light_networks():
     stages = {stage: training_of(os_medseg.METHOD, config(), stage) for stage in ("train_reg", "train_seg")}
     assert [stage.learning_rate for stage in stages.values()] == [1e-4, 1e-3]
     assert {(each.batch_size, each.optimizer, each.schedule) for each in stages.values()} == {(2, "adam", "constant")}
+    assert [stage.steps for stage in stages.values()] == [83_500, 33_400]  # 500 and 200 epochs of OASIS's 334 scans
+    bcv = config(**{"os-medseg": {"preset": "abdomen"}})  # of 29
+    assert [training_of(os_medseg.METHOD, bcv, stage).steps for stage in stages] == [7250, 2900]
+    mine = config(**{"os-medseg": {"preset": "abdomen", "scans_per_epoch": 10, "train_seg": {"steps": 7}}})
+    assert [training_of(os_medseg.METHOD, mine, stage).steps for stage in stages] == [2500, 7]
     light = config(**{"os-medseg": {"registration_network": "light", "segmentation_network": "light"}})
     for stage in stages:
         found = training_of(os_medseg.METHOD, light, stage)
@@ -246,6 +268,32 @@ def test_hint_reaches_the_student_and_not_the_teacher(loss):
     student, teacher = hint_gradients(hint_loss=loss, hint_detach="none")
     assert student > 1e-4 and teacher > 1e-4
     assert hint_gradients(hint_loss=loss, hint_detach="both") == (None, None)
+
+
+def test_without_reconstruction_hints_teach_the_teacher_too():
+    student, teacher = hint_gradients(reconstruction_weight=0)
+    assert student > 1e-4 and teacher > 1e-4
+    for unheard in ({"hint_weight": 0}, {"teacher": False}):
+        of_two("os-medseg", reconstruction_weight=0, hint_detach="teacher", **unheard)
+    assert hint_gradients(reconstruction_weight=0, hint_detach="both") == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("hint_from", "found"),
+    [("code", [(32, (6, 6, 6)), (16, (12, 12, 12))]), ("figure", [(64, (3, 3, 3)), (32, (6, 6, 6))])],
+)
+def test_hints_come_from_the_last_layers_or_as_in_the_figure_from_those_before(hint_from, found):
+    recipe = of_two("os-medseg", hint_from=hint_from)
+    (phase,) = phases(recipe, "segmentation")
+    result = phase.players[0].forward(phase.batches(scans(), drawing()))
+    for network, hints in zip(("segmentation", "teacher"), result.hints, strict=True):
+        assert [(hint.shape[1], tuple(hint.shape[2:])) for hint in hints] == found
+        seen = recipe.networks[network].features(getattr(phase.batches(scans(), drawing()), SEES[network]))
+        for hint, feature in zip(hints, seen[1:] if hint_from == "code" else seen[:-1], strict=True):
+            torch.testing.assert_close(hint, feature)
+
+
+SEES = {"segmentation": "image", "teacher": "scan"}
 
 
 def test_segmentation_teaches_the_student_and_reconstruction_the_teacher():
@@ -286,7 +334,13 @@ def test_a_teacher_that_learned_first_stands_still():
     ("settings", "message"),
     [
         ({"registration": "instance", "similarity": "mi"}, "knows similarity lncc and smoothness diffusion only"),
+        ({"registration": "instance", "preset": "official"}, "knows similarity lncc and smoothness diffusion only"),
         ({"hint_detach": "none", "teacher_share": 0.5}, "needs teacher_share 0"),
+        ({"reconstruction_weight": 0, "teacher_share": 0.5}, "needs teacher_share 0"),
+        (
+            {"reconstruction_weight": 0, "hint_detach": "teacher"},
+            "nothing teaches the teacher, and the student would follow random features; leave hint_detach out, or",
+        ),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings, message):
@@ -307,6 +361,17 @@ def test_teacher_sees_the_scan_and_the_student_what_imitates_it():
     assert torch.equal(seen["teacher"][inside], batch.scan) and torch.equal(seen["segmentation"][inside], batch.image)
     torch.testing.assert_close(result.logits, recipe.answer.network(batch.image))
     assert [len(side) for side in result.hints] == [2, 2]
+
+
+def test_pictures_show_the_layers_that_give_hints():
+    recipe = of_two("os-medseg", segmentation_network="light", hint_layers=1, hint_from="figure")
+    rows = recipe.step("segmentation", 0).pages["distillation"](scans())
+    assert [panel.heading for panel in rows[0][1]][3:] == ["teacher, layer -2", "student, layer -2"]
+    image = rows[0][1][0].image
+    with torch.no_grad():
+        before = recipe.networks["segmentation"].features(image[None, None])[-2][0].float()
+    channels = nn.functional.interpolate(before[None], size=SHAPE, mode="nearest")[0]
+    assert any(torch.allclose(channel, rows[0][1][4].image, atol=1e-6) for channel in channels)
 
 
 def test_pictures_show_both_networks_on_the_same_couple():
@@ -449,6 +514,7 @@ CLMORPH = [
     ("registration_network", "light", set(), REG),
     ("diffeomorphic", True, set(), {"reg/similarity", "reg/smoothness", "reg/total"}),
     ("similarity", "lncc", set(), {"reg/similarity", "reg/total"}),
+    ("smoothness", "bending", set(), {"reg/smoothness", "reg/total"}),
     ("smoothness_weight", 1.0, set(), {"reg/total"}),
     ("contrastive_weight", 0.5, set(), {"reg/total"}),
 ]

@@ -303,7 +303,8 @@ LATER = {  # method: settings that stages before this one do not read
         "generate": {"most_samples"},
         "train-seg": {
             "segmentation_network", "teacher", "teacher_share", "student_sees", "segmentation_loss",
-            "segmentation_weight", "reconstruction_weight", "hint_weight", "hint_loss", "hint_layers", "hint_detach",
+            "segmentation_weight", "reconstruction_weight", "hint_weight", "hint_loss", "hint_layers", "hint_from",
+            "hint_detach",
         },
         "eval": {"preset"},
     },

@@ -137,6 +137,14 @@ SWITCHES = [
     ("queue", 16, NO, NO, BY_CONTRAST),
     ("appearance_weight", 1.0, NO, NO, TOTAL),
     ("flow_weight", 2.0, NO, NO, TOTAL),
+    ("similarity", "mi", NO, NO, of("flow/flow", "similarity", "total") | of("joint/joint", "reconstruction", "total")),
+    (
+        "smoothness",
+        "bending",
+        NO,
+        NO,
+        of("flow/flow", "smoothness", "total") | of("joint/joint", "smoothness", "total"),
+    ),
     ("smoothness_weight", 1.0, NO, NO, TOTAL),
     ("adversarial_weight", 0.0, STYLE_JUDGE | JOINT_JUDGE | TOLD, NO, TOTALS),
     (

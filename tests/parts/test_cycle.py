@@ -6,7 +6,7 @@ from torch import nn
 
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.parts.batches.pairs import LabelledPair
-from stages.parts.losses import diffusion_loss, lncc_loss
+from stages.parts.losses import bending_energy_loss, diffusion_loss, lncc_loss
 from stages.parts.networks.discriminators import PatchDiscriminator
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.players.cycle import (
@@ -16,12 +16,11 @@ from stages.parts.players.cycle import (
     anatomy_cycle,
     difference_cycle,
     image_cycle,
-    similarity,
-    smoothness,
     transformation_cycle,
     transformation_cycle_in_voxels,
 )
 from stages.parts.players.judging import Judged, JudgeWarped, fake, real
+from stages.parts.players.registering import bending_energy, mean_squares, similarity, smoothness
 from stages.parts.warps import one_hot, warp, warp_label
 from stages.training.loop import give_turn
 
@@ -100,6 +99,17 @@ def test_every_term_of_a_perfect_cycle_is_at_its_least():
     assert float(difference_cycle(cycle)) == pytest.approx(4 * LEAST, rel=1e-2)  # of four classes
     assert float(smoothness(cycle)) == 0
     assert float(similarity(cycle)) == pytest.approx(float(lncc_loss(cycle.scan, cycle.scan)))
+
+
+def test_similarity_looks_at_the_way_there_and_smoothness_at_both_ways():
+    there, back, _ = networks()
+    cycle = registered(there, back)
+    assert float(mean_squares(cycle)) == pytest.approx(float((cycle.warped - cycle.scan).square().mean()))
+    cycle.forward, cycle.backward = torch.rand(2, 1, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for term, loss in ((smoothness, diffusion_loss), (bending_energy, bending_energy_loss)):
+        assert float(term(cycle)) == pytest.approx(float(loss(cycle.forward) + loss(cycle.backward)))
+    cycle.backward = None
+    assert float(bending_energy(cycle)) == pytest.approx(float(bending_energy_loss(cycle.forward)))
 
 
 def test_every_term_rises_when_the_way_back_goes_wrong():

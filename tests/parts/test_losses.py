@@ -28,6 +28,7 @@ from stages.parts.losses import (
     least_squares_gan_loss,
     lncc,
     lncc_loss,
+    lncc_of_means_loss,
     mix_loss,
     mutual_information,
     nt_xent_loss,
@@ -165,6 +166,17 @@ def test_lncc_computes_in_float32_under_bfloat16_autocast():
         loss = lncc_loss(first, second)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, lncc_loss(first.float(), second.float()))
+
+
+def test_lncc_of_means_is_the_published_codes():
+    # A contrast that sums over the window see and means, beside the same 1e-5, hardly do.
+    first, second = (0.1 * image for image in pair((14, 15, 16)))
+    moments = (F.avg_pool3d(x, 9, 1, 4) for x in (first, second, first**2, second**2, first * second))
+    mean_i, mean_j, mean_ii, mean_jj, mean_ij = moments  # zeros outside count
+    cross, var_i, var_j = mean_ij - mean_i * mean_j, mean_ii - mean_i**2, mean_jj - mean_j**2
+    expected = 1 - (cross**2 / (var_i * var_j + 1e-5)).mean()
+    assert float(lncc_of_means_loss(first, second)) == pytest.approx(float(expected), abs=1e-4)
+    assert float(lncc_loss(first, second)) + 0.2 < float(expected) < 1
 
 
 # Mutual information
@@ -430,6 +442,7 @@ LOSSES = {
         lambda u: lncc_loss(warp(pair()[0], u), pair()[1]),
         0.3 + 0.4 * textured(1, 3, *SHAPE, seed=4),
     ),
+    "lncc of means": (lambda x: lncc_of_means_loss(x, pair()[1]), textured(1, 1, *SHAPE)),
     "diffusion": (diffusion_loss, textured(1, 3, *SHAPE)),
     "inverse, forward": (lambda u: inverse_consistency_loss(u, scaling(1.1)), 0.3 + 0.4 * textured(1, 3, *SHAPE)),
     "inverse, backward": (lambda u: inverse_consistency_loss(scaling(0.9), u), textured(1, 3, *SHAPE)),

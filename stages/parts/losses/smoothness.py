@@ -31,13 +31,20 @@ def absolute_gradient_loss(displacement: Tensor) -> Tensor:
 
 
 def bending_energy_loss(displacement: Tensor) -> Tensor:
-    """Sum of a field's squared second derivatives, mixed ones twice, mean over voxels and components; 0: it is linear.
+    """Sum of a field's squared second derivatives, mixed ones twice, mean over voxels and components; 0: it is affine.
 
-    Differences of neighbours, away from the border, as in MONAI. The published code of OS-MedSeg takes differences over
-    two voxels, twice, which do not see a field that alternates from voxel to voxel.
+        u_dd^2 + u_hh^2 + u_ww^2 + 2 u_dh^2 + 2 u_dw^2 + 2 u_hw^2
+
+    The reading: a mean over the components, too, as MONAI's, where Rueckert sums the three of them (3 times as much);
+    second differences of neighbours (u(+1) - 2 u + u(-1), and mixed ones from the four diagonal neighbours), away from
+    the border. OS-MedSeg's text names forward differences; its published code takes differences over two voxels,
+    twice, which do not see a field that alternates from voxel to voxel.
 
     Args:
         displacement: (N, 3, D, H, W), voxels; at least 3 voxels an axis.
+
+    Returns:
+        Scalar >= 0, in 1 / voxels^2.
 
     Source: Rueckert et al., TMI 1999, Eq. 4; OS-MedSeg Eq. 9.
     """

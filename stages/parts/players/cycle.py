@@ -11,6 +11,7 @@ Source: Wang et al., "LT-Net", CVPR 2020; equations are numbered as there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,6 +37,14 @@ class Cycle:
     warped_label: Tensor | None = None  # x_s o u_F
     rebuilt_label: Tensor | None = None  # x_s o (u_F o u_B)
     judged: Tensor | None = None  # the discriminator's verdict on the warped atlas, (N, 1, d, h, w)
+
+    def compared(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """A loss of (warped atlas, scan): L_sim looks at the way there alone."""
+        return loss(self.warped, self.scan)
+
+    def smoothed(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """A loss of displacements, summed over the directions (Eq. 6)."""
+        return loss(self.forward) if self.backward is None else loss(self.forward) + loss(self.backward)
 
 
 @dataclass
@@ -83,17 +92,6 @@ def adversarial(cycle: Cycle) -> Tensor:
     """The generator's share of L_GAN: 0 where the discriminator takes the warped atlas for a scan."""
     assert cycle.judged is not None
     return losses.least_squares_gan_loss(cycle.judged, 1.0)
-
-
-def similarity(cycle: Cycle) -> Tensor:
-    """L_sim: 1 - LNCC of warped atlas and scan."""
-    return losses.lncc_loss(cycle.warped, cycle.scan)
-
-
-def smoothness(cycle: Cycle) -> Tensor:
-    """L_smooth: diffusion of the displacements, summed over the directions (Eq. 6)."""
-    fields = [cycle.forward] if cycle.backward is None else [cycle.forward, cycle.backward]
-    return sum(losses.diffusion_loss(field) for field in fields)  # type: ignore[return-value]
 
 
 def image_cycle(cycle: Cycle) -> Tensor:

@@ -19,6 +19,20 @@ from stages.parts.panels import Panel
 from stages.parts.players.segmenting import Segmented, merged
 
 Detach = Literal["teacher", "none", "both"]
+HintFrom = Literal["code", "figure"]
+
+
+def hinting(features: list[Tensor], layers: int, hint_from: HintFrom) -> list[Tensor]:
+    """The features that give hints, from the coarsest on.
+
+    Args:
+        features: the decoder's, from the coarsest to the one that the head reads.
+        layers: how many give hints.
+        hint_from: code: the last ones. With two layers these are RCB(32) at half and RCB(16) at full resolution.
+            figure: those before the last one, RCB(64) at a quarter and RCB(32) at half resolution, as in Fig. 3.
+    """
+    end = len(features) - (hint_from == "figure")
+    return features[end - layers : end]
 
 
 @dataclass
@@ -55,12 +69,14 @@ class Distil:
         networks: teacher and student.
         layers: how many of the decoder's last layers give hints.
         detach: whose features the hints' gradient does not reach.
+        hint_from: which layers, see `hinting`.
         still: the teacher has already learned and only gives hints.
     """
 
     networks: TeacherAndStudent
     layers: int
     detach: Detach
+    hint_from: HintFrom = "code"
     still: bool = False
 
     def __call__(self, batch: Triple) -> Distilled:
@@ -71,7 +87,7 @@ class Distil:
             taught = teacher.features(batch.scan)
         logits = student.answer(learned[-1], shape)
         reconstructed = None if self.still else Reconstructed(batch.scan, teacher.answer(taught[-1], shape))
-        learned, taught = learned[-self.layers :], taught[-self.layers :]
+        learned, taught = (hinting(features, self.layers, self.hint_from) for features in (learned, taught))
         if self.detach != "none":
             taught = [feature.detach() for feature in taught]
         if self.detach == "both":
@@ -99,7 +115,7 @@ def l2_hint(result: Distilled) -> Tensor:
 
 @torch.no_grad()
 def look_inside(
-    networks: TeacherAndStudent, layers: int, data: Scans, *, most: int = 3
+    networks: TeacherAndStudent, layers: int, hint_from: HintFrom, data: Scans, *, most: int = 3
 ) -> list[tuple[str, list[Panel]]]:
     """What both networks see, the reconstruction, and a channel of each layer that gives hints, side by side.
 
@@ -121,7 +137,8 @@ def look_inside(
         seen = {"student sees": image, "teacher sees": scan, "reconstruction": teacher.answer(taught[-1], shape)}
         panels = [Panel(heading, volume[0, 0].float().cpu()) for heading, volume in seen.items()]
         panels[0] = replace(panels[0], label=couple.label)
-        for place in range(1, layers + 1):
+        nearest = 1 + (hint_from == "figure")  # layers from the head
+        for place in range(nearest, nearest + layers):
             channel = int(taught[-place][0].float().var((1, 2, 3)).argmax())
             for name, features in (("teacher", taught), ("student", learned)):
                 feature = features[-place][:, channel : channel + 1].float()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,16 @@ from stages.parts import losses
 from stages.parts.batches.pairs import LabelledPairs, Pair, Triplet
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.warps import one_hot, warp, warp_probabilities
+
+
+class Matched(Protocol):
+    """Images that a player brought together, whichever way: what L_sim and L_smooth look at."""
+
+    def compared(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """A loss of (warped, fixed) images, summed over the directions."""
+
+    def smoothed(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """A loss of displacements, summed over the directions."""
 
 
 @dataclass
@@ -30,6 +42,12 @@ class Registered:
     def backward(self) -> Tensor:
         """The displacement of the other direction, pair by pair."""
         return self.displacement.roll(len(self.displacement) // 2, 0)
+
+    def compared(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return self.directions * loss(warp(self.moving, self.displacement), self.fixed)
+
+    def smoothed(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.directions * loss(self.displacement)
 
 
 def register(network: RegistrationNetwork, moving: Tensor, fixed: Tensor, *, both_ways: bool) -> Registered:
@@ -117,29 +135,34 @@ class RegisterTriplet:
         return first, second
 
 
-def similarity(pair: Registered) -> Tensor:
+def similarity(pair: Matched) -> Tensor:
     """L_sim: 1 - LNCC of warped and fixed images, summed over the directions."""
-    return pair.directions * losses.lncc_loss(warp(pair.moving, pair.displacement), pair.fixed)
+    return pair.compared(losses.lncc_loss)
 
 
-def mutual_information(pair: Registered) -> Tensor:
+def similarity_of_means(pair: Matched) -> Tensor:
+    """L_sim: as `similarity`, with moments that are means over the window, see `lncc_of_means_loss`."""
+    return pair.compared(losses.lncc_of_means_loss)
+
+
+def mutual_information(pair: Matched) -> Tensor:
     """L_sim: minus the mutual information of warped and fixed images, summed over the directions; at most 0."""
-    return -pair.directions * losses.mutual_information(warp(pair.moving, pair.displacement), pair.fixed)
+    return pair.compared(lambda warped, fixed: -losses.mutual_information(warped, fixed))
 
 
-def mean_squares(pair: Registered) -> Tensor:
+def mean_squares(pair: Matched) -> Tensor:
     """L_sim: mean squared difference of warped and fixed images, summed over the directions."""
-    return pair.directions * F.mse_loss(warp(pair.moving, pair.displacement), pair.fixed)
+    return pair.compared(F.mse_loss)
 
 
-def smoothness(pair: Registered) -> Tensor:
+def smoothness(pair: Matched) -> Tensor:
     """L_smooth: diffusion of the displacement, summed over the directions."""
-    return pair.directions * losses.diffusion_loss(pair.displacement)
+    return pair.smoothed(losses.diffusion_loss)
 
 
-def bending_energy(pair: Registered) -> Tensor:
+def bending_energy(pair: Matched) -> Tensor:
     """L_smooth: bending energy of the displacement, summed over the directions."""
-    return pair.directions * losses.bending_energy_loss(pair.displacement)
+    return pair.smoothed(losses.bending_energy_loss)
 
 
 def contrast(pair: Registered) -> Tensor:

@@ -31,12 +31,20 @@ class PartlyLabelled(Registered):
 
 @dataclass
 class RegisterPartlyLabelled:
-    """Forward pass of JRSS's registration player; its images have mean 0 and standard deviation 1."""
+    """Forward pass of JRSS's registration player.
+
+    Args:
+        network: sees images of mean 0 and standard deviation 1, whatever it is given.
+        standardised: such images are also compared; off: those from 0 to 1, as LNCC and mutual information need them.
+    """
 
     network: RegistrationNetwork
+    standardised: bool = True
 
     def __call__(self, batch: PartlyLabelledPair) -> PartlyLabelled:
-        moving, fixed = standardise(batch.moving), standardise(batch.fixed)
+        moving, fixed = batch.moving, batch.fixed
+        if self.standardised:
+            moving, fixed = standardise(moving), standardise(fixed)
         return PartlyLabelled(
             moving, fixed, self.network(moving, fixed), 1,
             labels=(batch.moving_label, batch.fixed_label), counts=batch.moving_counts & batch.fixed_counts,
