@@ -94,6 +94,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
     optimizers = [_optimizer(player, settings) for player in phase.players]
     averages = [_average(player, settings) for player in phase.players]
     clock = run.clock if index == len(run.phases) - 1 else None
+    along = (0.0, 1.0) if phase.before is None else (phase.before, phase.before + phase.share)
     step = 0
     if state:
         step = state["step"]
@@ -113,7 +114,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
                 if step % player.every:
                     continue
-                rate = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings)
+                rate = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings, along)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["pace"]
                 terms = _move(player, optimizer, phase, batch, run.device, step, steps)
@@ -252,14 +253,19 @@ def _optimizer(player: Player, settings: TrainSettings) -> torch.optim.Optimizer
 
 
 def _average(player: Player, settings: TrainSettings) -> _Average:
-    return _Average(player.trains, (settings.ema or 0.0) if player.ema is None else player.ema)
+    decay = (settings.ema or 0.0) if player.ema is None else player.ema
+    return _Average(player.trains, decay, warms_up=player.ema_warms_up)
 
 
 class _Average:
-    """Exponential moving average of a network's parameters, buffers copied; decay 0 switches it off."""
+    """Exponential moving average of a network's parameters, buffers copied; decay 0 switches it off.
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network, self.decay, self.count = network, decay, 0
+    Args:
+        warms_up: early weights are forgotten faster: after n steps the decay is at most n / (n + 9).
+    """
+
+    def __init__(self, network: nn.Module, decay: float, *, warms_up: bool = True) -> None:
+        self.network, self.decay, self.count, self.warms_up = network, decay, 0, warms_up
         self.averaged = {name for name, _ in network.named_parameters()}
         self.state = {k: v.detach().clone() for k, v in network.state_dict().items()} if decay else {}
 
@@ -268,7 +274,7 @@ class _Average:
         if not self.decay:
             return
         self.count += 1
-        decay = min(self.decay, self.count / (self.count + 9))  # early weights are forgotten faster
+        decay = min(self.decay, self.count / (self.count + 9)) if self.warms_up else self.decay
         for name, value in self.network.state_dict().items():
             if name in self.averaged:
                 self.state[name].lerp_(value, 1 - decay)

@@ -27,6 +27,7 @@ class Segmented:
     second: Tensor | None = None  # of X_B
     mixed: Tensor | None = None  # of gamma X_A + (1 - gamma) X_B
     gamma: Tensor | None = None
+    weights: Tensor | None = None  # of the classes, (C,); None: all equal
 
 
 def merged(logits: Tensor, missing: Tensor | None) -> Tensor:
@@ -57,7 +58,8 @@ class Segment:
 
     def __call__(self, batch: Labelled) -> Segmented:
         if not isinstance(batch, Mixed):
-            return Segmented(batch.target, merged(self.network(batch.image), batch.missing))
+            logits = merged(self.network(batch.image), batch.missing)
+            return Segmented(batch.target, logits, weights=batch.weights)
         between = batch.gamma * batch.first + (1 - batch.gamma) * batch.second
         logits = self.network(torch.cat([batch.image, batch.first, batch.second, between]))
         image, first, second, mixed = logits.chunk(4)
@@ -124,8 +126,8 @@ def precise_overlap(result: Segmented) -> Tensor:
 
 
 def hardest_cross_entropy(result: Segmented) -> Tensor:
-    """Cross-entropy on the hardest quarter of the voxels, as OBELISK-Net is trained."""
-    return losses.hardest_cross_entropy_loss(result.logits, result.target)
+    """Weighted cross-entropy on the hardest quarter of the voxels, as OBELISK-Net is trained."""
+    return losses.hardest_cross_entropy_loss(result.logits, result.target, result.weights)
 
 
 def cross_entropy(result: Segmented) -> Tensor:
