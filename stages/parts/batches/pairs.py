@@ -172,23 +172,30 @@ class Triplet:
     draw: Draw  # with which players draw pairs, alpha, beta and gamma
     around: Tensor | None = None  # augmentation that is not yet applied to the images: for S
     missing: Tensor | None = None  # (N, C): structures that the atlas's label may lack
+    others: Tensor | None = None  # any training images, two a sample, (2N, channels, D, H, W)
 
 
-def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True) -> Triplet:
+def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True, others: bool = False) -> Triplet:
     """(A, y), U1 and U2 under one shared random displacement (BRBS, section IV).
 
-    Without `move` the images stay as they are, and `around` holds the displacement for the couples made from them.
+    Args:
+        move: off: the images stay as they are, and `around` holds the displacement for the couples made from them.
+        others: also draw two images a sample from atlases and unlabelled scans alike.
     """
     n = draw.batch_size
     atlases = pick(data.atlases, n, draw.generator)
     scans = pick(data.unlabeled, 2 * n, draw.generator)
-    images, label = data.image([*atlases, *scans]), data.label(atlases)
+    further = pick([*data.atlases, *data.unlabeled], 2 * n, draw.generator) if others else []
+    images, label = data.image([*atlases, *scans, *further]), data.label(atlases)
     displacement = draw.displacement(data)
     if displacement is not None and move:
-        images = warp(images, displacement.repeat(3, 1, 1, 1, 1), padding="zeros")
+        images = warp(images, displacement.repeat(len(images) // n, 1, 1, 1, 1), padding="zeros")
         label = warp_label(label, displacement)
-    atlas, first, second = images.chunk(3)
-    names = [data.names[p] for p in (*atlases, *scans)]
+    atlas, first, second, *rest = images.split(n)
+    names = [data.names[p] for p in (*atlases, *scans, *further)]
     around = None if move else displacement
     missing = data.missing(names[:n])
-    return Triplet(names, atlas, label, first, second, data.num_classes, draw, around, missing)
+    return Triplet(
+        names, atlas, label, first, second, data.num_classes, draw, around, missing,
+        others=torch.cat(rest) if others else None,
+    )  # fmt: skip

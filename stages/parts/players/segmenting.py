@@ -99,7 +99,6 @@ class GenerateAndSegment:
                 psi = warp(batch.first, to_atlas) - batch.atlas
             else:
                 path = self.registration(batch.atlas, batch.second)
-            others = torch.cat([batch.first, batch.second]) if self.sampling.any_pair else None
             couples = self.sampling(
                 batch.draw,
                 atlas=batch.atlas,
@@ -109,7 +108,7 @@ class GenerateAndSegment:
                 psi=psi,
                 scan=batch.second,
                 around=batch.around,
-                others=others,
+                others=batch.others,
             )
         couples.missing = batch.missing
         return Segment(self.network)(couples)
