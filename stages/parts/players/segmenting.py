@@ -108,7 +108,7 @@ class GenerateAndSegment:
                 psi=psi,
                 scan=batch.second,
                 around=batch.around,
-                others=batch.others,
+                others=batch.others if self.sampling.any_pair else None,
             )
         couples.missing = batch.missing
         return Segment(self.network)(couples)
