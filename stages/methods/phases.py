@@ -101,6 +101,7 @@ class Phase:
         batch_size: overrides the run's, where a paper has several.
         before: share of the run's steps that earlier trainings have taken, after which an exponential schedule goes
             on; None: the schedule begins and ends with the phase.
+        fades: in its second half the learning rate falls linearly to 0, on top of the run's schedule.
     """
 
     name: str
@@ -109,3 +110,4 @@ class Phase:
     share: float = 1.0
     batch_size: int | None = None
     before: float | None = None
+    fades: bool = False

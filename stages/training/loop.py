@@ -115,8 +115,9 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
                 if step % player.every:
                     continue
                 rate = learning_rate(player.learning_rate or settings.learning_rate, step, steps, settings, along)
+                fade = min(1.0, 2 * (1 - step / steps)) if phase.fades else 1.0
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * group["pace"]
+                    group["lr"] = rate * fade * group["pace"]
                 terms = _move(player, optimizer, phase, batch, run.device, step, steps)
                 average.update()
                 watch.see(player.name, terms, step + 1, batch.scans)

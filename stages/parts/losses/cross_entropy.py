@@ -52,6 +52,20 @@ def class_weights(voxels: Tensor) -> Tensor:
     return weights
 
 
+def rarity_weighted_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy, mean over voxels, each weighted by 1 - the share of its class in the batch.
+
+    Args:
+        logits, target: as of `cross_entropy_loss`.
+
+    Source: `CrossEntropyLossWeighted` of SST's published code, which divides by the sum of the weights and by all axes
+    but the last.
+    """
+    weights = 1 - target.mean((0, 2, 3, 4))
+    by_class = -target * logits.float().log_softmax(1)
+    return (weights.view(1, -1, 1, 1, 1) * by_class).sum(1).mean()
+
+
 def hardest_cross_entropy_loss(
     logits: Tensor, target: Tensor, weights: Tensor | None = None, *, share: float = 0.25
 ) -> Tensor:

@@ -134,6 +134,16 @@ def cross_entropy(result: Segmented) -> Tensor:
     return losses.cross_entropy_loss(result.logits, result.target)
 
 
+def rarity_weighted_cross_entropy(result: Segmented) -> Tensor:
+    """Cross-entropy that weighs a class by 1 - its share of the batch, as in SST's published code."""
+    return losses.rarity_weighted_cross_entropy_loss(result.logits, result.target)
+
+
+def pooled_overlap(result: Segmented) -> Tensor:
+    """Soft Dice loss of all classes together, as in SST's published code."""
+    return losses.pooled_dice_loss(result.logits.softmax(1), result.target)
+
+
 def overlap_and_cross_entropy(result: Segmented) -> Tensor:
     """Dice and cross-entropy, as nnU-Net trains."""
     return losses.dice_cross_entropy_loss(result.logits, result.target)
