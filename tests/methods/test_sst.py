@@ -21,6 +21,7 @@ from stages.calibrate import made_couples
 from stages.config import Config, TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError
+from stages.generating.drawn import DrawnScans
 from stages.methods import METHODS, recipe_of, settings_of, settings_read, sst, sst_pages, training_of
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Task
@@ -32,6 +33,7 @@ from stages.parts.networks.styled_registration import StyledRegistration
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import StridedUNet
 from stages.parts.panels import Points
+from stages.parts.synthesis import Drawn
 from stages.training import budget
 from stages.training.loop import Run, _optimizer, train
 
@@ -251,7 +253,8 @@ def test_transformer_that_is_fixed_is_a_network_of_its_own_that_the_first_phase_
     assert flow.players[0].trains is R.transformer and style.players[0].forward.transformer is R.transformer
     trained = {id(parameter) for player in joint.players for parameter in player.trains.parameters()}
     assert not trained & {id(parameter) for parameter in R.transformer.parameters()}
-    assert not torch.equal(*(each.body.state_dict()["stem.weight"] for each in (R.flow, R.transformer)))
+    flow_weights, own_weights = (next(each.parameters()) for each in (R.flow, R.transformer))
+    assert not torch.equal(flow_weights, own_weights)
     assert built().networks["registration"].transformer is None
     plain = built()
     assert learning(plain)[0].players[0].trains is plain.networks["registration"].flow
@@ -371,7 +374,41 @@ def test_pages_show_codes_looks_and_shapes():
     assert list(built(appearance=False).step("registration", 0).pages) == ["shapes"]
 
 
+def test_labels_are_background_where_a_drawn_scan_is_darker_than_asked():
+    image = torch.full((1, 1, *SHAPE), 0.5)
+    image[..., 0] = 0.1
+    still = torch.zeros(1, 3, *SHAPE)
+    drawn = Drawn(image, image, still, "prior", "prior")
+    cpu = Device(torch.device("cpu"), torch.float32)
+    job, data = SimpleNamespace(device=cpu, cohort=SimpleNamespace(num_classes=3)), scans()
+    for above, masked in ((0.0, False), (0.2, True)):
+        label = DrawnScans(lambda *_: drawn, 1, above)._draw(data, 0, generator(), job)["label"]
+        expected = data.labels[0].numpy().copy()
+        expected[..., 0] *= not masked
+        assert np.array_equal(label, expected)
+
+
 # Training and artifacts
+
+
+def test_rate_of_a_phase_that_fades_falls_in_its_second_half(tmp_path):
+    def moved(fades, folder):
+        network, folder = nn.Linear(1, 1, bias=False), tmp_path / folder
+        network.weight.data.fill_(0)
+        folder.mkdir()
+        loss = WeightedSum(x=(1.0, lambda x: x))
+        player = Player("p", network, lambda _: network.weight.sum(), loss)
+        training = TrainSettings(
+            steps=4, batch_size=1, learning_rate=0.1, schedule="constant", optimizer="adam", ema=0.0,
+            augmentation="none",
+        )  # fmt: skip
+        phase = Phase("one", lambda *_: SimpleNamespace(scans=["a"]), [player], fades=fades)
+        cpu = Device(torch.device("cpu"), torch.float32)
+        train(Run([phase], {"n": network}, scans(), training, cpu, 0, Draft(folder)))
+        return -float(network.weight.detach())
+
+    assert moved(False, "plain") == pytest.approx(0.4, rel=1e-4)  # Adam moves by the rate
+    assert moved(True, "fading") == pytest.approx(0.1 * (1 + 1 + 1 + 0.5), rel=1e-4)
 
 
 def test_phases_may_have_batches_of_their_own_and_parts_of_a_player_their_own_pace(tmp_path):

@@ -288,22 +288,19 @@ def test_curve_of_the_light_model_depends_on_the_code_and_on_what_the_image_look
     torch.testing.assert_close(plain, rising)  # any rising curve of an image has its ranks
 
 
-def test_light_appearance_model_learns_to_give_a_scan_and_its_negative_one_look():
+def test_light_appearance_model_soon_learns_to_give_a_scan_and_its_negative_one_look():
     torch.manual_seed(0)
     model, code = AppearanceModel(light=True), style_prior(1, generator()).repeat(2, 1)
     ball = (torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 12)] * 3, indexing="ij")).square().sum(0) < 0.7).float()
     scan = (0.2 + 0.6 * ball + 0.1 * textured(12, 12, 12))[None, None]
     seen = torch.cat([scan, 1 - scan])
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(60):
+    for _ in range(21):
         loss = structural_loss(scan.repeat(2, 1, 1, 1, 1), model(seen, code))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    with torch.no_grad():
-        found = model(seen, code)
-    for each in found:
-        assert torch.corrcoef(torch.stack([each.flatten(), scan.flatten()]))[0, 1] > 0.8
+    assert float(loss.detach()) < 0.2  # with a curve of the code alone 0.31; 1.5 at first
 
 
 def test_light_appearance_model_sees_codes_whose_numbers_are_about_1():

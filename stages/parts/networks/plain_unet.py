@@ -14,7 +14,7 @@ from stages.parts.networks.sizes import crop, derived_depth, pad_to_multiple
 
 
 class PlainUNet(nn.Module):
-    """32-64-128-256-512 channels; each level twice [convolution 3^3, ReLU]; 25 M parameters.
+    """32-64-128-256-512 channels; each level twice [convolution 3^3, ReLU]; 27 M parameters.
 
     Down by convolutions 4^3 of stride 2; up by trilinear interpolation and a 1^3 convolution to half of the channels,
     then concatenation. None of these, nor the head, has a bias. Inputs of any size are padded and cropped back.
