@@ -544,7 +544,7 @@ def test_more_samples_are_drawn_without_training_anew_and_the_first_ones_stay(tr
     assert all(set(space.decode().split("+")) <= {"free_1", "free_2"} for space in between["space"])
     assert trained.versions("sst/registration") == ["v0001"]
     read = [settings_read(METHODS["sst"], trained.config, stage)["settings"] for stage in ("generate", "train-reg")]
-    assert read[0].keys() - read[1].keys() == {"samples", "sampling", "looks", "appearance_from"}
+    assert read[0].keys() - read[1].keys() == {"samples", "sampling", "looks", "appearance_from", "label_above"}
 
 
 def looking_at(project, place, **settings):
