@@ -25,7 +25,7 @@ pseudo/    one row per unlabelled scan: its answer by the segmentation network o
     trusted                (n, D, H, W) bool, whether `certainty` exceeds the threshold
     scan                   (n,) case ids
     class_voxels           (n, C) int64, voxels of each class in `label`
-    class_confidence       (n, C) float32, mean of `certainty` over these voxels; nan: no voxels
+    class_confidence       (n, C) float32, mean, or (`screening: max`) largest, `certainty` of these voxels; nan: none
     class_accepted         (n, C) bool, whether `class_confidence` exceeds the threshold
     accepted               (n,) bool, whether any structure was accepted; the other scans stay unlabelled
 """

@@ -39,10 +39,12 @@ class DrawnScans(StoresCouples):
     Args:
         synthesis: draws them.
         count: how many; a larger number keeps the first ones.
+        label_above: labels are background where a drawn image is below this; 0: nowhere.
     """
 
     synthesis: Synthesis
     count: int
+    label_above: float = 0.0
 
     uses: tuple[Literal["registration"], ...] = ("registration",)
 
@@ -85,6 +87,7 @@ class DrawnScans(StoresCouples):
         with torch.inference_mode(), job.device.autocast():
             drawn = self.synthesis(data, atlas, generator)
         label = warp_one_hot(data.label([atlas]), drawn.displacement, job.cohort.num_classes).argmax(1)
+        label = label * (drawn.image[:, 0] >= self.label_above)
         return {
             "image": drawn.image[0].cpu().half().numpy(),
             "label": label[0].cpu().numpy().astype(label_type(job.cohort)),

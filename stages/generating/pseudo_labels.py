@@ -17,7 +17,7 @@ from stages.artifacts.files import atomic_write_text
 from stages.artifacts.generated import Generated
 from stages.config import GenerateSettings
 from stages.generating.writer import Couple, Job, label_type
-from stages.parts.batches.pseudo_labels import screen
+from stages.parts.batches.pseudo_labels import Screening, screen
 from stages.parts.panels import Panel
 from stages.progress import Progress
 
@@ -27,10 +27,11 @@ class PseudoLabels:
     """Stores, per unlabelled scan, the network's most probable classes, its certainty, and what the screening keeps.
 
     Args:
-        threshold: tau, see `screen`.
+        threshold, by: see `screen`.
     """
 
     threshold: float
+    by: Screening = "mean"
 
     uses: tuple[Literal["segmentation"], ...] = ("segmentation",)
 
@@ -59,7 +60,7 @@ class PseudoLabels:
         trusted_share = []
         with Progress("pseudo-labels", len(scans)) as progress:
             for place, scan in enumerate(scans):
-                screened = screen(job.segment(cohort.image(scan)), self.threshold)
+                screened = screen(job.segment(cohort.image(scan)), self.threshold, self.by)
                 volumes["label"][place] = screened.label.cpu().numpy().astype(label_type(cohort))
                 volumes["certainty"][place] = screened.certainty.half().cpu().numpy()
                 volumes["trusted"][place] = screened.trusted.cpu().numpy()

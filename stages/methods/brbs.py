@@ -4,7 +4,8 @@ He et al., "Learning Better Registration to Learn Better Few-Shot Medical Image 
 Diversity, and Robustness", TNNLS 2022, doi:10.1109/TNNLS.2022.3190452.
 
 Ours differs from the published code: displacements sample with aligned corners, so that a zero field is the
-identity; `default` measures inverse consistency by composition, where Eq. 2 warps the inverse field by itself;
+identity; `default` measures inverse consistency by composition and sums both ways (which doubles L_I's weight beside
+the one way of Eq. 2), where Eq. 2 warps the inverse field by itself;
 MMR mixes aligned pairs; segmentation goes on after registration with the finished path bank. The presets
 `paper` (the text) and `official` (the published code) have the other readings.
 """
@@ -82,13 +83,17 @@ class Settings(AnswerSettings, RegistrationSettings):
     inverse_weight: float = Field(0.1, ge=0, description="lambda_1, weight of L_I.")
     semantic_weight: float = Field(100.0, ge=0, description="lambda_2, weight of L_SeC.")
     mix_weight: float = Field(0.1, ge=0, description="omega_0, weight of L_mix.")
-    inverse: Literal["composed", "self-warped"] = Field("composed", description="How L_I inverts a field.")
+    inverse: Literal["composed", "self-warped"] = Field(
+        "composed", description="How L_I inverts a field; composed is summed over both ways, self-warped is one way."
+    )
     atlas_label: bool = Field(True, description="SeC uses the atlas's ground truth; off: S's answers for both images.")
     semantic_classes: int | None = Field(
         None, ge=1, description="SeC uses this many classes, drawn anew in each step: cheaper, without bias."
     )
     mix_on: Literal["probabilities", "logits"] = Field("probabilities", description="What L_mix compares.")
-    mix_any_pair: bool = Field(False, description="Mix any two training images instead of aligned ones.")
+    mix_any_pair: bool = Field(
+        False, description="Mix any two training images, atlases and scans alike, instead of aligned ones."
+    )
     helper_is_final: bool = Field(
         False, description="S is what was trained beside R; off: train-seg trains it further."
     )
@@ -135,6 +140,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     register = partial(RegisterTriplet, R, both_ways=settings.bic, atlas_label=settings.atlas_label)
     helper = partial(Player, "helper", trains=S, learning_rate=settings.helper_learning_rate)
     batches = partial(atlas_and_two_unlabeled, move=settings.augment_pairs)
+    mixes_any = settings.mmr and settings.mix_any_pair
     # In a short run an untrained S misleads R more than the images guide it; the paper's long runs recover.
     warm_up = Phase(
         "warm-up",
@@ -147,7 +153,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     )
     kcc = Phase(
         "kcc",
-        batches=batches,
+        batches=partial(batches, others=mixes_any),
         share=1 - settings.warm_up,
         players=[
             Player(

@@ -9,7 +9,10 @@ labels are screened out. R goes on with these labels. A student goes on from the
 moving average is the next teacher, and in the end the answer.
 
 Readings, where the text leaves a choice (it gives no numbers of epochs):
-- *Screening*: see `screen`. A scan without an accepted structure stays unlabelled: a certain background is no label.
+- *Screening*: see `screen`. L_c sees trusted voxels of accepted classes alone, R's Dice accepted classes. A scan
+  without an accepted structure stays unlabelled: a certain background is no label.
+- *Missing classes* (ours, not in `paper`): what the teacher never predicts it labels as its neighbours, and is sure of
+  it. L_c leaves out the voxels where the carried atlas label has a class that was not accepted.
 - *Student*: half of a batch are atlases, half are scans with pseudo-labels. In L_d the atlas moves, so that
   "lambda_d = 1 if labeled" always holds. "A new student" starts from the teacher's weights ("we use the pre-trained
   nets to initialize"). Teacher and student see the same image, moved and recoloured (the paper does not recolour). P_t
@@ -19,9 +22,13 @@ Readings, where the text leaves a choice (it gives no numbers of epochs):
 - *Dropout* acts on the last encoder layer and on the last upsampled one, in the student alone. BatchNorm's running
   statistics, which the teacher inherits, are taken without it.
 - *Warm-up*: lambda_r starts ten times as high and falls linearly over R's first 300 steps (in short trainings over a
-  fifth of them, which is ours). Later rounds have no warm-up.
+  fifth of them, which is ours). Later rounds have no warm-up. `official`: five times, constant, 100 steps.
+- *Average*: decay 0.99 from the teacher on, as in the published code, so that a short round's teacher is still partly
+  the old one.
 - *Initialisation*: Xavier for S; torch's for R, with a head near 0.
-- *Schedule*: 0.99 per epoch. Each round's training counts as 300 epochs, whatever its number of steps.
+- *Schedule*: 0.99 per epoch "throughout": it goes on over rounds. Round 0 counts as 300 epochs, whatever its number of
+  steps, and a later round as its share of that. With `schedule_over_rounds: false` each round is 300 epochs of its own.
+- *Augmentation*: the two images of R's pairs move each its own way, or both stand still (published code).
 - Sums over voxels are means. Displacements are in voxels; images have mean 0 and standard deviation 1 inside.
 
 Ours differs: `eval` moves the atlas to every scan, as label propagation does (the paper registers test scans to two of
@@ -47,6 +54,7 @@ from stages.methods.registration_losses import SIMILARITY, RegistrationSettings,
 from stages.methods.settings import ANSWER, LATER_ROUNDS, SEGMENT, SEGMENT_IN_LATER_ROUNDS, AnswerSettings
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.partly_labelled import any_pair, atlases_and_scans
+from stages.parts.batches.pseudo_labels import Screening
 from stages.parts.networks.obelisk import HybridObelisk
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.standardised import Standardised
@@ -66,8 +74,17 @@ class Settings(AnswerSettings, RegistrationSettings):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "abdomen": {"threshold": 0.6},
-        "official": {"slope": 0.025, "pretraining_loss": "hard-ce"},
-        "paper": {},
+        "official": {
+            "slope": 0.025,
+            "pretraining_loss": "hard-ce",
+            "weight_decay": 1e-5,
+            "registration_weight_decay": 1e-5,
+            "warm_up_factor": 5.0,
+            "warm_up_falls": False,
+            "smoothness_warm_up": 100,
+            "spare_missing": False,
+        },
+        "paper": {"spare_missing": False},
         "light": {
             "rounds": 2,
             "round_share": 0.5,
@@ -75,14 +92,15 @@ class Settings(AnswerSettings, RegistrationSettings):
             "with_atlas": 0.5,  # in `eval` all of R's pairs have one
             "weigh_classes": False,  # the paper's weights make structures grow by round
             "dropout": 0.2,  # a short round cannot make up for the paper's 0.5
+            "schedule_over_rounds": False,  # every round has a cycle of its own
             "train_reg": {"steps": 1200, "learning_rate": 2e-3, "schedule": "one-cycle"},
             "train_seg": {"steps": 300, "learning_rate": 5e-3, "schedule": "one-cycle"},
         },
     }
     preset: Annotated[str, ANSWER] = Field(
-        "paper",
-        description="light: minutes on CPU cores; abdomen: the paper's threshold for it; official: the published "
-        "code's single-task networks.",
+        "default",
+        description="paper: the text alone; light: minutes on CPU cores; abdomen: the paper's threshold for it; "
+        "official: the published code's single-task networks.",
     )
     rounds: Annotated[int, ANSWER] = Field(
         3, ge=0, le=20, description="Rounds of self-training after the first training; 0: none."
@@ -92,6 +110,9 @@ class Settings(AnswerSettings, RegistrationSettings):
     )
     round_pace: Annotated[float, LATER_ROUNDS] = Field(
         1.0, gt=0, description="Learning rates of a later round, as a multiple of round 0's."
+    )
+    schedule_over_rounds: Annotated[bool, LATER_ROUNDS] = Field(
+        True, description="An exponential schedule goes on from round to round; off: it starts anew in each."
     )
     registration_network: Literal["obelisk", "voxelmorph", "brbs", "light"] = Field(
         "obelisk", description="R: hybrid OBELISK, or VoxelMorph's, BRBS's U-Net, or the light one."
@@ -104,20 +125,35 @@ class Settings(AnswerSettings, RegistrationSettings):
     similarity: Similarity = Field("mse", description=SIMILARITY)
     smoothness_weight: float = Field(0.025, ge=0, description="lambda_r, weight of R's smoothness.")
     smoothness_warm_up: int = Field(
-        300, ge=0, description="Steps in which lambda_r falls from ten times its value; at most a fifth of round 0's."
+        300, ge=0, description="Steps in which lambda_r is higher; at most a fifth of round 0's."
     )
+    warm_up_factor: float = Field(10.0, ge=1, description="How much higher lambda_r is at first.")
+    warm_up_falls: bool = Field(True, description="lambda_r falls linearly in these steps; off: it is constant.")
+    registration_weight_decay: float = Field(0.0, ge=0, description="L2 penalty of Adam for R.")
     overlap_weight: float = Field(
         0.1, ge=0, description="lambda_d of R, weight of the Dice of labels and accepted pseudo-labels."
     )
     with_atlas: float = Field(
         0.0, ge=0, le=1, description="Share of R's pairs with an atlas; the others are any two scans."
     )
+    augment_apart: bool = Field(
+        True, description="Augmentation moves the two images of R's pairs each its own way; off: both alike."
+    )
     pretraining_loss: Annotated[Literal["dice", "hard-ce", "dice-ce"], SEGMENT] = Field(
         "dice",
-        description="Loss of S on the atlases: Dice; cross-entropy on the hardest quarter of voxels; or Dice-CE.",
+        description="Loss of S on the atlases: Dice; weighted cross-entropy on the hardest quarter of voxels; or "
+        "Dice-CE.",
     )
+    weight_decay: Annotated[float, SEGMENT] = Field(1e-4, ge=0, description="L2 penalty of Adam for S.")
     threshold: Annotated[float, LATER_ROUNDS] = Field(
         0.7, ge=0, lt=1, description="tau: a voxel, or a structure, counts where S is surer than this."
+    )
+    screening: Annotated[Screening, LATER_ROUNDS] = Field(
+        "mean", description="What must exceed tau for a structure: its mean or its largest probability in a scan."
+    )
+    spare_missing: Annotated[bool, SEGMENT_IN_LATER_ROUNDS] = Field(
+        True,
+        description="L_c leaves out voxels where the carried atlas label has a class without accepted pseudo-label.",
     )
     dropout: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
         0.5, ge=0, lt=1, description="Share of channels that are dropped in two layers of the student."
@@ -137,6 +173,9 @@ class Settings(AnswerSettings, RegistrationSettings):
     decay: Annotated[float, SEGMENT_IN_LATER_ROUNDS] = Field(
         0.99, ge=0, lt=1, description="Decay of the student's moving average, the next teacher; 0: no average."
     )
+    decay_warm_up: Annotated[bool, SEGMENT_IN_LATER_ROUNDS] = Field(
+        False, description="The average forgets early weights faster: after n steps its decay is at most n / (n + 9)."
+    )
 
 
 def build(task: Task, settings: Settings) -> Recipe:
@@ -150,17 +189,23 @@ def build(task: Task, settings: Settings) -> Recipe:
             "overlap": (settings.overlap_weight, accepted_overlap),  # lambda_d L_d; S stands still
         }
         loss = WeightedSum(**terms)
-        forward = RegisterPartlyLabelled(R, standardised=settings.similarity == "mse")
-        return Player("registration", trains=R, forward=forward, loss=loss, paces=[(R, pace)])
+        return Player(
+            "registration",
+            trains=R,
+            forward=RegisterPartlyLabelled(R, standardised=settings.similarity == "mse"),
+            loss=loss,
+            paces=[(R, pace)],
+            weight_decay=settings.registration_weight_decay,
+        )
 
-    weight = settings.smoothness_weight
-    warm_up = Ramp(10 * weight, weight, settings.smoothness_warm_up, most=0.2)
+    weight, higher = settings.smoothness_weight, settings.warm_up_factor * settings.smoothness_weight
+    warm_up = Ramp(higher, weight, settings.smoothness_warm_up, most=0.2, jumps=not settings.warm_up_falls)
     pretrain = Player(
         "segmentation",
         trains=S,
         forward=Segment(S),
         loss=WeightedSum(overlap=(1.0, loss[settings.pretraining_loss])),
-        weight_decay=1e-4,
+        weight_decay=settings.weight_decay,
     )
     student = Player(
         "student",
@@ -171,37 +216,47 @@ def build(task: Task, settings: Settings) -> Recipe:
             R,
             carries=bool(settings.carried_weight),
             dropout=settings.dropout,
+            spares_missing=settings.spare_missing,
         ),
         loss=WeightedSum(
             cross_entropy=(1.0, weighted_cross_entropy),  # L_c
             uncertainty=(settings.kl_weight, uncertainty),  # lambda_u L_u
             carried=(settings.carried_weight, carried_overlap),  # lambda_d L_d
         ),
-        weight_decay=1e-4,
+        weight_decay=settings.weight_decay,
         ema=settings.decay,
+        ema_warms_up=settings.decay_warm_up,
         paces=[(S, settings.round_pace)],
     )
-    any_two = partial(any_pair, with_atlas=settings.with_atlas)
+    any_two = partial(any_pair, with_atlas=settings.with_atlas, apart=settings.augment_apart)
+    atlases = partial(labelled_scans, weigh_classes=settings.pretraining_loss == "hard-ce")
     taught = partial(atlases_and_scans, moved=settings.input_noise, weigh_classes=settings.weigh_classes)
     again = register(settings.smoothness_weight, settings.round_pace)
     share = settings.round_share
     first: list[Step] = [
         Train("registration", [Phase("registration", any_two, [register(warm_up if weight else 0.0)])]),
-        Train("segmentation", [Phase("atlases", labelled_scans, [pretrain])], uses=["registration"]),
+        Train("segmentation", [Phase("atlases", atlases, [pretrain])], uses=["registration"]),
     ]
-    later: list[Step] = [
-        Generate([PseudoLabels(settings.threshold)]),
-        Train("registration", [Phase("registration", any_two, [again], share=share)], uses=["generated"]),
-        Train(
-            "segmentation",
-            [Phase("student", taught, [student], share=share)],
-            uses=["registration", "generated"],
-            as_before={"segmentation": teacher},
-        ),
-    ]
+
+    def later(number: int) -> list[Step]:
+        before = 1 + (number - 1) * share
+        schedule = (before, before + share) if settings.schedule_over_rounds else (0.0, 1.0)
+        return [
+            Generate([PseudoLabels(settings.threshold, settings.screening)]),
+            Train(
+                "registration", [Phase("registration", any_two, [again], share, schedule=schedule)], uses=["generated"]
+            ),
+            Train(
+                "segmentation",
+                [Phase("student", taught, [student], share, schedule=schedule)],
+                uses=["registration", "generated"],
+                as_before={"segmentation": teacher},
+            ),
+        ]
+
     return Recipe(
         networks={"registration": R, "segmentation": S},
-        rounds=[first, *[later] * settings.rounds],
+        rounds=[first, *(later(number) for number in range(1, settings.rounds + 1))],
         answer=Answer(network=S, registers=R, flat_borders=settings.flat_borders),
     )
 

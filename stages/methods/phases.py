@@ -20,17 +20,21 @@ class Ramp:
         start, end: the weight in the first step, and after the change.
         steps: steps that the change takes; None: as many as `most` allows.
         most: largest share of the phase that the change takes.
+        jumps: the weight stays at `start` for these steps, and then is `end`.
     """
 
     start: float
     end: float
     steps: int | None = None
     most: float = 1.0
+    jumps: bool = False
 
     def __call__(self, step: int, of: int | None = None) -> float:
         """The weight in a step, counted from 0, of a phase of `of` steps."""
         limits = [n for n in (self.steps, None if of is None else int(self.most * of)) if n is not None]
         steps = min(limits, default=1)
+        if self.jumps:
+            return self.start if step < steps else self.end
         return self.start + (self.end - self.start) * min(step / max(steps, 1), 1.0)
 
 
@@ -69,6 +73,7 @@ class Player:
         paces: sub-networks whose learning rate is a multiple of the player's, each with its factor.
         weight_decay: L2 penalty of Adam.
         ema: overrides the run's decay of averaged weights.
+        ema_warms_up: the average forgets early weights faster; off: its decay is constant from the first step on.
         every: the player moves every `every` steps, starting with the first.
     """
 
@@ -81,6 +86,7 @@ class Player:
     paces: Sequence[tuple[nn.Module, float]] = ()
     weight_decay: float = 0.0
     ema: float | None = None
+    ema_warms_up: bool = True
     every: int = 1
 
 
@@ -94,8 +100,9 @@ class Phase:
         players: move in this order.
         share: share of the run's steps that this phase takes.
         batch_size: overrides the run's, where a paper has several.
-        schedule: from where to where in the learning rate's schedule, in [0, 1]; phases that follow one another can
-            share one.
+        schedule: the stretch of the learning rate's schedule that the phase goes, in multiples of its length: phases
+            that follow one another can share one, and a round that goes on from an earlier training begins after 1.
+        fades: in its second half the learning rate falls linearly to 0, on top of the run's schedule.
     """
 
     name: str
@@ -104,6 +111,7 @@ class Phase:
     share: float = 1.0
     batch_size: int | None = None
     schedule: tuple[float, float] = (0.0, 1.0)
+    fades: bool = False
 
 
 COARSE_SCHEDULE = 0.6  # of the learning rate's, at half resolution: about its share of the time

@@ -14,13 +14,22 @@ Readings of paper and code (presets `paper` and `official`):
   encoder learns to be told 1. Its prior is n / |n|, on the sphere where the codes lie.
 - The autoencoder learns by L1 and LSGAN (weight 0.05, code). `official` adds the SSIM of the warped atlas and mixtures
   of displacements. The prior of its codes is N(0, I); `official` mixes the codes of three scans instead.
-- Jitter: the text has none; the code changes brightness and contrast, alike within a pair in pre-training and for each
-  scan in the joint phase. Ours leaves the background at 0. Without jitter, an appearance model that repeats its input
-  has L_cycle = L_id = 0 and needs no code. Keys of the query's own scan are negatives, see `MomentumContrast`.
+- Jitter: the text has none (`paper`); the code changes brightness and contrast, of a pair alike in pre-training and of
+  each scan in the joint phase. Ours leaves the background at 0. Without jitter, an appearance model that repeats its
+  input has L_cycle = L_id = 0 and needs no code. Keys of the query's own scan are negatives, see `MomentumContrast`.
 - L_adv has weight 0.1 (text), or 0.5 in pre-training and 0.05 later (code, `official`).
-- T, which makes the positive keys, is the flow model: as pre-trained while styles are, and as it is in the joint phase,
-  where the code keeps the pre-trained one. The joint phase goes on with the pre-trained flow model; the code's starts
-  anew. A query is the moving scan. Without an appearance model, the scans of a pair look alike throughout.
+- T, which makes the positive keys, is the flow model: as pre-trained while styles are, as it is in the joint phase.
+  `transformer: fixed` (`paper`, `official`) is the published code: T is pre-trained and fixed, and the joint phase's
+  flow model starts anew. A query is the moving scan, in `official` the fixed one, which L_id redraws, too. Without an
+  appearance model, the scans of a pair look alike throughout.
+- Eq. 4's SSIM: scales where an image and its rebuilt one are each other's negatives count below 0, see `ms_ssim`; the
+  published code has 0 there, and no gradient.
+- S: BRBS's U-Net. `segmentation_network: sst` and `segmentation_loss: sst` (`paper`, `official`) are the published wide
+  U-Net without normalisation and its weighted cross-entropy + 0.2 Dice. The published training also clips gradients,
+  and lowers the rate on a plateau of labelled scans; ours does neither.
+- `official` besides: learning rate 1e-4, weight decay 1e-4 (not of the joint phase's three networks), rates that fall
+  linearly in the second half of all phases but the joint one, batches of 4, 16, 1 and 2 by phase, labels that are
+  background where a drawn scan is below 0.01, mixtures of displacements to all scans.
 - Several atlases (the paper has one): each sample and each step of the autoencoder draws one; all vote on a new scan.
 
 Ours differs: displacements sample with aligned corners, labels are warped linearly, grids have any size. The published
@@ -32,28 +41,27 @@ Numbers of steps and the default shares are ours. Light networks differ, see `St
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
 from torch import nn
 
-from stages.config import MethodStage, TrainSettings
+from stages.config import TrainSettings
 from stages.generating.drawn import DrawnScans
-from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
+from stages.methods.networks import registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Terms, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Page, Recipe, Task, Train
-from stages.methods.registration_losses import SIMILARITIES, SMOOTHNESSES, Similarity, Smoothness
+from stages.methods.registration_losses import SIMILARITIES, SMOOTHNESSES
 from stages.methods.schedules import full_or_light_rate, published_training, short_training
-from stages.methods.settings import ANSWER, GENERATE, SEGMENT, AnswerSettings
-from stages.methods.sst_looks import other_registration, sample_looks
+from stages.methods.sst_looks import sample_looks
 from stages.methods.sst_pages import show_codes, show_codes_together, show_shapes, show_styles
+from stages.methods.sst_settings import Settings
 from stages.parts.batches.drawing import Sampler
 from stages.parts.batches.labelled import generated_samples
 from stages.parts.batches.pairs import one_atlas_and_scans, two_scans
 from stages.parts.networks.appearance import AppearanceModel
 from stages.parts.networks.discriminators import LatentDiscriminator
 from stages.parts.networks.flow_autoencoder import FlowAutoencoder
+from stages.parts.networks.plain_unet import PlainUNet
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.style import CODE, MomentumContrast, StyleEncoder
 from stages.parts.networks.styled_registration import StyledRegistration
@@ -61,146 +69,16 @@ from stages.parts.networks.voxelmorph import StridedUNet
 from stages.parts.players import flow as flows
 from stages.parts.players import style as styles
 from stages.parts.players.flow import EncodeFlows, FlowsOfAtlas
-from stages.parts.players.judging import JudgeFlows, JudgeStyles, fake, real
+from stages.parts.players.judging import JudgeFlows, JudgeStyles, Own, fake, real
 from stages.parts.players.registering import RegisterPair, similarity
-from stages.parts.players.segmenting import Segment, overlap_and_cross_entropy
+from stages.parts.players.segmenting import (
+    Segment,
+    overlap_and_cross_entropy,
+    pooled_overlap,
+    rarity_weighted_cross_entropy,
+)
 from stages.parts.players.style import Contrast, ContrastStyles, RegisterStyled, Transfer
 from stages.parts.synthesis import Synthesis
-
-
-class Settings(AnswerSettings):
-    """Settings of `sst`; `appearance` and `joint` are the rows of the paper's Table 2, `samples` is its Fig. 7."""
-
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"temperature": 0.7},
-        "official": {
-            "style_code": "key", "appearance_weight": 2.5, "flow_weight": 0.5, "smoothness_weight": 0.2,
-            "adversarial_weight": 0.05, "first_adversarial_weight": 0.5, "autoencoder_image_weight": 1.0,
-            "mix_flows": True, "sampling": "interpolate", "style_batch_size": 16,
-            "flow_share": 0.18, "style_share": 0.05, "autoencoder_share": 0.04,
-        },
-        "light": {
-            "registration_network": "light", "segmentation_network": "light",
-            "diffeomorphic": True,  # the published flow model folds in short trainings
-            "smoothness_weight": 0.3, "style_batch_size": 8, "queue": 256, "sampling": "interpolate", "looks": "memory",
-            "samples": 300, "flow_share": 0.13, "style_share": 0.08,
-            "autoencoder_share": 0.43,  # cheap steps, and samples are as varied as it is good
-            "train_reg": {"steps": 2200}, "train_seg": {"steps": 800, "batch_size": 2},
-        },
-    }  # fmt: skip
-    preset: Annotated[str, ANSWER] = Field(
-        "default", description="light: minutes on CPU cores; paper: the text; official: the published code."
-    )
-    registration_network: Literal["sst", "light"] = Field(
-        "sst", description="Flow and appearance model, autoencoder: the published ones, or light ones."
-    )
-    segmentation_network: Annotated[SegmentationName, SEGMENT] = Field("brbs", description=f"S: {SEGMENTATION_NAMES}")
-    diffeomorphic: bool = Field(False, description="The flow model predicts a velocity field, which is integrated.")
-    appearance: bool = Field(True, description="Use an appearance model; off: samples are the warped atlas (Table 2).")
-    joint: bool = Field(
-        True, description="Appearance and flow model train each other by gradients; off: they do not (Table 2)."
-    )
-    style_code: Literal["query", "key"] = Field(
-        "query",
-        description="Whose codes the appearance model sees: the encoder's (query), or its momentum copy's (key).",
-    )
-    jitter: bool = Field(
-        True,
-        description="Multiply brightness and contrast by U(0.7, 1.3): per pair in pre-training, later per scan.",
-    )
-    temperature: float = Field(0.07, gt=0, description="tau of L_vol.cl.")
-    queue: int = Field(1024, ge=1, description="Keys that a query is compared with.")
-    appearance_weight: float = Field(5.0, gt=0, description="lambda_1, weight of L_app.")
-    flow_weight: float = Field(1.0, gt=0, description="lambda_2, weight of L_flow.")
-    similarity: Similarity | None = Field(
-        None, description="Compares images in F's losses; null: LNCC in its pre-training, then L1 and SSIM (Eq. 8)."
-    )
-    smoothness: Smoothness | None = Field(None, description="L_reg; null: the absolute gradient (Eq. 9).")
-    smoothness_weight: float = Field(0.1, ge=0, description="lambda_reg, weight of L_reg within L_flow.")
-    adversarial_weight: float = Field(0.1, ge=0, description="lambda_3, weight of L_adv; 0: no D_style.")
-    first_adversarial_weight: float | None = Field(
-        None,
-        ge=0,
-        description="Weight of L_adv in the style encoder's pre-training; default: adversarial_weight, or 0.5 for "
-        "light networks, whose short trainings would otherwise leave the codes in a corner of the prior.",
-    )
-    first_smoothness_weight: float = Field(
-        0.3, ge=0, description="Weight of smoothness in the flow model's pre-training."
-    )
-    autoencoder_image_weight: float = Field(
-        0.0, ge=0, description="Weight of 1 - SSIM of the atlas, warped by both fields."
-    )
-    autoencoder_adversarial_weight: float | None = Field(
-        None,
-        ge=0,
-        description="Weight of the flow codes' L_adv; 0: no D_flow; default: 0.05, or 0.002 for light networks, whose "
-        "short trainings would otherwise only follow D_flow.",
-    )
-    mix_flows: bool = Field(False, description="The autoencoder learns mixtures of a batch's displacements.")
-    flow_share: float = Field(0.15, ge=0, lt=1, description="Share of train-reg that pre-trains the flow model.")
-    style_share: float = Field(0.1, ge=0, lt=1, description="Share that pre-trains the style encoder.")
-    autoencoder_share: float = Field(
-        0.3, gt=0, lt=1, description="Share of the autoencoder; the joint phase has the rest."
-    )
-    style_pace: float | None = Field(
-        None,
-        gt=0,
-        description="Learning rate of style encoder and discriminators, as a multiple of the others'; default: 1, or "
-        "0.3 for light networks, whose codes would otherwise all stay alike.",
-    )
-    style_batch_size: int = Field(32, ge=1, description="Scans in a step of the style encoder's pre-training.")
-    sampling: Annotated[Literal["prior", "interpolate"], GENERATE] = Field(
-        "prior", description="Shapes: from the prior, or between the shapes of three unlabelled scans."
-    )
-    looks: Annotated[Literal["prior", "memory"], GENERATE] = Field(
-        "prior",
-        description="Looks: from the prior, or between two similar looks of the last steps of training.",
-    )
-    samples: Annotated[int, GENERATE] = Field(1850, ge=1, description="Labelled scans to draw.")
-    appearance_from: Annotated[Path | None, GENERATE] = Field(
-        None,
-        description="Workspace or registration artifact of another cohort, whose looks the samples take; relative to "
-        "the configuration file.",
-    )
-
-    def read_by(self, stage: MethodStage, round: int = 0) -> dict[str, Any]:
-        """As its base, with the digest of the other cohort's artifact instead of its path."""
-        read = super().read_by(stage, round)
-        if read.get("appearance_from") and self.appearance_from:
-            read["appearance_from"] = other_registration(self.appearance_from).manifest.digest
-        return read
-
-    @property
-    def pace(self) -> float:
-        return self.style_pace or (0.3 if self.registration_network == "light" else 1.0)
-
-    @property
-    def judging(self) -> float:
-        """Weight of L_adv in the style encoder's pre-training; 0 without D_style."""
-        if not self.adversarial_weight:
-            return 0.0
-        if self.first_adversarial_weight is not None:
-            return self.first_adversarial_weight
-        return 0.5 if self.registration_network == "light" else self.adversarial_weight
-
-    @property
-    def judging_flows(self) -> float:
-        """Weight of L_adv of the flow codes."""
-        if self.autoencoder_adversarial_weight is not None:
-            return self.autoencoder_adversarial_weight
-        return 0.002 if self.registration_network == "light" else 0.05
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        shares = self.flow_share + self.style_share + self.autoencoder_share
-        if shares >= 1:
-            raise ValueError(
-                f"flow_share, style_share and autoencoder_share add up to {shares:.3g}, which leaves the joint phase "
-                "nothing; they must stay below 1"
-            )
-        if self.appearance_from and not self.appearance:
-            raise ValueError("appearance_from needs an appearance model, but appearance is off")
-        return self
 
 
 def build(task: Task, settings: Settings) -> Recipe:
@@ -211,7 +89,7 @@ def build(task: Task, settings: Settings) -> Recipe:
     D_flow = None
     if settings.judging_flows:
         D_flow = latent_discriminator("flow_discriminator", task, G_flow.code_size, layers=2, width=256)
-    S = segmentation_network(settings.segmentation_network, task)
+    S = segmentation(settings, task)
     networks: dict[str, nn.Module | None] = {"segmentation": S, "autoencoder": G_flow, "flow_discriminator": D_flow}
     pages: dict[str, Page] = {"shapes": partial(show_shapes, G_flow)}
     draw = partial(Synthesis, autoencoder=G_flow, interpolate=settings.sampling == "interpolate")
@@ -222,7 +100,7 @@ def build(task: Task, settings: Settings) -> Recipe:
         if settings.adversarial_weight:
             D_style = latent_discriminator("style_discriminator", task, CODE, layers=5, width=128)
         learning = [
-            flow_pre_training(F, settings),
+            flow_pre_training(R.transformer or F, settings),
             style_pre_training(R, D_style, settings),
             joint(R, D_style, settings),
         ]
@@ -237,14 +115,18 @@ def build(task: Task, settings: Settings) -> Recipe:
         synthesis, borrowed = draw(R, appearance=None), None
     networks |= {"registration": R}
     segment = Player(
-        "segmentation", trains=S, forward=Segment(S), loss=WeightedSum(overlap=(1.0, overlap_and_cross_entropy))
+        "segmentation",
+        trains=S,
+        forward=Segment(S),
+        loss=WeightedSum(**SEGMENTATION_TERMS[settings.segmentation_loss]),
+        weight_decay=settings.segmentation_weight_decay,
     )
     return Recipe(
         networks={name: network for name, network in networks.items() if network is not None},
         rounds=[
             [
                 Train("registration", [*learning, autoencoder(R, G_flow, D_flow, settings)], pages=pages),
-                Generate([DrawnScans(synthesis, settings.samples)], borrowed=borrowed),
+                Generate([DrawnScans(synthesis, settings.samples, settings.label_above)], borrowed=borrowed),
                 Train(
                     "segmentation",
                     [Phase("samples", batches=generated_samples, players=[segment])],
@@ -254,6 +136,20 @@ def build(task: Task, settings: Settings) -> Recipe:
         ],
         answer=Answer(network=S, registers=R, flat_borders=settings.flat_borders),
     )
+
+
+SEGMENTATION_TERMS: dict[str, Terms] = {
+    "dice-ce": {"overlap": (1.0, overlap_and_cross_entropy)},
+    "sst": {"cross_entropy": (1.0, rarity_weighted_cross_entropy), "overlap": (0.2, pooled_overlap)},
+}
+
+
+def segmentation(settings: Settings, task: Task) -> nn.Module:
+    """S, by its name in the settings."""
+    if settings.segmentation_network != "sst":
+        return segmentation_network(settings.segmentation_network, task)
+    with task.initialises("segmentation"):
+        return PlainUNet(task.channels, task.num_classes, task.shape)
 
 
 def latent_discriminator(name: str, task: Task, size: int, *, layers: int, width: int) -> LatentDiscriminator:
@@ -269,14 +165,15 @@ def styled_registration(F: RegistrationNetwork, settings: Settings, task: Task) 
     with task.initialises("style"):
         encoder = StyleEncoder(task.shape, light=light)
         E = MomentumContrast(encoder, size=settings.queue, own=settings.jitter, looks_of=settings.style_code)
-    return StyledRegistration(F, A, E, code_of=settings.style_code)
+    T = flow_model(settings, task, name="transformer") if settings.transformer == "fixed" else None
+    return StyledRegistration(F, A, E, code_of=settings.style_code, transformer=T)
 
 
-def flow_model(settings: Settings, task: Task) -> RegistrationNetwork:
-    """F, by its name in the settings."""
+def flow_model(settings: Settings, task: Task, *, name: str = "registration") -> RegistrationNetwork:
+    """F or T, by its network's name in the settings."""
     if settings.registration_network == "light":
-        return registration_network("light", task, diffeomorphic=settings.diffeomorphic)
-    with task.initialises("registration"):
+        return registration_network("light", task, diffeomorphic=settings.diffeomorphic, name=name)
+    with task.initialises(name):
         return RegistrationNetwork(StridedUNet(2, 3, task.shape), diffeomorphic=settings.diffeomorphic)
 
 
@@ -295,7 +192,10 @@ def flow_pre_training(F: RegistrationNetwork, settings: Settings) -> Phase:
         "flow",
         batches=pairs(settings, "pair"),
         share=settings.flow_share,
-        players=[Player("flow", trains=F, forward=RegisterPair(F), loss=loss)],
+        players=[
+            Player("flow", trains=F, forward=RegisterPair(F), loss=loss, weight_decay=settings.weight_decay),
+        ],
+        fades=settings.fading,
     )
 
 
@@ -321,13 +221,23 @@ def warped_alone(F: RegistrationNetwork, settings: Settings) -> Phase:
     )
 
 
-def judge_of_styles(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> list[Player]:
+def judge_of_styles(
+    R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings, own: Own = "moving"
+) -> list[Player]:
     """The player of D_style, if there is a D_style."""
     if D_style is None:
         return []
-    loss = WeightedSum(real=(0.5, real), fake=(0.5, fake))
-    forward, paces = JudgeStyles(R.style.encoder, D_style), [(D_style, settings.pace)]
-    return [Player("style-discriminator", D_style, forward, loss, momentum=0.5, paces=paces)]
+    return [
+        Player(
+            "style-discriminator",
+            D_style,
+            JudgeStyles(R.style.encoder, D_style, own),
+            WeightedSum(real=(0.5, real), fake=(0.5, fake)),
+            momentum=0.5,
+            paces=[(D_style, settings.pace)],
+            weight_decay=settings.weight_decay,
+        )
+    ]
 
 
 def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: Settings) -> Phase:
@@ -336,12 +246,13 @@ def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | Non
     encoder = Player(
         "style",
         trains=R.style.encoder,
-        forward=ContrastStyles(R.style, R.flow, D_style),
+        forward=ContrastStyles(R.style, R.transformer or R.flow, D_style),
         loss=WeightedSum(
             contrast=(1.0, Contrast(settings.temperature)),
             adversarial=(settings.judging, styles.adversarial),
         ),
         paces=[(R.style.encoder, settings.pace)],
+        weight_decay=settings.weight_decay,
     )
     return Phase(
         "style",
@@ -349,6 +260,7 @@ def style_pre_training(R: StyledRegistration, D_style: LatentDiscriminator | Non
         share=settings.style_share,
         batch_size=settings.style_batch_size,
         players=[encoder, *judge_of_styles(R, D_style, settings)],
+        fades=settings.fading,
     )
 
 
@@ -367,7 +279,7 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
             Player(
                 "joint",
                 trains=nn.ModuleList([*encoder_and_appearance, R.flow]),
-                forward=Transfer(R, D_style),
+                forward=Transfer(R, D_style, own=settings.own_look),
                 loss=WeightedSum(**of_styles, **flow_terms(settings)),
                 paces=paces,
             )
@@ -377,7 +289,7 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
             Player(
                 "appearance",
                 trains=nn.ModuleList(encoder_and_appearance),
-                forward=Transfer(R, D_style, registers=False),
+                forward=Transfer(R, D_style, registers=False, own=settings.own_look),
                 loss=WeightedSum(**of_styles),
                 paces=paces,
             ),
@@ -387,7 +299,8 @@ def joint(R: StyledRegistration, D_style: LatentDiscriminator | None, settings: 
         "joint",
         batches=pairs(settings, "each"),
         share=1 - settings.flow_share - settings.style_share - settings.autoencoder_share,
-        players=[*players, *judge_of_styles(R, D_style, settings)],
+        players=[*players, *judge_of_styles(R, D_style, settings, settings.own_look)],
+        batch_size=settings.joint_batch_size,
     )
 
 
@@ -404,18 +317,26 @@ def autoencoder(R: nn.Module, G_flow: FlowAutoencoder, D_flow: LatentDiscriminat
                 image=(settings.autoencoder_image_weight, flows.image_reconstruction),
                 adversarial=(settings.judging_flows, flows.adversarial),
             ),
+            weight_decay=settings.weight_decay,
         )
     ]
     if D_flow is not None:
         loss = WeightedSum(real=(0.5, real), fake=(0.5, fake))
         forward = JudgeFlows(of_atlas, G_flow, D_flow)
         paces = [(D_flow, settings.pace)]
-        players.append(Player("flow-discriminator", D_flow, forward, loss, momentum=0.5, paces=paces))
+        players.append(
+            Player(
+                "flow-discriminator", D_flow, forward, loss, momentum=0.5, paces=paces,
+                weight_decay=settings.weight_decay,
+            )
+        )  # fmt: skip
     return Phase(
         "autoencoder",
         batches=partial(one_atlas_and_scans, mix=settings.mix_flows),
         share=settings.autoencoder_share,
         players=players,
+        batch_size=settings.autoencoder_batch_size,
+        fades=settings.fading,
     )
 
 
@@ -426,7 +347,7 @@ def train_reg(settings: Settings) -> TrainSettings:
 
 
 def train_seg(settings: Settings) -> TrainSettings:
-    if settings.segmentation_network == "brbs":
+    if settings.segmentation_network in ("brbs", "sst"):
         return published_training(10_000, augmentation="none")
     return short_training(1000, learning_rate=full_or_light_rate(settings.segmentation_network))
 

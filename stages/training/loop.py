@@ -114,10 +114,11 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
                 if step % player.every:
                     continue
                 rate = learning_rate(
-                    player.learning_rate or settings.learning_rate, *_place(phase, step, steps), settings
+                    player.learning_rate or settings.learning_rate, step, steps, settings, phase.schedule
                 )
+                fade = min(1.0, 2 * (1 - step / steps)) if phase.fades else 1.0
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * group["pace"]
+                    group["lr"] = rate * fade * group["pace"]
                 terms = _move(player, optimizer, phase, batch, run.device, step, steps)
                 average.update()
                 watch.see(player.name, terms, step + 1, batch.scans)
@@ -178,13 +179,6 @@ def step_seconds(
             times.append(time.monotonic() - started - seldom_s)
         total += phase.share * typical(times[warm:])
     return total
-
-
-def _place(phase: Phase, step: int, steps: int) -> tuple[int, int]:
-    """A step of a phase in the learning rate's schedule: place, and the schedule's steps."""
-    begins, ends = phase.schedule
-    whole = steps / (ends - begins)
-    return int(begins * whole) + step, max(round(whole), 1)
 
 
 def _draw(run: Run, phase: Phase) -> Draw:
@@ -261,14 +255,19 @@ def _optimizer(player: Player, settings: TrainSettings) -> torch.optim.Optimizer
 
 
 def _average(player: Player, settings: TrainSettings) -> _Average:
-    return _Average(player.trains, (settings.ema or 0.0) if player.ema is None else player.ema)
+    decay = (settings.ema or 0.0) if player.ema is None else player.ema
+    return _Average(player.trains, decay, warms_up=player.ema_warms_up)
 
 
 class _Average:
-    """Exponential moving average of a network's parameters, buffers copied; decay 0 switches it off."""
+    """Exponential moving average of a network's parameters, buffers copied; decay 0 switches it off.
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network, self.decay, self.count = network, decay, 0
+    Args:
+        warms_up: early weights are forgotten faster: after n steps the decay is at most n / (n + 9).
+    """
+
+    def __init__(self, network: nn.Module, decay: float, *, warms_up: bool = True) -> None:
+        self.network, self.decay, self.count, self.warms_up = network, decay, 0, warms_up
         self.averaged = {name for name, _ in network.named_parameters()}
         self.state = {k: v.detach().clone() for k, v in network.state_dict().items()} if decay else {}
 
@@ -277,7 +276,7 @@ class _Average:
         if not self.decay:
             return
         self.count += 1
-        decay = min(self.decay, self.count / (self.count + 9))  # early weights are forgotten faster
+        decay = min(self.decay, self.count / (self.count + 9)) if self.warms_up else self.decay
         for name, value in self.network.state_dict().items():
             if name in self.averaged:
                 self.state[name].lerp_(value, 1 - decay)

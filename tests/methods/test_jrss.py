@@ -29,7 +29,7 @@ from stages.methods.recipe import Task
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.pseudo_labels import PseudoLabel
 from stages.parts.batches.scans import Scans
-from stages.parts.losses import dice_loss
+from stages.parts.losses import class_weights, dice_loss
 from stages.parts.networks.obelisk import HybridObelisk
 from stages.parts.networks.standardised import Standardised
 from stages.parts.networks.unet import LightUNet
@@ -73,7 +73,7 @@ def labelled(name):
     """Scans, for `jrss` with pseudo-labels."""
     label = torch.randint(3, SHAPE, generator=generator(3)).short()
     trusted = textured(*SHAPE, seed=4) > 0.3
-    pseudo = {place: PseudoLabel(label, trusted, torch.tensor([True, True, True])) for place in (1, 2)}
+    pseudo = {place: PseudoLabel(label, trusted, torch.tensor([True, True, False])) for place in (1, 2)}
     return replace(scans(), pseudo=pseudo if name == "jrss" else None)
 
 
@@ -132,6 +132,12 @@ JRSS_SWITCHES: list[tuple[str, object, Callable[[], set[str]], Callable[[], set[
         lambda: {f"{JRSS_STUDENT}/cross_entropy", f"{JRSS_STUDENT}/total"},
     ),
     ("pretraining_loss", "hard-ce", set, lambda: under("jrss", "0/atlases")),
+    (
+        "spare_missing",
+        False,
+        set,
+        lambda: {f"{JRSS_STUDENT}/cross_entropy", f"{JRSS_STUDENT}/total"},
+    ),
     ("dropout", 0.0, set, lambda: under("jrss", JRSS_STUDENT)),
     ("input_noise", 0.0, set, lambda: under("jrss", JRSS_STUDENT)),
     ("kl_weight", 0.0, lambda: {f"{JRSS_STUDENT}/uncertainty"}, lambda: {f"{JRSS_STUDENT}/total"}),
@@ -143,11 +149,24 @@ def smoothness_weight(recipe, number=0):
     return recipe.step("registration", number).phases[0].players[0].loss.terms["smoothness"][0]
 
 
+def decays(recipe, number):
+    """Weight decays of R and S."""
+    return [player.weight_decay for phase in phases_of(recipe, number) for player in phase.players]
+
+
 OTHERS = {  # what they change is no term of a step: setting -> value, what to look at
     "rounds": (5, lambda recipe: recipe.last_round),
     "round_share": (1.0, lambda recipe: [phase.share for phase in phases_of(recipe, 1)]),
     "smoothness_warm_up": (7, smoothness_weight),
+    "warm_up_factor": (7.0, smoothness_weight),
+    "warm_up_falls": (False, smoothness_weight),
     "threshold": (0.5, lambda recipe: recipe.step("generated", 1).writers),
+    "screening": ("max", lambda recipe: recipe.step("generated", 1).writers),
+    "schedule_over_rounds": (False, lambda recipe: [phase.schedule for phase in phases_of(recipe, 1)]),
+    "augment_apart": (False, lambda recipe: recipe.step("registration", 0).phases[0].batches.keywords),
+    "weight_decay": (0.5, lambda recipe: [decays(recipe, n)[1] for n in (0, 1)]),
+    "registration_weight_decay": (0.5, lambda recipe: [decays(recipe, n)[0] for n in (0, 1)]),
+    "decay_warm_up": (True, lambda recipe: recipe.step("segmentation", 1).phases[0].players[0].ema_warms_up),
     "round_pace": (0.3, lambda recipe: [[pace for _, pace in p.players[0].paces] for p in phases_of(recipe, 1)]),
     "decay": (0.5, lambda recipe: recipe.step("segmentation", 1).phases[0].players[0].ema),
     "flat_borders": (True, lambda recipe: recipe.answer.flat_borders),
@@ -198,20 +217,53 @@ def test_jrss_has_the_papers_weights_numbers_and_networks():
     )
     assert (reg.epochs, seg.epochs) == (300, 300)
     assert reg.steps == 5 * seg.steps
-    decays = {n: [p.weight_decay for phase in phases_of(recipe, n) for p in phase.players] for n in (0, 1)}
-    assert decays == {0: [0.0, 1e-4], 1: [0.0, 1e-4]}
+    assert [decays(recipe, number) for number in (0, 1)] == [[0.0, 1e-4], [0.0, 1e-4]]
+    batches = recipe.step("registration", 1).phases[0].batches
+    assert batches.keywords == {"with_atlas": 0.0, "apart": True}
+
+
+def changed_by(preset):
+    """What a preset sets otherwise than the default."""
+    default, found = jrss.Settings().model_dump(), settings_of(METHODS["jrss"], config(jrss={"preset": preset}))
+    return {name: value for name, value in found.model_dump().items() if value != default[name] and name != "preset"}
 
 
 def test_presets_of_jrss_change_the_readings_that_they_are_about():
-    official = settings_of(METHODS["jrss"], config(jrss={"preset": "official"}))
-    assert (official.slope, official.pretraining_loss, official.threshold) == (0.025, "hard-ce", 0.7)
-    assert settings_of(METHODS["jrss"], config(jrss={"preset": "abdomen"})).threshold == 0.6
+    assert changed_by("official") == {
+        "slope": 0.025, "pretraining_loss": "hard-ce", "weight_decay": 1e-5, "registration_weight_decay": 1e-5,
+        "smoothness_warm_up": 100, "warm_up_factor": 5.0, "warm_up_falls": False, "spare_missing": False,
+    }  # fmt: skip
+    assert changed_by("paper") == {"spare_missing": False}
+    assert changed_by("abdomen") == {"threshold": 0.6}
+    assert changed_by("light") == {
+        "rounds": 2, "round_share": 0.5, "round_pace": 0.3, "schedule_over_rounds": False, "with_atlas": 0.5,
+        "weigh_classes": False, "dropout": 0.2,
+    }  # fmt: skip
+    official = recipe_of("jrss", preset="official")
+    assert smoothness_weight(official) == Ramp(0.125, 0.025, 100, most=0.2, jumps=True)
+    assert [decays(official, number) for number in (0, 1)] == [[1e-5, 1e-5], [1e-5, 1e-5]]
     default = jrss.Settings()
     assert (default.slope, default.pretraining_loss, default.threshold) == (0.2, "dice", 0.7)
     logits, target = textured(1, 3, *SHAPE), torch.nn.functional.one_hot(torch.zeros(1, *SHAPE).long(), 3)
     target = target.movedim(-1, 1).float()
     found = precise_overlap(type("Result", (), {"logits": logits, "target": target})())
     assert float(found) == pytest.approx(float(dice_loss(logits.softmax(1), target, smooth=1e-6)))
+
+
+def test_schedule_of_jrss_goes_on_from_round_to_round():
+    recipe = recipe_of("jrss", rounds=3, round_share=0.25)
+    assert [[(p.schedule, p.share) for p in phases_of(recipe, n)] for n in range(4)] == [
+        [((0.0, 1.0), 1.0)] * 2, [((1.0, 1.25), 0.25)] * 2, [((1.25, 1.5), 0.25)] * 2, [((1.5, 1.75), 0.25)] * 2,
+    ]  # fmt: skip
+    anew = recipe_of("jrss", schedule_over_rounds=False)
+    assert {phase.schedule for n in range(4) for phase in phases_of(anew, n)} == {(0.0, 1.0)}
+
+
+def test_only_the_weighted_pre_training_of_jrss_asks_for_weights():
+    draw = Draw(2, None, None, generator())
+    for loss, weights in (("dice", None), ("hard-ce", class_weights(scans().class_voxels))):
+        batch = recipe_of("jrss", pretraining_loss=loss).step("segmentation", 0).phases[0].batches(scans(), draw)
+        assert (weights is None and batch.weights is None) or torch.equal(batch.weights, weights)
 
 
 def test_networks_of_jrss_are_those_that_are_named_and_see_standardised_images():

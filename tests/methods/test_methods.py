@@ -206,6 +206,17 @@ def test_preset_fills_in_what_is_not_given_and_what_is_given_wins():
     assert (mine.inverse, mine.atlas_label, mine.mix_any_pair) == ("composed", True, True)
 
 
+def test_brbs_draws_any_two_images_beside_r_only_where_they_are_mixed():
+    def drawn(**settings):
+        recipe = brbs.METHOD.plan(settings_of(brbs.METHOD, config(brbs=settings)), num_atlases=1)
+        kcc = recipe.step("registration", 0).phases[-1].batches
+        return kcc.keywords["others"]
+
+    assert [drawn(preset="paper"), drawn(preset="paper", mmr=False), drawn(), drawn(preset="official")] == [
+        True, False, False, False,
+    ]  # fmt: skip
+
+
 def test_official_preset_mixes_logits_a_hundredth_as_much_and_default_is_the_specification():
     official = brbs.Settings(preset="official")
     assert (official.mix_on, official.mix_weight, official.inverse) == ("logits", 0.01, "self-warped")
@@ -258,7 +269,8 @@ PAIR_SEED = 1  # draws a pair that has the atlas in it
 def triplet():
     images = textured(3, 1, 1, *SHAPE, seed=5)
     label = torch.randint(3, (1, *SHAPE), generator=generator(6)).short()
-    return Triplet(["a", "u1", "u2"], *images[:1], label, *images[1:], 3, Draw(1, None, None, generator(PAIR_SEED)))
+    draw, others = Draw(1, None, None, generator(PAIR_SEED)), textured(2, 1, *SHAPE, seed=7)
+    return Triplet(["a", "u1", "u2"], *images[:1], label, *images[1:], 3, draw, others=others)
 
 
 def terms(**settings):

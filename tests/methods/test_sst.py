@@ -21,16 +21,19 @@ from stages.calibrate import made_couples
 from stages.config import Config, TrainSettings
 from stages.device import Device
 from stages.errors import LrlsError
+from stages.generating.drawn import DrawnScans
 from stages.methods import METHODS, recipe_of, settings_of, settings_read, sst, sst_pages, training_of
 from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.recipe import Task
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
 from stages.parts.networks.flow_autoencoder import FlowAutoencoder
+from stages.parts.networks.plain_unet import PlainUNet
 from stages.parts.networks.styled_registration import StyledRegistration
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import StridedUNet
 from stages.parts.panels import Points, spread
+from stages.parts.synthesis import Drawn
 from stages.training import budget
 from stages.training.loop import Run, _optimizer, train
 
@@ -158,11 +161,29 @@ SWITCHES = [
     ("autoencoder_image_weight", 1.0, NO, of("autoencoder/autoencoder", "image"), CODED),
     ("autoencoder_adversarial_weight", 0.0, CODE_JUDGE | of("autoencoder/autoencoder", "adversarial"), NO, CODED),
     ("mix_flows", True, NO, NO, CODE | CODE_JUDGE),  # the prior is drawn behind the mixture
+    (
+        "transformer",
+        "fixed",
+        NO,
+        NO,
+        FLOW | of("style/style", "contrast", "total") | of("joint/joint", "contrast", "total"),
+    ),
+    (
+        "own_look",
+        "fixed",
+        NO,
+        NO,
+        of("joint/joint", "contrast", "style_identity", "adversarial", "total")
+        | of("joint/style-discriminator", "fake", "total"),
+    ),
+    ("joint_batch_size", 3, NO, NO, JOINT | JOINT_JUDGE),
+    ("autoencoder_batch_size", 3, NO, NO, CODE | CODE_JUDGE),
     ("style_batch_size", 3, NO, NO, STYLE | STYLE_JUDGE | of("joint/joint", "contrast", "total")),
 ]
 SHARES = {"flow_share", "style_share", "autoencoder_share"}
 OTHERS = {"preset", "style_pace", "flat_borders", "segmentation_network", "samples", *SHARES}
-OTHERS |= {"sampling", "looks", "appearance_from"}
+OTHERS |= {"sampling", "looks", "appearance_from", "label_above", "weight_decay", "fading"}
+OTHERS |= {"segmentation_loss", "segmentation_weight_decay"}
 
 
 @pytest.mark.parametrize(("setting", "value", "gone", "new", "moved"), SWITCHES, ids=[row[0] for row in SWITCHES])
@@ -213,6 +234,38 @@ def test_settings_that_no_term_of_train_reg_shows_change_what_they_are_about():
     codes = [built(style_code=code).networks["registration"].style for code in ("query", "key")]
     assert [style.looks_of for style in codes] == ["query", "key"]
     assert [built(jitter=jitter).networks["registration"].style.own for jitter in (True, False)] == [True, False]
+
+
+def test_settings_of_the_published_code_reach_what_they_are_about():
+    def players(recipe):
+        return {player.name: player for phase in learning(recipe) for player in phase.players}
+
+    plain, decaying = players(built()), players(built(weight_decay=0.5))
+    assert {player.weight_decay for player in plain.values()} == {0.0}
+    assert {name for name, player in decaying.items() if not player.weight_decay} == {"joint"}
+    assert [phase.fades for phase in learning(built(fading=True))] == [True, True, False, True]
+    assert not any(phase.fades for phase in learning(built()))
+    assert writer_of(built(label_above=0.25)).label_above == 0.25
+    (segment,) = built(segmentation_loss="sst", segmentation_weight_decay=0.5).step("segmentation", 0).phases[0].players
+    assert segment.weight_decay == 0.5
+    assert {name: weight for name, (weight, _) in segment.loss.terms.items()} == {"cross_entropy": 1.0, "overlap": 0.2}
+    assert type(built(segmentation_network="sst").networks["segmentation"]) is PlainUNet
+    training = training_of(sst.METHOD, config(segmentation_network="sst"), "train_seg")
+    assert (training.optimizer, training.schedule, training.learning_rate) == ("adam", "constant", 1e-4)
+
+
+def test_transformer_that_is_fixed_is_a_network_of_its_own_that_the_first_phase_trains():
+    recipe = built(transformer="fixed")
+    R = recipe.networks["registration"]
+    flow, style, joint, _ = learning(recipe)
+    assert flow.players[0].trains is R.transformer and style.players[0].forward.transformer is R.transformer
+    trained = {id(parameter) for player in joint.players for parameter in player.trains.parameters()}
+    assert not trained & {id(parameter) for parameter in R.transformer.parameters()}
+    flow_weights, own_weights = (next(each.parameters()) for each in (R.flow, R.transformer))
+    assert not torch.equal(flow_weights, own_weights)
+    assert built().networks["registration"].transformer is None
+    plain = built()
+    assert learning(plain)[0].players[0].trains is plain.networks["registration"].flow
 
 
 def test_a_pair_looks_alike_in_pre_training_and_each_scan_its_own_way_in_the_joint_phase():
@@ -268,13 +321,29 @@ def test_totals_have_the_papers_weights(default):
     )
 
 
+def changed_by(preset):
+    """What a preset sets otherwise than the default."""
+    plain, found = (settings_of(sst.METHOD, config(**given)).model_dump() for given in ({}, {"preset": preset}))
+    return {name: value for name, value in found.items() if value != plain[name] and name != "preset"}
+
+
 def test_presets_are_the_text_and_the_published_code_and_what_is_given_wins():
-    paper, official = (settings_of(sst.METHOD, config(preset=preset)) for preset in ("paper", "official"))
-    plain = settings_of(sst.METHOD, config())
-    assert (paper.temperature, plain.temperature, official.temperature) == (0.7, 0.07, 0.07)
-    assert (official.style_code, official.sampling, official.mix_flows) == ("key", "interpolate", True)
+    published = {"transformer": "fixed", "segmentation_network": "sst", "segmentation_loss": "sst"}
+    assert changed_by("paper") == {"temperature": 0.7, "jitter": False, **published}
+    assert changed_by("official") == {
+        **published, "style_code": "key", "own_look": "fixed", "appearance_weight": 2.5, "flow_weight": 0.5,
+        "smoothness_weight": 0.2, "adversarial_weight": 0.05, "first_adversarial_weight": 0.5,
+        "autoencoder_image_weight": 1.0, "mix_flows": True, "sampling": "interpolate", "label_above": 0.01,
+        "style_batch_size": 16, "joint_batch_size": 1, "autoencoder_batch_size": 2, "flow_share": 0.18,
+        "style_share": 0.05, "autoencoder_share": 0.04, "weight_decay": 1e-4, "fading": True,
+        "segmentation_weight_decay": 1e-6,
+    }  # fmt: skip
+    reg, seg = (training_of(sst.METHOD, config(preset="official"), stage) for stage in ("train_reg", "train_seg"))
+    assert (reg.learning_rate, reg.batch_size, reg.optimizer) == (1e-4, 4, "adam")
+    assert (seg.learning_rate, seg.batch_size, seg.steps) == (2e-4, 1, 185_000)  # 100 epochs of 1850 scans
+    official = settings_of(sst.METHOD, config(preset="official"))
     assert official.flow_weight * official.smoothness_weight == pytest.approx(0.1)
-    assert (official.judging, official.adversarial_weight, official.style_batch_size) == (0.5, 0.05, 16)
+    assert official.judging == 0.5
     assert settings_of(sst.METHOD, config(preset="official", sampling="prior")).sampling == "prior"
     training = training_of(sst.METHOD, config(), "train_reg")
     assert (training.batch_size, training.learning_rate, training.augmentation) == (4, 2e-4, "none")
@@ -338,7 +407,41 @@ def test_folds_of_drawn_shapes_are_marked():
         assert all(panels[2].folds is not None and panels[2].folds.shape == SHAPE for _, panels in page(scans()))
 
 
+def test_labels_are_background_where_a_drawn_scan_is_darker_than_asked():
+    image = torch.full((1, 1, *SHAPE), 0.5)
+    image[..., 0] = 0.1
+    still = torch.zeros(1, 3, *SHAPE)
+    drawn = Drawn(image, image, still, "prior", "prior")
+    cpu = Device(torch.device("cpu"), torch.float32)
+    job, data = SimpleNamespace(device=cpu, cohort=SimpleNamespace(num_classes=3)), scans()
+    for above, masked in ((0.0, False), (0.2, True)):
+        label = DrawnScans(lambda *_: drawn, 1, above)._draw(data, 0, generator(), job)["label"]
+        expected = data.labels[0].numpy().copy()
+        expected[..., 0] *= not masked
+        assert np.array_equal(label, expected)
+
+
 # Training and artifacts
+
+
+def test_rate_of_a_phase_that_fades_falls_in_its_second_half(tmp_path):
+    def moved(fades, folder):
+        network, folder = nn.Linear(1, 1, bias=False), tmp_path / folder
+        network.weight.data.fill_(0)
+        folder.mkdir()
+        loss = WeightedSum(x=(1.0, lambda x: x))
+        player = Player("p", network, lambda _: network.weight.sum(), loss)
+        training = TrainSettings(
+            steps=4, batch_size=1, learning_rate=0.1, schedule="constant", optimizer="adam", ema=0.0,
+            augmentation="none",
+        )  # fmt: skip
+        phase = Phase("one", lambda *_: SimpleNamespace(scans=["a"]), [player], fades=fades)
+        cpu = Device(torch.device("cpu"), torch.float32)
+        train(Run([phase], {"n": network}, scans(), training, cpu, 0, Draft(folder)))
+        return -float(network.weight.detach())
+
+    assert moved(False, "plain") == pytest.approx(0.4, rel=1e-4)  # Adam moves by the rate
+    assert moved(True, "fading") == pytest.approx(0.1 * (1 + 1 + 1 + 0.5), rel=1e-4)
 
 
 def test_phases_may_have_batches_of_their_own_and_parts_of_a_player_their_own_pace(tmp_path):
@@ -474,7 +577,7 @@ def test_more_samples_are_drawn_without_training_anew_and_the_first_ones_stay(tr
     assert all(set(space.decode().split("+")) <= {"free_1", "free_2"} for space in between["space"])
     assert trained.versions("sst/registration") == ["v0001"]
     read = [settings_read(METHODS["sst"], trained.config, stage)["settings"] for stage in ("generate", "train-reg")]
-    assert read[0].keys() - read[1].keys() == {"samples", "sampling", "looks", "appearance_from"}
+    assert read[0].keys() - read[1].keys() == {"samples", "sampling", "looks", "appearance_from", "label_above"}
 
 
 def looking_at(project, place, **settings):

@@ -343,16 +343,18 @@ def test_helper_is_shown_couples_made_from_the_current_registration():
     torch.testing.assert_close(result.target, warp_probabilities(one_hot(batch.label, 2), way))
 
 
-def test_helper_mixes_the_transformed_atlas_with_the_second_scan_or_the_two_scans():
+def test_helper_mixes_the_transformed_atlas_with_the_second_scan_or_any_two_images():
     network, batch = RegistrationNetwork(Shift(0.5)), triplet(n=2)
+    others = textured(4, *batch.atlas.shape[1:], seed=9)
     style = warp(batch.first, network(batch.first, batch.atlas)) - batch.atlas
     there = warp(batch.atlas + style, network(batch.atlas, batch.second))
-    for any_pair, first in ((False, there), (True, batch.first)):
+    for any_pair, first, second in ((False, there, batch.second), (True, *others.chunk(2))):
+        batch.others = others if any_pair else None
         _, seen = helper(network, batch, space=0.5, style=0.25, mixes=Always(0.5), any_pair=any_pair)
         _, shown_first, shown_second, between = seen.chunk(4)
         torch.testing.assert_close(shown_first, first)
-        torch.testing.assert_close(shown_second, batch.second)
-        torch.testing.assert_close(between, (first + batch.second) / 2)
+        torch.testing.assert_close(shown_second, second)
+        torch.testing.assert_close(between, (first + second) / 2)
 
 
 def test_helper_does_not_move_the_registration():

@@ -1,6 +1,7 @@
 """Losses against loops, MONAI and numbers worked out by hand; their gradients against finite differences."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -32,6 +33,8 @@ from stages.parts.losses import (
     mix_loss,
     mutual_information,
     nt_xent_loss,
+    pooled_dice_loss,
+    rarity_weighted_cross_entropy_loss,
     robust_inverse_loss,
     robust_penalty,
     self_warped_inverse_loss,
@@ -506,3 +509,21 @@ def test_least_squares_gan_loss_is_zero_for_the_right_answer():
     assert float(least_squares_gan_loss(judged[:1], 1.0)) == float(least_squares_gan_loss(judged[1:], 0.0)) == 0
     assert float(least_squares_gan_loss(judged, 1.0)) == 0.5
     assert float(least_squares_gan_loss(torch.tensor([3.0]), 1.0)) == 4
+
+
+def test_rarity_weighted_cross_entropy_weighs_a_class_by_what_is_not_of_it():
+    label = torch.tensor([0, 0, 0, 1]).view(1, 1, 1, 4)
+    logits = torch.zeros(1, 2, 1, 1, 4)
+    logits[0, 1, 0, 0, 3] = 1.0
+    target = torch.nn.functional.one_hot(label, 2).movedim(-1, 1).float()
+    right = math.log(1 + math.exp(-1))  # of the last voxel; ln 2 of each other one
+    expected = (3 * 0.25 * math.log(2) + 0.75 * right) / 4
+    assert float(rarity_weighted_cross_entropy_loss(logits, target)) == pytest.approx(expected)
+
+
+def test_dice_of_all_classes_together_is_what_the_right_class_lacks():
+    target = torch.nn.functional.one_hot(torch.tensor([0, 1, 1]).view(1, 1, 1, 3), 2).movedim(-1, 1).float()
+    said = torch.tensor([[0.9, 0.4, 0.2], [0.1, 0.6, 0.8]]).view(1, 2, 1, 1, 3)
+    assert float(pooled_dice_loss(said, target)) == pytest.approx(1 - (0.9 + 0.6 + 0.8) / 3)
+    dice = 2 * (said * target).sum() / (said + target).sum()
+    assert float(pooled_dice_loss(said, target)) == pytest.approx(1 - float(dice))

@@ -23,6 +23,7 @@ from stages.parts.augmentation import gaussian_blur
 from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.networks.blocks import Block
 from stages.parts.networks.discriminators import PatchDiscriminator
+from stages.parts.networks.plain_unet import PlainUNet
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.sizes import crop, depth_to_space, derived_depth, pad_to_multiple, space_to_depth
 from stages.parts.networks.teacher_student import ResidualUNet, ResidualUnit
@@ -385,3 +386,13 @@ def test_bfloat16_and_float32_gradients_agree(network, grid):
     assert exact.isfinite().all() and rounded.isfinite().all()
     # bfloat16 keeps 8 bits, and every layer adds its share; what the trap returns is wrong by orders of magnitude.
     assert (rounded - exact).norm() < 0.15 * exact.norm()
+
+
+def test_plain_unet_is_the_published_one_without_any_normalisation():
+    with torch.device("meta"):
+        network = PlainUNet(1, 5, (128, 160, 160))
+    assert [level[0].out_channels for level in network.encoder] == [32, 64, 128, 256, 512]
+    assert {type(module) for module in network.modules() if not list(module.children())} == {nn.Conv3d, nn.ReLU}
+    assert all(layer.bias is None and layer.stride == (2, 2, 2) for layer in network.down)
+    small = PlainUNet(1, 3, (12, 13, 20))
+    assert small(torch.rand(2, 1, 12, 13, 20)).shape == (2, 3, 12, 13, 20)

@@ -122,6 +122,22 @@ def test_triplet_names_what_it_holds():
     assert {*places[:2]} <= {0, 1} and {*places[2:]} <= {2, 3, 4}
 
 
+def test_triplet_brings_two_images_of_atlases_and_scans_alike_where_it_is_asked_for_them():
+    data, seen = cohort(), set()
+    for seed in range(30):
+        batch = atlas_and_two_unlabeled(data, drawing(seed=seed), others=True)
+        places = [NAMES.index(name) for name in batch.scans]
+        everything = torch.cat([batch.atlas, batch.first, batch.second, batch.others])
+        assert torch.equal(everything, data.images[places].float()) and len(batch.others) == 4
+        seen |= set(places[6:])
+    assert seen == {*data.atlases, *data.unlabeled}
+    assert atlas_and_two_unlabeled(data, drawing()).others is None
+    moved = atlas_and_two_unlabeled(data, drawing(space=TURNED, seed=1), others=True)
+    still = atlas_and_two_unlabeled(data, drawing(space=TURNED, seed=1), others=True, move=False)
+    around = still.around.repeat(2, 1, 1, 1, 1)
+    torch.testing.assert_close(moved.others, warp(still.others, around, padding="zeros"))
+
+
 def test_triplet_draws_its_two_scans_independently():
     data = cohort()
     couples = {tuple(atlas_and_two_unlabeled(data, drawing(1, seed=s)).scans[1:]) for s in range(150)}

@@ -82,8 +82,17 @@ def test_screening_keeps_sure_voxels_and_classes_that_are_sure_on_average():
     assert screen(torch.tensor(rows).T.reshape(3, 1, 1, 6), 0.72).accepted.tolist() == [True, False, False]
 
 
-def test_class_that_is_nowhere_is_not_accepted():
-    found = screen(torch.tensor([1.0, 0.0]).view(2, 1, 1, 1), 0.0)
+def test_screening_to_the_letter_accepts_a_class_for_its_surest_voxel():
+    rows = [(0.9, 0.05, 0.05), (0.6, 0.4, 0.0), (0.1, 0.8, 0.1), (0.2, 0.8, 0.0), (0.3, 0.5, 0.2), (0.0, 0.4, 0.6)]
+    found = screen(torch.tensor(rows).T.reshape(3, 1, 1, 6), 0.72, "max")
+    assert found.confidence.tolist() == pytest.approx([0.9, 0.8, 0.6])
+    assert found.accepted.tolist() == [True, True, False]
+    assert found.trusted.flatten().tolist() == [True, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("by", ["mean", "max"])
+def test_class_that_is_nowhere_is_not_accepted(by):
+    found = screen(torch.tensor([1.0, 0.0]).view(2, 1, 1, 1), 0.0, by)
     assert math.isnan(found.confidence[1]) and found.accepted.tolist() == [True, False]
 
 
@@ -120,6 +129,18 @@ def test_labels_of_a_pair_move_with_its_images():
         expected, count = known_labels(data, [data.names.index(name)])
         torch.testing.assert_close(label[:-1, :-1, :-1], expected[0, 1:, 1:, 1:])
         assert torch.equal(counts, count[0])
+
+
+def test_augmentation_moves_the_images_of_a_pair_alike_or_each_its_own_way():
+    data = replace(scans(), images=torch.arange(8.0).expand(5, 1, *SHAPE).half())  # an image says where it was read
+    space = AffineAugmentation(0.02)
+    for apart in (False, True):
+        pair = any_pair(data, Draw(40, space, None, generator()), apart=apart)
+        off = [(image - data.images[:1]).abs()[:, :, 1:-1, 1:-1, 1:-1] for image in (pair.moving, pair.fixed)]
+        moved = [(each > 1e-3).flatten(1).any(1) for each in off]
+        assert torch.equal(*moved) and 10 < int(moved[0].sum()) < 30  # both are moved, or neither is
+        alike = (pair.moving == pair.fixed).flatten(1).all(1)
+        assert torch.equal(alike, ~moved[0]) if apart else alike.all()
 
 
 def test_half_of_a_students_batch_are_atlases():
@@ -196,6 +217,18 @@ def test_hardest_cross_entropy_is_the_mean_of_the_largest_quarter():
     target = one_hot(torch.ones(1, 1, 1, 8).short(), 2)  # the more class 0 is favoured, the worse
     expected = sum(math.log(1 + math.exp(x)) for x in (6, 7)) / 2
     assert float(losses.hardest_cross_entropy_loss(logits, target)) == pytest.approx(expected)
+
+
+def test_weights_weigh_the_hardest_voxels_and_do_not_choose_them():
+    logits = torch.zeros(1, 2, 1, 1, 8)
+    logits[0, 0, 0, 0] = torch.tensor([5.0, 4, -3, 0, 0, 0, 0, 0])
+    label = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0]).view(1, 1, 1, 8)
+    hardest = [math.log(1 + math.exp(x)) for x in (5, 4, 3)]  # the third is of class 0
+    weights = torch.tensor([100.0, 1.0])
+    found = losses.hardest_cross_entropy_loss(logits, one_hot(label, 2), weights)
+    assert float(found) == pytest.approx((hardest[0] + hardest[1]) / 2)  # the weighted ones would be the third, fourth
+    found = losses.hardest_cross_entropy_loss(logits, one_hot(label, 2), weights, share=0.375)
+    assert float(found) == pytest.approx((hardest[0] + hardest[1] + 100 * hardest[2]) / 102)
 
 
 def test_dice_of_classes_that_count_leaves_the_others_out_and_a_sample_without_adds_nothing():
@@ -342,6 +375,30 @@ def test_student_sees_atlas_and_scan_and_learns_the_atlas_label_where_r_carries_
     torch.testing.assert_close(result.carried[:, :, :-1], one_hot(batch.label, 3)[:, :, 1:])
     assert torch.equal(result.carried[:, 0, -1], torch.ones_like(result.carried[:, 0, -1]))  # outside: background
     assert [(m.shape, f.shape) for m, f in step.registration.seen] == [(batch.atlas.shape, batch.scan.shape)]
+
+
+def test_cross_entropy_leaves_out_where_the_carried_label_has_a_class_that_was_not_accepted():
+    batch = student_batch(accepted=torch.tensor([[True, False, True]]), trusted=torch.ones(1, *SHAPE).bool())
+    whole = teach(Shift(1.0))(batch)
+    assert whole.trusted.all()
+    spared = teach(Shift(1.0), spares_missing=True)(batch).trusted
+    carried = torch.zeros_like(batch.label)
+    carried[:, :-1] = batch.label[:, 1:]  # as R shifts it; outside: background
+    assert torch.equal(spared, carried != 1) and not spared.all()
+    # R carries the label for this alone, too, and there is nothing to spare where all classes were accepted.
+    assert torch.equal(teach(Shift(1.0), carries=False, spares_missing=True)(batch).trusted, spared)
+    known = replace(batch, accepted=torch.ones(1, 3).bool())
+    assert teach(Shift(1.0), spares_missing=True)(known).trusted.all()
+
+
+def test_what_the_screening_refuses_does_not_teach_the_student():
+    label, sure = labels(1), textured(*SHAPE, seed=5) > 0.3
+    pseudo = PseudoLabel(label, sure, torch.tensor([True, False, True]))
+    batch = atlases_and_scans(replace(scans(unlabeled=[2]), pseudo={2: pseudo}), Draw(2, None, None, generator()))
+    assert torch.equal(batch.trusted[0], sure & (label != 1)) and batch.accepted.tolist() == [[True, False, True]]
+    none = replace(pseudo, accepted=torch.tensor([True, False, False]))  # a certain background is no label
+    batch = atlases_and_scans(replace(scans(unlabeled=[2]), pseudo={2: none}), Draw(2, None, None, generator()))
+    assert not batch.trusted.any()
 
 
 def test_noise_moves_a_scan_its_pseudo_label_and_what_is_trusted_towards_another_scan():
@@ -545,6 +602,18 @@ def test_average_follows_parameters_and_copies_buffers():
     assert float(average.state["0.weight"]) == pytest.approx(0.9 * 1 + 0.1 * 2, abs=0.02)
 
 
+def test_average_without_warm_up_keeps_its_decay_from_the_first_step_on():
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(0)
+    constant, forgetful = _Average(network, 0.99, warms_up=False), _Average(network, 0.99)
+    network.weight.data.fill_(1)
+    for _ in range(150):
+        constant.update()
+        forgetful.update()
+    assert 1 - float(constant.state["weight"]) == pytest.approx(0.99**150)  # 0.22 of the old teacher
+    assert 1 - float(forgetful.state["weight"]) < 1e-6
+
+
 def test_weight_that_falls_is_used_step_by_step():
     ramp = Ramp(10.0, 1.0, 300)
     assert [ramp(step) for step in (0, 150, 300, 1000)] == pytest.approx([10, 5.5, 1, 1])
@@ -555,6 +624,12 @@ def test_weight_that_falls_is_used_step_by_step():
     assert [short(step, of=100) for step in (0, 10, 20)] == pytest.approx([10, 5.5, 1])
     assert short(150, of=3000) == pytest.approx(5.5)
     assert float(WeightedSum(smoothness=(short, lambda x: x))(torch.tensor(2.0), 20, 100)[0]) == 2
+
+
+def test_weight_that_jumps_is_constant_before_and_after():
+    jump = Ramp(5.0, 1.0, 100, jumps=True)
+    assert [jump(step) for step in (0, 99, 100, 500)] == [5, 5, 1, 1]
+    assert [Ramp(5.0, 1.0, 100, most=0.2, jumps=True)(step, of=50) for step in (9, 10)] == [5, 1]
 
 
 def settings(**changes):
@@ -599,6 +674,39 @@ def test_exponential_schedule_falls_by_a_hundredth_with_each_of_300_epochs():
     assert rates == pytest.approx([1, 1, 0.99, 0.99**299])
     few = [learning_rate(2.0, step, 3, settings(schedule="exponential", epochs=300)) for step in range(3)]
     assert few == pytest.approx([2, 2 * 0.99**100, 2 * 0.99**200])  # epochs do not depend on the number of steps
+
+
+def test_exponential_schedule_goes_on_from_an_earlier_training():
+    run = settings(schedule="exponential", epochs=300)
+    # 30 steps that are a third of a run: 100 epochs, after 300 and after 400.
+    assert [learning_rate(1.0, step, 30, run, (1, 4 / 3)) for step in (0, 3, 29)] == pytest.approx(
+        [0.99**300, 0.99**310, 0.99**396]
+    )
+    assert learning_rate(1.0, 0, 30, run, (4 / 3, 5 / 3)) == pytest.approx(0.99**400)
+    smooth = settings(schedule="exponential")
+    assert learning_rate(1.0, 15, 30, smooth, (1, 2)) == pytest.approx(0.05**1.5)
+    for schedule in ("constant", "one-cycle"):  # have no place in a longer one
+        other = settings(schedule=schedule)
+        assert learning_rate(1.0, 7, 30, other, (1, 2)) == learning_rate(1.0, 7, 30, other)
+
+
+def test_learning_rate_of_a_phase_goes_on_where_earlier_trainings_ended(tmp_path):
+    def moved(schedule, folder):
+        network = nn.Linear(1, 1, bias=False)
+        network.weight.data.fill_(0)
+        player = Player(
+            "p", trains=network, forward=lambda _: network.weight.sum(), loss=WeightedSum(x=(1.0, lambda x: x))
+        )
+        phase = Phase("p", lambda *_: SimpleNamespace(scans=["a"]), [player], share=0.5, schedule=schedule)
+        run = settings(steps=4, schedule="exponential")
+        device = Device(torch.device("cpu"), torch.float32)
+        folder.mkdir()
+        train(Run([phase], {"n": network}, SimpleNamespace(), run, device, 0, Draft(folder)))
+        return -float(network.weight.detach())
+
+    anew, on = moved((0.0, 1.0), tmp_path / "anew"), moved((1.0, 1.5), tmp_path / "on")  # Adam moves by the rate
+    assert anew == pytest.approx(0.1 * (1 + 0.05**0.5), rel=1e-4)
+    assert on == pytest.approx(0.1 * (0.05 + 0.05**1.25), rel=1e-4)
 
 
 def test_exponential_schedule_without_epochs_falls_smoothly_to_a_twentieth():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stages.parts import losses
 from stages.parts.batches.drawing import Draw, pick
 from stages.parts.batches.scans import Scans
 from stages.parts.warps import one_hot, warp, warp_one_hot
@@ -20,13 +21,20 @@ class Labelled:
     image: Tensor  # (N, channels, D, H, W)
     target: Tensor  # (N, C, D, H, W), sums to 1
     missing: Tensor | None = field(default=None, kw_only=True)  # (N, C): structures that the labels may lack
+    weights: Tensor | None = field(default=None, kw_only=True)  # of the classes, (C,); None: all equal
 
 
-def labelled_scans(data: Scans, draw: Draw) -> Labelled:
-    """Labelled scans under augmentation."""
+def labelled_scans(data: Scans, draw: Draw, *, weigh_classes: bool = False) -> Labelled:
+    """Labelled scans under augmentation.
+
+    Args:
+        weigh_classes: the batch says the classes' weights, from their frequency in the labels.
+    """
     places = pick(sorted(data.labels), draw.batch_size, draw.generator)
     names = [data.names[place] for place in places]
-    return _augmented(names, names, data.image(places), data.label(places), data, draw)
+    batch = _augmented(names, names, data.image(places), data.label(places), data, draw)
+    batch.weights = losses.class_weights(data.class_voxels) if weigh_classes else None
+    return batch
 
 
 def _augmented(

@@ -102,6 +102,8 @@ class TwoScans(Pair):
     owner: Tensor  # place of the moving one in the cohort, (N,)
     draw: Draw  # with which players draw from the prior
     plain: Tensor  # the moving one before jitter
+    fixed_owner: Tensor  # likewise, of the fixed one
+    fixed_plain: Tensor
 
 
 def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"] = "none") -> TwoScans:
@@ -120,7 +122,7 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
     displacement = draw.displacement(data)
     if displacement is not None:
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
-    plain = images[: len(moving)]
+    plain, fixed_plain = images.chunk(2)
     if jitter != "none":
         alike = 2 if jitter == "pair" else 1
         size = (len(images) // alike, 2, 1, 1, 1, 1)
@@ -129,14 +131,15 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
         images = torch.where(images > 0, brighten(images, brightness, contrast).clamp(min=1e-3), 0.0)
     names = [data.names[place] for place in (*moving, *fixed)]
     first, second = images.chunk(2)
-    return TwoScans(names, first, second, torch.tensor(moving, device=images.device), draw, plain)
+    owner, fixed_owner = torch.tensor([moving, fixed], device=images.device)
+    return TwoScans(names, first, second, owner, draw, plain, fixed_owner, fixed_plain)
 
 
 @dataclass
 class OneAtlas(Pair):
-    """An atlas, the same in all pairs, and unlabelled scans, none of them augmented."""
+    """An atlas, the same in all pairs, and unlabelled scans, none of them augmented. N samples mix M pairs."""
 
-    mixture: Tensor  # shares of every pair's displacement in each sample, (N, N); rows add up to 1
+    mixture: Tensor  # shares of every pair's displacement in each sample, (N, M); rows add up to 1
     draw: Draw
     displacement: Tensor | None = None  # mixed; the first player fills it in
 
@@ -145,16 +148,18 @@ def one_atlas_and_scans(data: Scans, draw: Draw, *, mix: bool = False) -> OneAtl
     """An atlas and N unlabelled scans.
 
     Args:
-        mix: a sample mixes its own pair's displacement and those of two drawn pairs, with weights of 1, U(0, 0.3) and
-            U(0, 0.3) over their sum (SST's published code); otherwise it has its own pair's alone.
+        mix: a sample mixes its own pair's displacement and those of two pairs drawn from all, with weights of 1,
+            U(0, 0.3) and U(0, 0.3) over their sum (SST's published code); otherwise it has its own pair's alone.
     """
     n, generator = draw.batch_size, draw.generator
-    atlases, scans = pick(data.atlases, 1, generator) * n, pick(data.unlabeled, n, generator)
+    atlas, scans = pick(data.atlases, 1, generator), pick(data.unlabeled, n, generator)
     mixture = torch.eye(n, device=generator.device)
     if mix:
-        others = torch.randint(n, (n, 2), generator=generator, device=generator.device)
-        mixture.scatter_add_(1, others, 0.3 * torch.rand((n, 2), generator=generator, device=generator.device))
+        scans += pick(data.unlabeled, 2 * n, generator)
+        shares = 0.3 * torch.rand((2, n), generator=generator, device=generator.device)
+        mixture = torch.cat([mixture, *(torch.diag(share) for share in shares)], 1)
         mixture /= mixture.sum(1, keepdim=True)
+    atlases = atlas * len(scans)
     names = [data.names[place] for place in (*atlases, *scans)]
     return OneAtlas(names, data.image(atlases), data.image(scans), mixture, draw)
 
@@ -172,23 +177,30 @@ class Triplet:
     draw: Draw  # with which players draw pairs, alpha, beta and gamma
     around: Tensor | None = None  # augmentation that is not yet applied to the images: for S
     missing: Tensor | None = None  # (N, C): structures that the atlas's label may lack
+    others: Tensor | None = None  # any training images, two a sample, (2N, channels, D, H, W)
 
 
-def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True) -> Triplet:
+def atlas_and_two_unlabeled(data: Scans, draw: Draw, *, move: bool = True, others: bool = False) -> Triplet:
     """(A, y), U1 and U2 under one shared random displacement (BRBS, section IV).
 
-    Without `move` the images stay as they are, and `around` holds the displacement for the couples made from them.
+    Args:
+        move: off: the images stay as they are, and `around` holds the displacement for the couples made from them.
+        others: also draw two images a sample from atlases and unlabelled scans alike.
     """
     n = draw.batch_size
     atlases = pick(data.atlases, n, draw.generator)
     scans = pick(data.unlabeled, 2 * n, draw.generator)
-    images, label = data.image([*atlases, *scans]), data.label(atlases)
+    further = pick([*data.atlases, *data.unlabeled], 2 * n, draw.generator) if others else []
+    images, label = data.image([*atlases, *scans, *further]), data.label(atlases)
     displacement = draw.displacement(data)
     if displacement is not None and move:
-        images = warp(images, displacement.repeat(3, 1, 1, 1, 1), padding="zeros")
+        images = warp(images, displacement.repeat(len(images) // n, 1, 1, 1, 1), padding="zeros")
         label = warp_label(label, displacement)
-    atlas, first, second = images.chunk(3)
-    names = [data.names[p] for p in (*atlases, *scans)]
+    atlas, first, second, *rest = images.split(n)
+    names = [data.names[p] for p in (*atlases, *scans, *further)]
     around = None if move else displacement
     missing = data.missing(names[:n])
-    return Triplet(names, atlas, label, first, second, data.num_classes, draw, around, missing)
+    return Triplet(
+        names, atlas, label, first, second, data.num_classes, draw, around, missing,
+        others=torch.cat(rest) if others else None,
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,11 +45,12 @@ def known_labels(data: Scans, places: list[int]) -> tuple[Tensor, Tensor]:
     return torch.stack(labels), torch.stack(counts)
 
 
-def any_pair(data: Scans, draw: Draw, *, with_atlas: float = 0.0) -> PartlyLabelledPair:
-    """Two different scans, atlases among them, under the same random displacement.
+def any_pair(data: Scans, draw: Draw, *, with_atlas: float = 0.0, apart: bool = False) -> PartlyLabelledPair:
+    """Two different scans, atlases among them, under random displacements.
 
     Args:
         with_atlas: share of the pairs in which one image, moving or fixed, is an atlas; the others are any two scans.
+        apart: each image of a pair is moved its own way, if the pair is moved at all; otherwise both move alike.
     """
     n, generator = draw.batch_size, draw.generator
     everyone = [*data.atlases, *data.unlabeled]
@@ -65,12 +66,20 @@ def any_pair(data: Scans, draw: Draw, *, with_atlas: float = 0.0) -> PartlyLabel
     images, (labels, counts) = data.image([*moving, *fixed]), known_labels(data, [*moving, *fixed])
     displacement = draw.displacement(data)
     if displacement is not None:
-        both = displacement.repeat(2, 1, 1, 1, 1)
+        both = torch.cat([displacement, _another(displacement, data, draw) if apart else displacement])
         images, labels = warp(images, both, padding="zeros"), warp_label(labels, both)
     names = [data.names[place] for place in (*moving, *fixed)]
     pairs = (tensor.chunk(2) for tensor in (images, labels, counts))
     (a, b), (label_a, label_b), (counts_a, counts_b) = pairs
     return PartlyLabelledPair(names, a, b, label_a, label_b, counts_a, counts_b, data.num_classes, draw)
+
+
+def _another(displacement: Tensor, data: Scans, draw: Draw) -> Tensor:
+    """A further random displacement of the samples that a first one moves; the others stand still in both."""
+    assert draw.space is not None
+    always = replace(draw, space=replace(draw.space, probability=1.0)).displacement(data)
+    assert always is not None
+    return always * displacement.flatten(1).any(1).view(-1, 1, 1, 1, 1)
 
 
 @dataclass
@@ -82,7 +91,8 @@ class AtlasesAndScans:
     label: Tensor  # (N, D, H, W), class indices
     scan: Tensor  # (N, 1, D, H, W)
     pseudo_label: Tensor  # (N, D, H, W)
-    trusted: Tensor  # (N, D, H, W), bool
+    trusted: Tensor  # voxels of accepted classes of which the teacher was sure, (N, D, H, W), bool
+    accepted: Tensor  # classes of the scan that the screening accepted, (N, C), bool
     other: Tensor  # scans towards which `scan` may be moved, (N, 1, D, H, W)
     moved: Tensor  # which scans are moved, (N,), bool
     around: tuple[Tensor, Tensor] | None  # augmentation of atlases and of scans, (N, 3, D, H, W)
@@ -101,14 +111,14 @@ def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0, weigh_clas
     n, generator = -(-draw.batch_size // 2), draw.generator
     atlases, scans = pick(data.atlases, n, generator), pick(data.unlabeled, n, generator)
     others = pick(data.unlabeled, n, generator)
-    labels, counts, trusted = [], [], []
+    labels, trusted, accepted = [], [], []
     for place in scans:
         pseudo = (data.pseudo or {}).get(place)
         if pseudo is None:
             raise LrlsError(f"case {data.names[place]} has no pseudo-label; make them again with `lrls generate`.")
         labels.append(pseudo.label.short())
-        trusted.append(pseudo.trusted)
-        counts.append(pseudo.counts)
+        trusted.append(pseudo.counted)
+        accepted.append(pseudo.accepted)
     around = draw.displacement(data, 2 * n)
     weights = losses.class_weights(data.class_voxels)
     return AtlasesAndScans(
@@ -117,7 +127,8 @@ def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0, weigh_clas
         label=data.label(atlases),
         scan=data.image(scans),
         pseudo_label=torch.stack(labels),
-        trusted=torch.stack(trusted) & torch.tensor(counts, device=data.images.device).view(-1, 1, 1, 1),
+        trusted=torch.stack(trusted),
+        accepted=torch.stack(accepted),
         other=data.image(others),
         moved=torch.rand(n, generator=generator, device=generator.device) < moved,
         around=None if around is None else around.chunk(2),  # type: ignore[arg-type]

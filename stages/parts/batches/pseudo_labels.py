@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,13 +22,18 @@ class PseudoLabel:
         """Whether a structure was accepted; the background alone makes no label."""
         return bool(self.accepted[1:].any())
 
+    @property
+    def counted(self) -> Tensor:
+        """Voxels that teach: trusted ones of accepted classes, (D, H, W), bool; none where no structure counts."""
+        return self.trusted & self.accepted[self.label.long()] & self.counts
+
 
 @dataclass
 class Screened:
     """A network's answer for a scan, and how certain it is.
 
-    `voxels` and `confidence` are per class: the number of voxels predicted as the class, and its mean probability over
-    them (nan without any).
+    `voxels` and `confidence` are per class: the number of voxels predicted as the class, and its mean or its largest
+    probability over them (nan without any).
     """
 
     label: Tensor  # most probable class, (D, H, W)
@@ -38,19 +44,28 @@ class Screened:
     accepted: Tensor  # whether that exceeds the threshold, (C,), bool
 
 
-def screen(probabilities: Tensor, threshold: float) -> Screened:
+Screening = Literal["mean", "max"]
+
+
+def screen(probabilities: Tensor, threshold: float, by: Screening = "mean") -> Screened:
     """Keep the voxels, and the classes, of which a network is certain.
 
     Args:
         probabilities: of a scan, (C, D, H, W).
         threshold: tau.
+        by: what must exceed tau for a class to be accepted: its mean probability over the voxels predicted as it, or
+            its largest.
 
-    Source: JRSS section 3.3 says max(P_c) > tau "class-level"; read as: a voxel counts in cross-entropy where its
-    largest probability exceeds tau, a class counts in Dice where its mean probability over its voxels does.
+    Source: JRSS section 3.3 says max(P_c) > tau "class-level". `max` is that to the letter; a single sure voxel then
+    accepts a class. For a voxel it is read as: its largest probability exceeds tau.
     """
     certainty, label = probabilities.float().max(0)
     flat = label.flatten()
     voxels = torch.bincount(flat, minlength=len(probabilities))
-    sums = torch.zeros(len(probabilities), device=label.device, dtype=torch.float64)
-    confidence = (sums.index_add(0, flat, certainty.flatten().double()) / voxels).float()  # 0 / 0: nan
+    if by == "mean":
+        sums = torch.zeros(len(probabilities), device=label.device, dtype=torch.float64)
+        confidence = (sums.index_add(0, flat, certainty.flatten().double()) / voxels).float()  # 0 / 0: nan
+    else:
+        nothing = torch.full((len(probabilities),), torch.nan, device=label.device)
+        confidence = nothing.scatter_reduce(0, flat, certainty.flatten(), "amax", include_self=False)
     return Screened(label, certainty, certainty > threshold, voxels, confidence, confidence > threshold)

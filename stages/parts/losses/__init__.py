@@ -11,6 +11,7 @@ from stages.parts.losses.cross_entropy import (
     cross_entropy_loss,
     dice_cross_entropy_loss,
     hardest_cross_entropy_loss,
+    rarity_weighted_cross_entropy_loss,
     weighted_cross_entropy_loss,
 )
 from stages.parts.losses.inverse import (
@@ -20,7 +21,7 @@ from stages.parts.losses.inverse import (
     robust_penalty,
     self_warped_inverse_loss,
 )
-from stages.parts.losses.overlap import counted_dice_loss, dice_loss, soft_dice
+from stages.parts.losses.overlap import counted_dice_loss, dice_loss, pooled_dice_loss, soft_dice
 from stages.parts.losses.similarity import (
     SCALE_WEIGHTS,
     LnccTo,
@@ -67,6 +68,8 @@ __all__ = [
     "ms_ssim",
     "mutual_information",
     "nt_xent_loss",
+    "pooled_dice_loss",
+    "rarity_weighted_cross_entropy_loss",
     "robust_inverse_loss",
     "robust_penalty",
     "self_warped_inverse_loss",

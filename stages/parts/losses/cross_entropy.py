@@ -52,13 +52,40 @@ def class_weights(voxels: Tensor) -> Tensor:
     return weights
 
 
-def hardest_cross_entropy_loss(logits: Tensor, target: Tensor, *, share: float = 0.25) -> Tensor:
-    """Cross-entropy, mean over the share of voxels where it is largest; arguments as of `cross_entropy_loss`.
+def rarity_weighted_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy, mean over voxels, each weighted by 1 - the share of its class in the batch.
 
-    Source: the published training of OBELISK-Net, which JRSS starts from.
+    Args:
+        logits, target: as of `cross_entropy_loss`.
+
+    Source: `CrossEntropyLossWeighted` of SST's published code, which divides by the sum of the weights and by all axes
+    but the last.
     """
-    entropy = -(target * logits.float().log_softmax(1)).sum(1).flatten()
-    return entropy.topk(max(1, round(share * entropy.numel()))).values.mean()
+    weights = 1 - target.mean((0, 2, 3, 4))
+    by_class = -target * logits.float().log_softmax(1)
+    return (weights.view(1, -1, 1, 1, 1) * by_class).sum(1).mean()
+
+
+def hardest_cross_entropy_loss(
+    logits: Tensor, target: Tensor, weights: Tensor | None = None, *, share: float = 0.25
+) -> Tensor:
+    """Cross-entropy, mean over the share of voxels where it is largest, each weighted by its class.
+
+    Args:
+        logits, target: as of `cross_entropy_loss`.
+        weights: of the classes, (C,); they do not choose the voxels. None: all equal.
+
+    Source: `OHEMLoss` of the published single-task training of JRSS (AIforMS/JRSS, utils/losses.py), which is that of
+    OBELISK-Net.
+    """
+    by_class = -target * logits.float().log_softmax(1)
+    entropy = by_class.sum(1).flatten()
+    hardest = entropy.topk(max(1, int(share * entropy.numel())))
+    if weights is None:
+        return hardest.values.mean()
+    weigh = weights.view(1, -1, 1, 1, 1)
+    weighted, weight = ((weigh * each).sum(1).flatten()[hardest.indices].sum() for each in (by_class, target))
+    return weighted / weight.clamp(min=1e-6)
 
 
 def dice_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:

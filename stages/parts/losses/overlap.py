@@ -30,6 +30,18 @@ def soft_dice(prediction: Tensor, target: Tensor, *, smooth: float = 1.0) -> Ten
     return (2 * overlap + smooth) / (size + smooth)
 
 
+def pooled_dice_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """One minus the soft Dice of all classes together: one minus the mean probability of the right class.
+
+    Args:
+        prediction: probabilities, (N, C, D, H, W).
+        target: probabilities or one-hot labels, (N, C, D, H, W).
+
+    Source: `DiceLoss3D` of SST's published code, whose sums run over classes and voxels.
+    """
+    return 1 - (prediction.float() * target).sum(1).mean()
+
+
 def counted_dice_loss(prediction: Tensor, target: Tensor, counts: Tensor, *, smooth: float = 1e-6) -> Tensor:
     """`dice_loss` over the classes that count; a sample without such a class adds 0.
 

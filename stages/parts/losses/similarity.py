@@ -178,7 +178,8 @@ def ms_ssim(first: Tensor, second: Tensor, *, window: int = 7, most_scales: int 
         most_scales: 1: plain SSIM.
 
     Returns:
-        Scalar in about [0, 1]; 1: equal images. Negative means count as 1e-4, with no gradient.
+        Scalar in about [-1, 1]; 1: equal images; near -1: one is the other's negative. A product has no use for
+        negative factors: there it counts as 1e-4, and w_k s_k is added, so that negatives, too, have a gradient.
 
     Source: Wang, Simoncelli, Bovik, Asilomar 2003; a window of 7 as SST's published code.
     """
@@ -188,14 +189,15 @@ def ms_ssim(first: Tensor, second: Tensor, *, window: int = 7, most_scales: int 
         window = min(window, shortest - 1 + shortest % 2)
         scales = sum(shortest >> k >= window for k in range(most_scales))
         weights = [weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales]]
-        result = torch.ones(len(first), device=first.device)
+        result, below = torch.ones(len(first), device=first.device), torch.zeros(len(first), device=first.device)
         for k, weight in enumerate(weights):
             if k:
                 first, second = F.avg_pool3d(first, 2), F.avg_pool3d(second, 2)
             structure, whole = _ssim(first, second, window)
             value = whole if k == scales - 1 else structure
-            result = result * value.mean((1, 2, 3, 4)).clamp(min=1e-4) ** weight
-        return result.mean()
+            value = value.mean((1, 2, 3, 4))
+            result, below = result * value.clamp(min=1e-4) ** weight, below + weight * value.clamp(max=0)
+        return (result + below).mean()
 
 
 def _ssim(first: Tensor, second: Tensor, window: int) -> tuple[Tensor, Tensor]:

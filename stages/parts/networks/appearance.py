@@ -18,6 +18,7 @@ from stages.parts.networks.style import CODE
 from stages.parts.warps import warp
 
 KNOTS = 16  # of the intensity curve that a code draws
+POOLED = 3  # cells along an axis, on which a light model pools an image's features
 
 
 class AdaptiveBlock(nn.Module):
@@ -72,9 +73,11 @@ class AppearanceModel(nn.Module):
             layer at full resolution, where the published one spends its time. Three changes make it depend on the code
             in short trainings. (1) It sees the image's ranks, so that brightness, contrast and any other rising curve
             of intensities can come from the code alone; redrawing a scan in its own style then teaches how every scan
-            looks in that style. (2) Instead of a third AdaIN the code draws such a curve over the ranks, and the
-            network adds local differences; the outside of a scan stays 0. (3) Codes, of length 1, are scaled to numbers
-            of size 1, so that they are not small beside biases. No gradient goes to the image.
+            looks in that style. (2) Instead of a third AdaIN a curve over the ranks is drawn from the code and from the
+            image's features, pooled on a grid of 3^3; the network adds local differences, and the outside of a scan
+            stays 0. Ranks keep whether a tissue is bright or dark, so a scan and a negative need opposite curves to get
+            one look: the features tell which of the two the image is. (3) Codes, of length 1, are scaled to numbers of
+            size 1, so that they are not small beside biases. No gradient goes to the image.
 
     Source: SST's published code; the paper only says that there are three AdaIN layers.
     """
@@ -92,6 +95,8 @@ class AppearanceModel(nn.Module):
         self.up = nn.ModuleList(AdaptiveBlock(a, b) for a, b in wide)
         self.head = nn.Conv3d(widths[0], 8 if light else 1, 3, padding=1)
         if light:
+            self.seen_as = nn.Linear(widths[-1] * POOLED**3, CODE)
+            self.mixed = nn.Sequential(nn.Linear(2 * CODE, CODE), nn.LeakyReLU(0.2))
             self.curve = nn.Linear(CODE, KNOTS)
             nn.init.normal_(self.curve.weight, std=1e-2)
             self.curve.bias.data = torch.linspace(-1.5, 1.5, KNOTS)
@@ -104,14 +109,22 @@ class AppearanceModel(nn.Module):
         x = sharp = F.leaky_relu(F.instance_norm(x) if self.light else x, 0.2)
         for convolution in self.down:
             x = F.leaky_relu(convolution(F.instance_norm(x)), 0.2)
-        x = self.residual(x)
+        x = deep = self.residual(x)
         for level, block in enumerate(self.up):
             x = F.interpolate(x, scale_factor=2, mode="trilinear") if level else x
             x = block(torch.cat([x, sharp], 1) if self.light and block is self.up[-1] else x, style)
         if self.light:
-            x = depth_to_space(self.head(x)) + drawn(in_float32(self.curve, style), seen)
+            x = depth_to_space(self.head(x)) + drawn(self.knots(deep, style), seen)
             return crop((torch.tanh(x) + 1) / 2 * (seen > 0), image.shape[2:])
         return crop((torch.tanh(in_float32(self.head, x)) + 1) / 2, image.shape[2:])
+
+    def knots(self, deep: Tensor, style: Tensor) -> Tensor:
+        """The light model's curve, (N, KNOTS), from features (N, 64, d, h, w) and the style (N, CODE)."""
+        pooled = F.adaptive_avg_pool3d(deep.float(), POOLED).flatten(1)
+        # Of length 4, whatever their number: one step of Adam moves a sum of many features of size 1 too far.
+        pooled = 4 * F.normalize(pooled - pooled.mean(1, keepdim=True), dim=1)
+        mixed = in_float32(self.mixed, torch.cat([style, in_float32(self.seen_as, pooled)], 1))
+        return in_float32(self.curve, mixed)
 
 
 @torch.no_grad()

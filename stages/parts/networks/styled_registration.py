@@ -23,6 +23,7 @@ class StyledRegistration(nn.Module):
         appearance: A.
         style: E, the encoder with its momentum copy and queue.
         code_of: which codes A sees: the encoder's, or its slow copy's, through which no gradient goes.
+        transformer: T, a registration network of its own that makes positive keys; None: F makes them.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class StyledRegistration(nn.Module):
         style: MomentumContrast,
         *,
         code_of: Literal["query", "key"] = "query",
+        transformer: RegistrationNetwork | None = None,
     ) -> None:
         super().__init__()
+        self.transformer = transformer
         self.flow, self.appearance, self.style, self.code_of = flow, appearance, style, code_of
 
     def code(self, image: Tensor) -> Tensor:

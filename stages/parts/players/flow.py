@@ -80,7 +80,7 @@ class EncodeFlows:
         displacement = self.flows(batch)
         code = self.autoencoder.encode(displacement)
         judged = self.discriminator(code) if self.discriminator else None
-        return Coded(displacement, self.autoencoder.decode(code), batch.moving, self.autoencoder, judged)
+        return Coded(displacement, self.autoencoder.decode(code), batch.moving[: len(code)], self.autoencoder, judged)
 
 
 def flow_reconstruction(coded: Coded) -> Tensor:

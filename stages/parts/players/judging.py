@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.style import style_prior
 from stages.parts.players.flow import FlowsOfAtlas
 from stages.parts.warps import warp
+
+Own = Literal["moving", "fixed"]  # which scan of a pair a style's code is learned of
 
 
 @dataclass
@@ -43,14 +46,19 @@ class JudgeWarped:
 
 @dataclass
 class JudgeStyles:
-    """Forward pass of D_style: the prior's codes, and those of scans; the encoder stands still."""
+    """Forward pass of D_style: the prior's codes, and those of scans; the encoder stands still.
+
+    Args:
+        own: which scan of a pair is encoded.
+    """
 
     encoder: nn.Module
     discriminator: LatentDiscriminator
+    own: Own = "moving"
 
     def __call__(self, batch: TwoScans) -> Judged:
         with torch.no_grad():
-            encoded = self.encoder(batch.moving)
+            encoded = self.encoder(batch.moving if self.own == "moving" else batch.fixed)
         prior = style_prior(len(encoded), batch.draw.generator)
         return Judged(*self.discriminator(torch.cat([prior, encoded])).chunk(2))
 

@@ -27,6 +27,7 @@ class Segmented:
     second: Tensor | None = None  # of X_B
     mixed: Tensor | None = None  # of gamma X_A + (1 - gamma) X_B
     gamma: Tensor | None = None
+    weights: Tensor | None = None  # of the classes, (C,); None: all equal
 
 
 def merged(logits: Tensor, missing: Tensor | None) -> Tensor:
@@ -57,7 +58,8 @@ class Segment:
 
     def __call__(self, batch: Labelled) -> Segmented:
         if not isinstance(batch, Mixed):
-            return Segmented(batch.target, merged(self.network(batch.image), batch.missing))
+            logits = merged(self.network(batch.image), batch.missing)
+            return Segmented(batch.target, logits, weights=batch.weights)
         between = batch.gamma * batch.first + (1 - batch.gamma) * batch.second
         logits = self.network(torch.cat([batch.image, batch.first, batch.second, between]))
         image, first, second, mixed = logits.chunk(4)
@@ -97,7 +99,6 @@ class GenerateAndSegment:
                 psi = warp(batch.first, to_atlas) - batch.atlas
             else:
                 path = self.registration(batch.atlas, batch.second)
-            others = torch.cat([batch.first, batch.second]) if self.sampling.any_pair else None
             couples = self.sampling(
                 batch.draw,
                 atlas=batch.atlas,
@@ -107,7 +108,7 @@ class GenerateAndSegment:
                 psi=psi,
                 scan=batch.second,
                 around=batch.around,
-                others=others,
+                others=batch.others if self.sampling.any_pair else None,
             )
         couples.missing = batch.missing
         return Segment(self.network)(couples)
@@ -124,13 +125,23 @@ def precise_overlap(result: Segmented) -> Tensor:
 
 
 def hardest_cross_entropy(result: Segmented) -> Tensor:
-    """Cross-entropy on the hardest quarter of the voxels, as OBELISK-Net is trained."""
-    return losses.hardest_cross_entropy_loss(result.logits, result.target)
+    """Weighted cross-entropy on the hardest quarter of the voxels, as OBELISK-Net is trained."""
+    return losses.hardest_cross_entropy_loss(result.logits, result.target, result.weights)
 
 
 def cross_entropy(result: Segmented) -> Tensor:
     """Cross-entropy, mean over voxels."""
     return losses.cross_entropy_loss(result.logits, result.target)
+
+
+def rarity_weighted_cross_entropy(result: Segmented) -> Tensor:
+    """Cross-entropy that weighs a class by 1 - its share of the batch, as in SST's published code."""
+    return losses.rarity_weighted_cross_entropy_loss(result.logits, result.target)
+
+
+def pooled_overlap(result: Segmented) -> Tensor:
+    """Soft Dice loss of all classes together, as in SST's published code."""
+    return losses.pooled_dice_loss(result.logits.softmax(1), result.target)
 
 
 def overlap_and_cross_entropy(result: Segmented) -> Tensor:

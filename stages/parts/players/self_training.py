@@ -72,7 +72,7 @@ class Taught:
     of_scan: Tensor
     label: Tensor  # (N, D, H, W)
     pseudo_label: Tensor
-    trusted: Tensor  # (N, D, H, W), bool
+    trusted: Tensor  # voxels that L_c looks at, (N, D, H, W), bool
     weights: Tensor  # (C,)
     teacher: Tensor | None  # logits of the teacher, of the scan, (N, C, D, H, W)
     carried: Tensor | None  # the atlas's label, carried over to the scan by R, (N, C, D, H, W)
@@ -91,6 +91,8 @@ class Teach:
         registration: R: atlas to scan, and scan to another scan for noise; sees images that are not recoloured.
         carries: whether the atlas's label is carried over to the scan.
         dropout: rate of `channels_dropped`.
+        spares_missing: L_c leaves out the voxels where the carried label has a class that was not accepted in the scan.
+            What a teacher never predicts it labels as its neighbours, and is sure of it.
     """
 
     student: nn.Module
@@ -98,6 +100,7 @@ class Teach:
     registration: RegistrationNetwork
     carries: bool
     dropout: float
+    spares_missing: bool = False
 
     def __call__(self, batch: AtlasesAndScans) -> Taught:
         atlas, label = batch.atlas, batch.label
@@ -116,6 +119,9 @@ class Teach:
             if to_scan is not None:
                 onto = to_scan if way is None else way + warp(to_scan, way)
                 carried = warp_one_hot(batch.label, onto, batch.num_classes)
+                if self.spares_missing:
+                    here = carried.argmax(1).flatten(1)
+                    trusted = trusted & batch.accepted.gather(1, here).view(trusted.shape)
             images = batch.draw.recolour(torch.cat([atlas, scan]))
             teacher = None if self.teacher is None else self.teacher.eval()(images[len(atlas) :])
             noisy = self.dropout > 0 and any(isinstance(layer, nn.BatchNorm3d) for layer in self.student.modules())
@@ -128,13 +134,14 @@ class Teach:
     def _register(self, batch: AtlasesAndScans) -> tuple[Tensor | None, Tensor | None]:
         """Displacements atlas to scan, and scan to the other one (0 where it is not moved); None: not needed."""
         n, moved = len(batch.atlas), bool(batch.moved.any())
-        moving = [batch.atlas] * self.carries + [batch.scan] * moved
-        fixed = [batch.scan] * self.carries + [batch.other] * moved
+        carries = self.carries or self.spares_missing
+        moving = [batch.atlas] * carries + [batch.scan] * moved
+        fixed = [batch.scan] * carries + [batch.other] * moved
         if not moving:
             return None, None
         displacements = self.registration.eval()(torch.cat(moving), torch.cat(fixed))
         noise = displacements[-n:] * batch.moved.view(-1, 1, 1, 1, 1) if moved else None
-        return (displacements[:n] if self.carries else None), noise
+        return (displacements[:n] if carries else None), noise
 
 
 def weighted_cross_entropy(result: Taught) -> Tensor:

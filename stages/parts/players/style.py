@@ -16,6 +16,7 @@ from stages.parts.networks.discriminators import LatentDiscriminator
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.style import Contrasted, MomentumContrast
 from stages.parts.networks.styled_registration import StyledRegistration
+from stages.parts.players.judging import Own
 from stages.parts.players.registering import Registered
 from stages.parts.warps import warp
 
@@ -57,7 +58,8 @@ class Transferred(Registered):
 
     source: Tensor  # s, (N, 1, D, H, W)
     rebuilt: Tensor  # A(A(s, E(t)), E(s))
-    same: Tensor  # A(s, E(s))
+    own: Tensor  # the scan whose code is the query: s, or t
+    same: Tensor  # A(own, E(own))
     encoded: Encoded
 
 
@@ -65,30 +67,43 @@ class Transferred(Registered):
 class Transfer:
     """Forward pass of the joint phase.
 
-    The positive keys are the scans warped by this step's displacements to the shapes of others.
+    The positive keys are the scans warped to the shapes of the others of their pairs: by T, or by this step's
+    displacements.
 
     Args:
-        registration: all three networks.
+        registration: all networks.
         discriminator: D_style; None: no discriminator.
         registers: the gradient of the registration reaches all networks; off: F registers scans in their own style,
             for the keys alone, and gets no gradient.
+        own: which scan of a pair is the query and is redrawn in its own style (L_id).
     """
 
     registration: StyledRegistration
     discriminator: LatentDiscriminator | None
     registers: bool = True
+    own: Own = "moving"
 
     def __call__(self, batch: TwoScans) -> Transferred:
         R, source, target = self.registration, batch.moving, batch.fixed
-        of_source = R.code(source)
-        styled = R.restyled(source, target)
+        of_source, of_target = R.code(source), R.code(target)
+        styled = R.appearance(source, of_target)
         with torch.set_grad_enabled(self.registers and torch.is_grad_enabled()):
             displacement = R.flow(styled if self.registers else source, target)
-        contrasted = R.style(source, warp(source, displacement.detach()), batch.owner, batch.plain)
-        rebuilt, same = R.appearance(torch.cat([styled, source]), of_source.repeat(2, 1)).chunk(2)
+        if self.own == "moving":
+            own, other, of_own, owner, plain = source, target, of_source, batch.owner, batch.plain
+        else:
+            own, other, of_own, owner, plain = target, source, of_target, batch.fixed_owner, batch.fixed_plain
+        with torch.no_grad():
+            if R.transformer is not None:
+                way = R.transformer(own, other)
+            else:
+                way = displacement if own is source else R.flow(own, other)
+            moved = warp(own, way)
+        contrasted = R.style(own, moved, owner, plain)
+        rebuilt, same = R.appearance(torch.cat([styled, own]), torch.cat([of_source, of_own])).chunk(2)
         judged = self.discriminator(contrasted.query) if self.discriminator else None
         return Transferred(
-            styled, target, displacement, 1, source=source, rebuilt=rebuilt, same=same,
+            styled, target, displacement, 1, source=source, rebuilt=rebuilt, own=own, same=same,
             encoded=Encoded(contrasted, judged),
         )  # fmt: skip
 
@@ -134,7 +149,7 @@ def style_cycle(state: Transferred) -> Tensor:
 
 def style_identity(state: Transferred) -> Tensor:
     """L_id: in its own style the scan is itself (Eq. 5)."""
-    return losses.structural_loss(state.source, state.same)
+    return losses.structural_loss(state.own, state.same)
 
 
 def reconstruction(pair: Registered) -> Tensor:
