@@ -27,12 +27,13 @@ def fits(
 
 
 LEARNED = 0.9  # DSC of a network's answer for an atlas that it learned from, from which it has learned a structure
+STEEP = 8  # how fast trust falls below that: a network that misses its own atlas misses scans by more
 
 
 def learned(answers: Sequence[Tensor], labels: Sequence[Tensor], num_classes: int) -> Tensor:
     """How far a network has learned each class, from its answers for the atlases that it learned from.
 
-        min(1, (DSC / 0.9)^2), mean over the atlases that have the structure
+        min(1, DSC / 0.9)^8, mean over the atlases that have the structure
 
     Args:
         answers, labels: class indices of each atlas, (D, H, W).
@@ -43,7 +44,7 @@ def learned(answers: Sequence[Tensor], labels: Sequence[Tensor], num_classes: in
     pairs = zip(answers, labels, strict=True)
     dice = torch.stack([dice_per_class(answer, label.to(answer.device), num_classes) for answer, label in pairs])
     known = torch.nan_to_num(dice.nanmean(0), nan=1.0).float()
-    return torch.cat([known.new_ones(1), (known / LEARNED).square().clamp(max=1)])
+    return torch.cat([known.new_ones(1), (known / LEARNED).clamp(max=1) ** STEEP])
 
 
 def fused(network: Tensor, votes: Tensor, fit: Tensor, trust: Tensor) -> Tensor:

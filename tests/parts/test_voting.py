@@ -48,5 +48,5 @@ def test_what_is_learned_is_told_by_the_atlases():
     label[0], label[1] = 1, 2
     answer = torch.where(label == 2, 0, label)
     answer[0, :2] = 0  # half of structure 1: DSC 2/3
-    assert torch.allclose(learned([answer], [label], 4), torch.tensor([1.0, (2 / 3 / 0.9) ** 2, 0.0, 1.0]))
+    assert torch.allclose(learned([answer], [label], 4), torch.tensor([1.0, (2 / 3 / 0.9) ** 8, 0.0, 1.0]))
     assert torch.equal(learned([label, label], [label, label], 3), torch.ones(3))
