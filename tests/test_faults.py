@@ -301,12 +301,13 @@ def test_an_interrupted_run_says_that_it_resumes(copied, monkeypatch):
     ],
 )
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_scans(loss, command, expected, copied, monkeypatch):
-    from stages.methods import brbs, unet
+    from stages.methods import registration_losses, unet
 
     module, name = loss.split(".")
     target = f"{module}/{'segmentation' if command == 'train-seg' else 'registration'}"
     shutil.rmtree(copied.workspace / target, ignore_errors=True)
-    real = getattr({"brbs": brbs, "unet": unet}[module], name)
+    of_registration = registration_losses.SIMILARITIES
+    real = getattr(unet, name) if module == "unet" else of_registration["lncc"]
     calls = []
 
     def third_is_nan(state: object) -> torch.Tensor:
@@ -314,7 +315,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_scans(loss, comman
         return real(state) * (float("nan") if len(calls) == 3 else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"stages.methods.{module}.{name}", third_is_nan)
+        if module == "unet":
+            patch.setattr(unet, name, third_is_nan)
+        else:
+            patch.setitem(of_registration, "lncc", third_is_nan)
         line = fault(copied.lrls(command, "--method", module))
     assert line.startswith(f"training stopped: {expected}")
     assert line.endswith("the same command resumes at the last checkpoint.")

@@ -107,6 +107,7 @@ class Settings(RegistrationSettings):
     scans_per_epoch: int = Field(
         334,
         ge=1,
+        le=1_000_000,
         description="Scans of an epoch (OASIS: 334, BCV: 29). The paper's networks take 500 epochs, then 200, by twos.",
     )
     most_samples: Annotated[int | None, GENERATE] = Field(

@@ -226,11 +226,18 @@ def test_couples_to_learn_from_go_all_the_way_to_the_scans_shapes(monkeypatch):
 
 def test_couples_to_learn_from_are_true_ones_and_where_there_are_none_moved_atlases(monkeypatch):
     config = Config.model_validate(
-        {"workspace": ".", "data": {"folder": ".", "atlases": ["a"]}, "structures": {"a": 1, "b": 2}}
+        {
+            "workspace": ".",
+            "data": {"folder": ".", "atlases": ["a"], "unlabeled": ["u"]},
+            "structures": {"a": 1, "b": 2},
+        }
     )
     image, label = phantom()
     cohort = SimpleNamespace(
-        parts={"atlases": ["a"]}, grid=GRID, image=lambda _: image.astype(np.float16), label=lambda _: label
+        parts={"atlases": ["a"], "unlabeled": ["u"]},
+        grid=GRID,
+        image=lambda _: image.astype(np.float16),
+        label=lambda _: label,
     )
     made = SimpleNamespace(cohort=cohort, generated=SimpleNamespace(), round=0)
     asked = []

@@ -110,6 +110,7 @@ def answer(project: Any, command: tuple[str, ...], out: Path) -> dict[str, Any]:
         if path.is_file() and path.suffix != ".png"
     }
     said = done.out.replace(str(out), "OUT").replace(str(project.folder), "PROJECT")
+    said = re.sub(r"\S+ s a scan", "SECONDS a scan", said)
     if made:  # a table of a comparison says how long things took, its folder another number
         said = re.sub(r"v\d{4}", "v", said)
     return {"said": said, "files": files, "made": made, "told": done.err}

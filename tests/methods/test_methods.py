@@ -838,6 +838,7 @@ BEST_SWITCHES = {
     "coarse_steps": (7, lambda recipe: recipe.answer.registers.coarse_steps),
     "fine_steps": (7, lambda recipe: recipe.answer.registers.fine_steps),
     "smoothness_weight": (3.0, lambda recipe: recipe.answer.registers.smoothness),
+    "half_resolution": (0.5, lambda recipe: [phase.share for phase in phases(recipe, "segmentation")]),
     "fuse": (False, lambda recipe: recipe.answer.fuse),
     "flat_borders": (False, lambda recipe: recipe.answer.flat_borders),
 }

@@ -275,8 +275,8 @@ def test_seeds_fit_into_63_bits_and_use_them():
 
 BORDERS = {"eval": {"preset", "flat_borders"}}
 LATER = {  # method: settings that stages before this one do not read
-    "unet": BORDERS,
-    "supervised": BORDERS,
+    "unet": {"train-seg": {"half_resolution"}} | BORDERS,
+    "supervised": {"train-seg": {"half_resolution"}} | BORDERS,
     "affine": {"eval": {"preset"}},
     "syn": {"eval": {"preset"}},
     "voxelmorph": {"eval": {"preset"}},
@@ -294,8 +294,8 @@ LATER = {  # method: settings that stages before this one do not read
     "brbs": BORDERS,
     "jrss": {
         "train-seg": {
-            "segmentation_network", "pretraining_loss",
-            "dropout", "input_noise", "weigh_classes", "kl_weight", "carried_weight", "decay",
+            "segmentation_network", "pretraining_loss", "weight_decay", "spare_missing",
+            "dropout", "input_noise", "weigh_classes", "kl_weight", "carried_weight", "decay", "decay_warm_up",
         },
         "eval": {"preset", "flat_borders", "rounds"},
     },
@@ -309,17 +309,17 @@ LATER = {  # method: settings that stages before this one do not read
         "eval": {"preset"},
     },
     "sst": {
-        "generate": {"sampling", "looks", "samples", "appearance_from"},
-        "train-seg": {"segmentation_network"},
+        "generate": {"sampling", "looks", "samples", "label_above", "appearance_from"},
+        "train-seg": {"segmentation_network", "segmentation_loss", "segmentation_weight_decay"},
         "eval": {"preset", "flat_borders"},
     },
-    "best": {"eval": {"preset", "flat_borders", "fuse"}},
+    "best": {"train-seg": {"half_resolution"}, "eval": {"preset", "flat_borders", "fuse"}},
 }  # fmt: skip
 LATER_ROUNDS = {  # method: settings that round 0 does not read, but for `eval`
     "ist": {"round_share", "overlap_weight", "pseudo_weight"},
     "jrss": {
-        "round_share", "round_pace", "threshold",
-        "dropout", "input_noise", "weigh_classes", "kl_weight", "carried_weight", "decay",
+        "round_share", "round_pace", "schedule_over_rounds", "threshold", "screening", "spare_missing",
+        "dropout", "input_noise", "weigh_classes", "kl_weight", "carried_weight", "decay", "decay_warm_up",
     },
 }  # fmt: skip
 
