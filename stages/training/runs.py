@@ -119,7 +119,7 @@ def make_trained(
             run = run_of(own, recipe, cohort, config, method, device, draft, round=round, inputs=inputs, clock=clock)
             log = train(run)
             if clock and log:
-                about["steps"] = str(log[-1]["step"])
+                about["steps"] = str(sum({record["phase"]: record["step"] for record in log}.values()))
             draw(draft, recipe, run)
             draw_pages(own, cohort, run)
         save_weights(recipe.trained(own), draft.folder / "weights.safetensors", about)

@@ -84,3 +84,19 @@ def test_a_training_takes_the_steps_that_its_clock_says_and_keeps_them_over_a_st
     before = project.digests()
     project.made(*command)
     assert project.digests() == before
+
+
+def test_the_header_counts_the_steps_at_half_resolution_too(project, no_pictures, monkeypatch):
+    monkeypatch.setattr("stages.training.budget.step_seconds", lambda _: 100.0)  # of 10 minutes: few steps
+    monkeypatch.setattr("stages.training.budget.LEAST_STEPS", 2)
+    monkeypatch.setattr(Clock, "steps", lambda self, step, steps, elapsed_s: steps)
+    project.made(
+        "run", "--method", "unet", "--until", "train-seg", "--budget", "10m",
+        "--set", "methods.unet.half_resolution=0.5", "--set", "methods.unet.segmentation_network=light",
+    )  # fmt: skip
+    folder = project.workspace / "unet" / "segmentation" / "v0001"
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = {record["phase"]: record["step"] for record in log}
+    assert list(last) == ["labelled at half resolution", "labelled"] and min(last.values()) > 0
+    _, about = read_weights(folder / "weights.safetensors")
+    assert about["steps"] == str(sum(last.values()))
