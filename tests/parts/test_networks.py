@@ -30,7 +30,6 @@ from stages.parts.networks.teacher_student import ResidualUNet, ResidualUnit
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.voxelmorph import VoxelMorphUNet
 from stages.parts.warps import compose, integrate, voxel_grid
-from stages.speed import cpu_has_bf16
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = {
@@ -366,21 +365,14 @@ def gradients(network, image, target, *, bf16):
     return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
 
-# Emulated, these grids take as long as all other tests, and go through other code than the instructions do.
-IN_HARDWARE = pytest.mark.skipif(not cpu_has_bf16(), reason="no bfloat16 instructions: smaller grids are tested")
 # What the configurations run: VoxelMorph's U-Net on the brain's grid would take as long as all other tests here.
 USED = [
     *((network, grid) for network in NETWORKS for grid in ("example", "tests", "smallest derived")),
-    *(
-        pytest.param(network, grid, marks=IN_HARDWARE)
-        for network, grid in (
-            (LightUNet, "hippocampus"),
-            (SmoothLightUNet, "hippocampus"),
-            (VoxelMorphUNet, "hippocampus"),
-            (SmoothLightUNet, "brain"),
-            (AppearanceUNet, "hippocampus"),
-        )
-    ),
+    (LightUNet, "hippocampus"),
+    (SmoothLightUNet, "hippocampus"),
+    (VoxelMorphUNet, "hippocampus"),
+    (SmoothLightUNet, "brain"),
+    (AppearanceUNet, "hippocampus"),
 ]
 
 
