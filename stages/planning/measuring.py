@@ -39,6 +39,7 @@ from stages.device import Device
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, recipe_of, training_of
 from stages.methods.recipe import Generate, Recipe, Train
+from stages.parts.batches.halved import factors
 from stages.planning.choosing import Cost, Measured
 from stages.planning.grids import SMALLER, TIMED_VOXELS, Spacing, candidates, timed_grid
 from stages.planning.residual import residual_scaling
@@ -173,7 +174,7 @@ def _couple_cost(
 ) -> tuple[Cost, np.ndarray | None]:
     """The cost of a couple's registration, and its displacement; 0 and None: the recipe registers none.
 
-    The smaller grid is every second voxel along the finest axes.
+    The smaller grid is every second voxel along the axes that `factors` halves.
     """
     steps = [step for number in range(len(recipe.rounds)) for step in recipe.steps(number)]
     if recipe.answer.registers is None or not any(isinstance(step, Generate) for step in steps):
@@ -182,12 +183,11 @@ def _couple_cost(
     for file in (atlas_file, scan_file):
         with np.load(file) as stored:
             pair.append(stored["image"])
-    spacing = np.array(grid.spacing_mm)
     seconds, voxels, displacement = [], [], None
-    for every in (np.where(spacing < 1.5 * spacing.min(), 2, 1), (1, 1, 1)):
-        part = (..., *(slice(None, None, int(k)) for k in every))
+    for every in (factors(grid.shape, grid.spacing_mm), (1, 1, 1)):
+        part = (..., *(slice(None, None, k) for k in every))
         moving, fixed = (np.ascontiguousarray(image[part]) for image in pair)
-        d, h, w = (spacing * every).tolist()
+        d, h, w = (mm * k for mm, k in zip(grid.spacing_mm, every, strict=True))
         began = time.monotonic()
         _, displacement = next(
             displacements(

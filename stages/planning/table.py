@@ -31,7 +31,7 @@ def rows(measured: Measured, choices: Choices, doubled: Choices | None, given: G
         _couples(measured, choices, given),
         _network(measured, choices, given),
         Row("couples a step", str(choices.batch_size), _hand(given.batch_size) or _by_steps(choices)),
-        _half_resolution(choices, given),
+        _half_resolution(choices, doubled, given),
         Row("augmentation", choices.augmentation, _hand(given.augmentation) or _augmentation(measured, doubled)),
         _steps(measured, choices, doubled),
         Row("precision", measured.way, "measured"),
@@ -101,10 +101,13 @@ def _network(measured: Measured, choices: Choices, given: Given) -> Row:
     return Row("network", choices.network, _hand(given.network) or reason, f"{step:.2f} s a step")
 
 
-def _half_resolution(choices: Choices, given: Given) -> Row:
+def _half_resolution(choices: Choices, doubled: Choices | None, given: Given) -> Row:
     share = choices.half_resolution
     value = f"first {share:.0%} of the steps" if share else "none"
-    reason = "so that there are enough steps" if share else "enough steps at full resolution"
+    if doubled is None:
+        reason = "the recipe's"
+    else:
+        reason = "so that there are enough steps" if share else "enough steps at full resolution"
     return Row("half resolution", value, _hand(given.half_resolution) or reason)
 
 

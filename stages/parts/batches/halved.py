@@ -1,4 +1,4 @@
-"""Batches at half of the grid's resolution, where a step costs a fifth and a network learns where structures lie."""
+"""Batches at half of the grid's resolution, where a step costs a fraction and a network learns where structures lie."""
 
 from __future__ import annotations
 
