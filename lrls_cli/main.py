@@ -21,6 +21,7 @@ from lrls_cli.phantom import phantom
 from lrls_cli.plan import plan
 from lrls_cli.predict import predict
 from lrls_cli.preprocess import preprocess
+from lrls_cli.report import report
 from lrls_cli.run import run
 from lrls_cli.suggest_atlas import suggest_atlas
 from lrls_cli.sweep import sweep
@@ -51,6 +52,7 @@ app.command()(predict)
 app.command()(calibrate)
 app.command()(export)
 app.command()(compare)
+app.command()(report)
 app.command()(sweep)
 app.command()(methods)
 app.command()(history)
