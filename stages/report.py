@@ -129,7 +129,7 @@ def gather(
     minutes = [None if pd.isna(row["wall_time_s"]) else row["wall_time_s"] / 60 for row in main]
     dsc = [(row["dsc"], row["dsc_low"], row["dsc_high"]) for row in main]
     extra = {
-        "comparison": {"headings": HEADINGS, "rows": [cells(row) for row in table.to_dict("records")]},
+        "comparison": _comparison(table),
         "registrations": [row for row in table.to_dict("records") if pd.notna(row["folded_percent"])],
         "against_time": charts.against_time([run.name for run in runs], minutes, dsc),
         "curves": [*_rounds(runs), *_sweeps(config)],
@@ -169,6 +169,15 @@ def _opened(kind: Any, digest: str, found: Found) -> Any:
 def _row_of(table: pd.DataFrame, run: Run) -> dict[str, Any]:
     own = table[(table["method"] == run.name) & (table["output"] == run.main)]
     return own.to_dict("records")[0]
+
+
+def _comparison(table: pd.DataFrame) -> dict[str, Any]:
+    """The table of `lrls compare`, differences and tests beside DSC; columns that are empty throughout are left out."""
+    rows = [dict(zip(HEADINGS, cells(row), strict=True)) for row in table.to_dict("records")]
+    first = ("method", "output", "DSC", "95 %", "diff.", "diff. 95 %", "p")
+    headings = [*first, *(name for name in HEADINGS if name not in first)]
+    headings = [name for name in headings if any(row[name] for row in rows)]
+    return {"headings": headings, "rows": [[row[name] for name in headings] for row in rows]}
 
 
 def _rounds(runs: Sequence[Run]) -> list[tuple[str, Any]]:

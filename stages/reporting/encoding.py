@@ -57,10 +57,11 @@ def averaged(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return mean.round().numpy().astype(np.uint8)
 
 
-def packed_image(volume: np.ndarray, quality: int) -> dict[str, Any]:
-    """A volume (D, H, W) uint8 as a WebP sheet."""
+def packed_image(volume: np.ndarray, quality: int | None) -> dict[str, Any]:
+    """A volume (D, H, W) uint8 as a WebP sheet; without a quality as it is."""
     file = io.BytesIO()
-    Image.fromarray(as_sheet(volume)).save(file, "WEBP", quality=quality, method=4)
+    how = {"lossless": True} if quality is None else {"quality": quality}
+    Image.fromarray(as_sheet(volume)).save(file, "WEBP", method=4, **how)
     return {"columns": columns_of(volume.shape), "url": f"data:image/webp;base64,{_base64(file.getvalue())}"}
 
 

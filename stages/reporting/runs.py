@@ -18,7 +18,7 @@ from stages.artifacts.scores import Scores
 FOLDED = 0.01  # share of voxels with |J| <= 0 above which a scan is flagged
 OFF = 0.3  # a structure whose volume is off by this share of the truth is flagged
 SMALL = 0.1  # a volume that is off by less is right
-APART = 0.2  # methods whose DSC on a scan differs by this are flagged
+BETTER = 0.05  # DSC by which another method must be better to be named
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,11 @@ def _flags(
     ]
     if off:
         flags.append("volume off: " + ", ".join(row["structure"] for row in off[:2]) + (" ..." if off[2:] else ""))
-    known = [value for value in dsc if value is not None]
-    if len(known) > 1 and max(known) - min(known) > APART:
-        flags.append("methods differ")
+    if own is not None:
+        known = [(value, each.name) for value, each in zip(dsc, gathered.runs, strict=True) if value is not None]
+        better, name = max(known)
+        if better > own + BETTER:
+            flags.append(f"another method is better: {name}")
     if any(each.folds.get(case, 0) > FOLDED for each in gathered.runs):
         flags.append("folding")
     if run.held_out.transform(case)["fell_back"]:

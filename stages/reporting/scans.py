@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from stages.answering.scoring import as_reported
 from stages.artifacts.cohort import Grid
-from stages.artifacts.sheets import read_sheet
+from stages.artifacts.sheets import FOLDED, read_sheet
 from stages.config import Config
 from stages.data.checks import examine_all
 from stages.data.facts import Known, faults_of
@@ -27,6 +27,8 @@ from stages.reporting.encoding import ATTEMPTS, Layer, averaged, coarser, packed
 from stages.reporting.runs import Gathered, Numbers, Run, low_mark, numbers_of
 
 LEAST_SCRIPT, MOST_SCRIPT = 78_000, 400_000  # bytes of a scan's script
+STEP_OF_CHANGE = 8  # grey values of a sheet of Jacobians that are shown alike
+MOST_FOLDS = 20_000  # voxels that are looked at one by one
 ALL_SCRIPTS = 7_800_000  # bytes of all scripts, while they are above the least
 
 
@@ -161,14 +163,17 @@ def _registered(case: str, gathered: Gathered, grid: Grid, quality: int) -> list
     """The warped atlas, and how its volume changes, of every run that registers and kept them."""
     images = []
     for run in gathered.runs:
-        for folder, what, kind in (("warped", "atlas warped", "scan"), ("volume-change", "volume change", "change")):
-            sheet = _sheet(run, folder, case)
-            if sheet is None:
-                continue
-            onto = grid if kind == "scan" else coarser(grid, 1.6)
-            moved = _onto(sheet, run.held_out.grid, onto, kind)
-            about = {"name": f"{what}, {run.name}", "kind": kind, "shape": onto.shape}
-            images.append(about | packed_image(moved, max(35, quality - 10)))
+        if (warped := _sheet(run, "warped", case)) is not None:
+            about = {"name": f"atlas warped, {run.name}", "kind": "scan", "shape": grid.shape}
+            images.append(about | packed_image(_onto(warped, run.held_out.grid, grid), max(35, quality - 10)))
+        change = _sheet(run, "volume-change", case)
+        if change is not None and change.min() != change.max():
+            onto = coarser(grid, 1.6)
+            shown = _onto(change, run.held_out.grid, onto).clip(1) // STEP_OF_CHANGE * STEP_OF_CHANGE + STEP_OF_CHANGE // 2
+            folds = _folds(change == FOLDED, run.held_out.grid, onto)
+            shown[folds] = FOLDED
+            about = {"name": f"volume change, {run.name}", "kind": "change", "shape": onto.shape}
+            images.append(about | {"folds": bool(folds.any())} | packed_image(shown, None))
     return images
 
 
@@ -179,17 +184,27 @@ def _sheet(run: Run, folder: str, case: str) -> np.ndarray | None:
     return read_sheet(run.artifact.folder / name, run.held_out.grid.shape)
 
 
-def _onto(volume: np.ndarray, grid: Grid, shown: Grid, kind: str) -> np.ndarray:
-    """A volume of one grid on another one over the same space; folds stay folds."""
+def _onto(volume: np.ndarray, grid: Grid, shown: Grid) -> np.ndarray:
+    """A volume of one grid on another one over the same space; what lies outside is as the nearest voxel."""
     if (grid.shape, grid.origin, grid.spacing_mm) == (shown.shape, shown.origin, shown.spacing_mm):
         return volume
     image = sitk.GetImageFromArray(volume)
-    image.SetSpacing(grid.spacing_mm[::-1])
-    image.SetOrigin(grid.origin)
-    image.SetDirection(grid.direction)
-    how = sitk.sitkLinear if kind == "scan" else sitk.sitkNearestNeighbor
-    empty = 0.0 if kind == "scan" else 128.0
-    return sitk.GetArrayFromImage(sitk.Resample(image, shown.as_image(), sitk.Transform(), how, empty))
+    image.CopyInformation(grid.as_image())
+    resample = sitk.ResampleImageFilter()
+    resample.SetReferenceImage(shown.as_image())
+    resample.UseNearestNeighborExtrapolatorOn()
+    return sitk.GetArrayFromImage(resample.Execute(image))
+
+
+def _folds(folded: np.ndarray, grid: Grid, shown: Grid) -> np.ndarray:
+    """The voxels of a grid in which any voxel of a finer one is folded: coarsening must not hide a fold."""
+    found = np.zeros(shown.shape, bool)
+    own, onto = grid.as_image(), shown.as_image()
+    for place in np.argwhere(folded)[:MOST_FOLDS].tolist():
+        index = onto.TransformPhysicalPointToIndex(own.TransformIndexToPhysicalPoint(place[::-1]))[::-1]
+        if all(0 <= i < n for i, n in zip(index, shown.shape, strict=True)):
+            found[index] = True
+    return found
 
 
 def flagged(scans: Sequence[Reported]) -> Mapping[str, int]:

@@ -155,7 +155,7 @@ def done(gathered: Gathered) -> list[tuple[str, str]]:
         borders = (" and ".join(cohort.structures[c - 1] for c in border.classes) for border in cohort.flat_borders)
         told.append(("Flat borders", f"{'; '.join(borders)} meet in a plane, in the atlases and so in answers"))
     for run in gathered.runs:
-        told.append((f"Method {run.name}", f"{find_method(run.method).summary} {_time_of(run, gathered)}".strip()))
+        told.append((f"Method {run.name}", f"{find_method(run.method).summary.rstrip('.')}. {_time_of(run, gathered)}".strip()))
     return told
 
 

@@ -142,11 +142,14 @@ function cell(kind, text, name) {
 function fillStructures(scan) {
   const several = DATA.runs.length > 1, number = (value, digits) => (value === null ? "" : value.toFixed(digits));
   const heads = ["structure", ...DATA.runs.map(name => (DATA.scored ? (several ? name : "DSC") : "")).filter(Boolean)];
-  if (DATA.scored) heads.push("HD95 mm", "ml", "truth ml");
+  if (DATA.scored) heads.push("HD95", "ml", "truth");
   else heads.push("ml");
   const top = document.createElement("tr");
   top.append(...heads.map(text => cell("th", text)));
   $("structures-head").replaceChildren(top);
+  if (DATA.scored) [...top.children].slice(-3).forEach((head, k) => {
+    head.title = ["distance of surfaces in mm, 95th percentile", "volume of the answer", "volume of the truth"][k] + `, ${DATA.runs[DATA.chief]}`;
+  });
   const order = scan.rows.map((_, k) => k), chief = row => row.runs[DATA.chief];
   order.sort((a, b) => (chief(scan.rows[a]).dsc ?? 2) - (chief(scan.rows[b]).dsc ?? 2) || a - b);
   $("structures").replaceChildren(...order.map(k => {

@@ -104,7 +104,7 @@ function drawPlane(plane) {
   if (image?.grey) {
     const axis = PLANES[plane].axis;
     const there = Math.min(image.shape[axis] - 1, Math.floor((place + 0.5) * image.shape[axis] / scan.shape[axis]));
-    context.imageSmoothingEnabled = image.kind === "scan";
+    context.imageSmoothingEnabled = image.kind === "scan" || !image.folds;
     context.imageSmoothingQuality = "high";
     const slice = sliceOf(image.grey, image.shape, plane, there);
     context.drawImage(paint(slice, image.kind === "scan" ? grey : change), 0, 0, wide, high);
@@ -171,7 +171,10 @@ function letters(context, canvas, text, ratio) {
 
 function sideText(name) {
   const side = view[name], image = view.scan.images[side.image], label = view.scan.labels[side.label];
-  return `${name}: ${image ? image.name : "no image"}${label ? `, ${label.name}` : ""}`;
+  const text = `${name}: ${image ? image.name : "no image"}${label ? `, ${label.name}` : ""}`;
+  if (image?.kind === "change") return `${text} (red: the atlas grows, blue: it shrinks, yellow: folds)`;
+  const other = view.scan.labels[view[name === "A" ? "B" : "A"].label];
+  return other && other !== label && $("other").checked ? `${text} · white: ${other.name}` : text;
 }
 
 let drawing = 0;
