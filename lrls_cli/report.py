@@ -16,7 +16,7 @@ def report(
         list[str],
         typer.Option(
             "--method",
-            help="Repeat for every method, as for `lrls compare`; the first is the reference. Default: all with scores.",
+            help="Repeat for every method, as for `lrls compare`; the first is the reference. Default: all scored.",
         ),
     ] = [],  # noqa: B006
     seed: Annotated[int | None, typer.Option(help="Of the runs; default: the file's.")] = None,

@@ -1,6 +1,7 @@
 """`lrls run`: all stages of a method."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,9 @@ def run(
         typer.Option(help="Time to the last weights: 90s, 10m, 2h; the plan is made for it. Or steps: 2000steps."),
     ] = None,
     round: Annotated[int | None, typer.Option(help="The last round to run, of methods with rounds.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a report of the scores into this folder, as `lrls report` does.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Plan what the time allows, then run all stages of a method; artifacts that are up to date are not made again.
@@ -41,11 +45,19 @@ def run(
     from stages.training.budget import Budget
     from stages.workflow import run as run_all
 
+    loaded = load_config(config, settings)
+    if report:
+        from stages.report import check_out
+        from stages.report import report as write_report
+
+        check_out(loaded, report, force=force)
     made = run_all(
-        load_config(config, settings), method, until=until.value, round=round,  # type: ignore[arg-type]
+        loaded, method, until=until.value, round=round,  # type: ignore[arg-type]
         budget=Budget.parse(budget) if budget is not None else None,
         force=force, tell=tell, show=lambda plan: print_plan(plan.table, plan.budget_s),
     )  # fmt: skip
     if made.scores:
         print_scores(method, made.scores)
         tell(made.scores.folder)
+        if report:
+            tell(write_report(loaded, [method], report, force=force, tell=tell))

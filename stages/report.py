@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from stages.artifacts.cohort import Cohort
-from stages.artifacts.costs import cost, way_to
-from stages.artifacts.generated import Generated
-from stages.artifacts.manifest import Artifact, Manifest
+from stages.artifacts.costs import way_to
+from stages.artifacts.manifest import Manifest
 from stages.artifacts.placing import check_place, placed
 from stages.artifacts.scores import Scores
 from stages.artifacts.store import history, listed_versions
@@ -59,7 +58,7 @@ def report(
     Raises:
         LrlsError: nothing was scored, the methods were scored on different scans, or the folder cannot be made.
     """
-    check_place(out, force=force, strange=strange, kept=(config.data.folder, config.workspace), inside=True)
+    check_out(config, out, force=force)
     seed = config.seed if seed is None else seed
     methods = methods or scored_methods(config, seed)
     found = {manifest.digest: (folder, manifest) for folder, manifest in history(config.workspace)}
@@ -77,6 +76,11 @@ def report(
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     tell(f"{plural(len(scans), 'scan')}, {size / 1e6:.1f} MB; open index.html in a browser")
     return out
+
+
+def check_out(config: Config, out: Path, *, force: bool) -> None:
+    """Refuse a folder before hours of work for it; raises LrlsError."""
+    check_place(out, force=force, strange=strange, kept=(config.workspace, config.data.folder))
 
 
 def scored_methods(config: Config, seed: int) -> list[str]:

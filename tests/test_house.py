@@ -17,9 +17,11 @@ MAY_IMPORT = {
     "lrls_cli": {"stages", "answering", "artifacts", "data", "methods", "planning", "training", "base"},
     "stages": {
         "answering", "planning", "training", "methods", "generating", "parts", "data", "artifacts", "pictures", "base",
+        "reporting",
     },
     "planning": {"answering", "training", "methods", "generating", "parts", "data", "artifacts", "base"},
     "training": {"answering", "methods", "generating", "parts", "data", "artifacts", "pictures", "base"},
+    "reporting": {"answering", "methods", "parts", "data", "artifacts", "base"},
     "answering": {"methods", "generating", "parts", "data", "artifacts", "pictures", "base"},
     "methods": {"generating", "parts", "artifacts", "base"},
     "generating": {"parts", "artifacts", "pictures", "base"},

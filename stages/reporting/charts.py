@@ -37,10 +37,11 @@ def ranked(names: Sequence[str], cases: Sequence[str], dsc: Sequence[Sequence[fl
                 continue
             x, y = left + (place + 0.5) * step, _y(value, low, top, height - bottom)
             size = 4 if number == chief else 2.8
-            parts.append(
-                Markup('<circle class="{} dot" data-case="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>')
-                .format(colour_class(number), case, x, y, size, f"{cases[case]}, {names[number]}: DSC {value:.3f}")
-            )  # fmt: skip
+            title = f"{cases[case]}, {names[number]}: DSC {value:.3f}"
+            dot = Markup(
+                '<circle class="{} dot" data-case="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>'
+            )
+            parts.append(dot.format(colour_class(number), case, x, y, size, title))
     parts.append(_text(left, height - 10, "worst scan"))
     parts.append(_text(WIDTH - right, height - 10, "best scan", "end"))
     return _svg(height, parts, f"DSC of every scan, from the worst to the best by {names[chief]}")
@@ -77,7 +78,9 @@ def boxes(names: Sequence[str], structures: Sequence[str], values: Sequence[Sequ
             if of_run:
                 quartiles = np.percentile(of_run, [0, 25, 50, 75, 100])
                 a, b, c, d, e = (x(float(q)) for q in quartiles)
-                label = f"{structure}, {names[number]}: median {quartiles[2]:.3f}, {quartiles[0]:.3f} to {quartiles[4]:.3f}"
+                label = (
+                    f"{structure}, {names[number]}: median {quartiles[2]:.3f}, {quartiles[0]:.3f} to {quartiles[4]:.3f}"
+                )
                 parts.append(Markup(
                     '<g class="{}"><title>{}</title><line class="whisker" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>'
                     '<rect class="box" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="9" rx="2"/>'
@@ -118,7 +121,7 @@ def against_time(
         y = _y(mean, low, top, height - bottom)
         if math.isfinite(lower) and math.isfinite(upper):
             parts.append(Markup('<line class="{} interval" x1="{x:.1f}" x2="{x:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                colour_class(i), _y(lower, low, top, height - bottom), _y(upper, low, top, height - bottom), x=x(m)))  # fmt: skip
+                colour_class(i), *(_y(end, low, top, height - bottom) for end in (lower, upper)), x=x(m)))  # fmt: skip
         parts.append(Markup('<circle class="{} dot" cx="{:.1f}" cy="{:.1f}" r="5"><title>{}</title></circle>').format(
             colour_class(i), x(m), y, f"{names[i]}: {m:.2g} min, DSC {mean:.3f}"))  # fmt: skip
         parts.append(_text(x(m) + 9, y + 4, _short(names[i], 16)))

@@ -24,6 +24,7 @@ from stages.reporting.scans import Reported, flagged
 
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = "lrls report"  # by which a folder is known as ours
+FEW_STRUCTURES = 8  # up to which two sets of outlines can be told apart
 PARTS = {"index.html", "cases", "thumbs", "pictures"}
 ENDINGS = {"cases": ".js", "thumbs": ".webp", "pictures": ".webp"}
 
@@ -114,12 +115,13 @@ def _content(
         "against_time": extra["against_time"],
         "curves": extra["curves"],
         "pictures": pictures,
+        "few_structures": len(gathered.names) <= FEW_STRUCTURES,
         "rounded": words.rounded,
         "plural": plural,
         "colour": charts.colour_class,
         "data": script_json(
             {
-                "id": digest_of([gathered.part, *(m.digest for run in gathered.runs for m in run.manifests), cases])[:16],
+                "id": digest_of([gathered.part, *(m.digest for r in gathered.runs for m in r.manifests), cases])[:16],
                 "runs": names,
                 "chief": gathered.chief,
                 "scored": scored,

@@ -118,8 +118,8 @@ class Gathered:
     @property
     def chief(self) -> int:
         """The run by which scans are ordered: the highest mean DSC, or the first one."""
-        means = [np.mean(list(run.by_scan().values())) if len(run.table) else -math.inf for run in self.runs]
-        return int(np.argmax(means))
+        means = [float(np.mean(list(run.by_scan().values()))) if len(run.table) else -math.inf for run in self.runs]
+        return means.index(max(means))
 
 
 def numbers_of(

@@ -150,9 +150,7 @@ def _fitting(
     raise AssertionError("the last attempt is always taken")
 
 
-def _thumbnail(
-    image: np.ndarray, labels: Sequence[OwnLabel], layers: Sequence[Layer], chief: int, grid: Grid
-) -> bytes:
+def _thumbnail(image: np.ndarray, labels: Sequence[OwnLabel], layers: Sequence[Layer], chief: int, grid: Grid) -> bytes:
     both = list(zip(labels, layers, strict=True))
     truth = next((layer.classes for label, layer in both if label.run is None), None)
     answer = next((layer.classes for label, layer in both if label.run == chief and label.is_main), None)
@@ -169,7 +167,9 @@ def _registered(case: str, gathered: Gathered, grid: Grid, quality: int) -> list
         change = _sheet(run, "volume-change", case)
         if change is not None and change.min() != change.max():
             onto = coarser(grid, 1.6)
-            shown = _onto(change, run.held_out.grid, onto).clip(1) // STEP_OF_CHANGE * STEP_OF_CHANGE + STEP_OF_CHANGE // 2
+            shown = (
+                _onto(change, run.held_out.grid, onto).clip(1) // STEP_OF_CHANGE * STEP_OF_CHANGE + STEP_OF_CHANGE // 2
+            )
             folds = _folds(change == FOLDED, run.held_out.grid, onto)
             shown[folds] = FOLDED
             about = {"name": f"volume change, {run.name}", "kind": "change", "shape": onto.shape}

@@ -23,7 +23,9 @@ PARTS = {"test": "test scan", "dev": "scan for choices (dev)", "unlabeled": "unl
 ROLES = {"atlases": "labelled scan", "unlabeled": "unlabelled scan", "supervised": "labelled scan"}
 
 
-def in_short(gathered: Gathered, scans: Sequence[Reported], by_structure: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def in_short(
+    gathered: Gathered, scans: Sequence[Reported], by_structure: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """The main results, a sentence each: "text", and the place of the scan that it is about, if any, as "scan"."""
     told: list[dict[str, Any]] = [{"text": _learned_from(gathered)}]
     chief = gathered.runs[gathered.chief]
@@ -32,14 +34,20 @@ def in_short(gathered: Gathered, scans: Sequence[Reported], by_structure: Sequen
         known = [(scan.numbers.dsc[gathered.chief], place) for place, scan in enumerate(scans)]
         value, place = min((v, p) for v, p in known if v is not None)
         scan = scans[place]
-        told.append({"text": f"Worst scan: {scan.case}, DSC {value:.2f} by {chief.name}. {scan.numbers.why}", "scan": place})
+        told.append(
+            {"text": f"Worst scan: {scan.case}, DSC {value:.2f} by {chief.name}. {scan.numbers.why}", "scan": place}
+        )
     elif known := [(v, p) for p, scan in enumerate(scans) if (v := scan.numbers.estimate[gathered.chief]) is not None]:
         value, place = min(known)
         mean = float(np.mean([v for v, _ in known]))
-        told.append({"text": f"There is no truth for these scans. {chief.name}'s estimated DSC is {mean:.2f} on average."})
+        told.append(
+            {"text": f"There is no truth for these scans. {chief.name}'s estimated DSC is {mean:.2f} on average."}
+        )
         told.append({"text": f"Lowest estimate: {scans[place].case}, {value:.2f}.", "scan": place})
     else:
-        told.append({"text": "There is no truth for these scans, and no calibration: `lrls calibrate` makes estimates."})
+        told.append(
+            {"text": "There is no truth for these scans, and no calibration: `lrls calibrate` makes estimates."}
+        )
     if len(gathered.runs) > 1 and (row := smallest(by_structure)):
         told.append({"text": _on_smallest(row, gathered.runs)})
     flagged = sum(bool(scan.numbers.flags) for scan in scans)
@@ -95,7 +103,7 @@ def _on_smallest(row: Mapping[str, Any], runs: Sequence[Run]) -> str:
 
 
 def by_structure(gathered: Gathered, scans: Sequence[Reported]) -> list[dict[str, Any]]:
-    """A row per structure: "ml" of the truth, the place of the "best" run, and for each run its mean, interval and test.
+    """A row per structure: "ml" of the truth, the place of the "best" run, and of each run mean, interval and test.
 
     Tests are paired over scans, against the first run, with Holm's correction over all structures and runs.
     """
@@ -119,7 +127,12 @@ def by_structure(gathered: Gathered, scans: Sequence[Reported]) -> list[dict[str
                 tests.append((of_run, paired_wilcoxon(*pair)))
             of_runs.append(of_run)
         known = [k for k, of_run in enumerate(of_runs) if of_run["dsc"] is not None]
-        ml = [row["truth_ml"] for scan in scans for row in scan.numbers.rows if row["structure"] == name and row["truth_ml"]]
+        ml = [
+            row["truth_ml"]
+            for scan in scans
+            for row in scan.numbers.rows
+            if row["structure"] == name and row["truth_ml"]
+        ]
         rows.append(
             {
                 "structure": name,
@@ -146,8 +159,15 @@ def done(gathered: Gathered) -> list[tuple[str, str]]:
     told.append(("Grid", f"{' x '.join(map(str, grid.shape))} voxels of {spacing} mm{channels}. Answers are scored in "
                  "each scan's own voxels; the viewer shows this grid."))  # fmt: skip
     align = settings.get("align")
-    told.append(("Alignment", {"affine": "every scan was aligned to the first atlas, affinely",
-                               "none": "scans were taken to lie alike; nothing was aligned"}.get(align, f"{align}")))
+    told.append(
+        (
+            "Alignment",
+            {
+                "affine": "every scan was aligned to the first atlas, affinely",
+                "none": "scans were taken to lie alike; nothing was aligned",
+            }.get(align, f"{align}"),
+        )
+    )
     fallen = sorted({case for run in gathered.runs for case in run.held_out.fallen_back()} | set(cohort.fallen_back()))
     if fallen:
         told.append(("Alignment refused", f"{', '.join(fallen)}: centres of mass were used"))
@@ -155,7 +175,9 @@ def done(gathered: Gathered) -> list[tuple[str, str]]:
         borders = (" and ".join(cohort.structures[c - 1] for c in border.classes) for border in cohort.flat_borders)
         told.append(("Flat borders", f"{'; '.join(borders)} meet in a plane, in the atlases and so in answers"))
     for run in gathered.runs:
-        told.append((f"Method {run.name}", f"{find_method(run.method).summary.rstrip('.')}. {_time_of(run, gathered)}".strip()))
+        told.append(
+            (f"Method {run.name}", f"{find_method(run.method).summary.rstrip('.')}. {_time_of(run, gathered)}".strip())
+        )
     return told
 
 
@@ -195,7 +217,9 @@ def _line(manifest: Manifest, gathered: Gathered) -> dict[str, Any]:
     identity = manifest.identity
     folder = gathered.found[manifest.digest][0] if manifest.digest in gathered.found else None
     method = identity.config.get("method")
-    name = " ".join(filter(None, [method if isinstance(method, str) else "", identity.kind, folder.name if folder else ""]))
+    name = " ".join(
+        filter(None, [method if isinstance(method, str) else "", identity.kind, folder.name if folder else ""])
+    )
     settings = {key: identity.config[key] for key in SHOWN if identity.config.get(key) not in (None, {})}
     return {
         "name": name,
@@ -216,7 +240,9 @@ def _line(manifest: Manifest, gathered: Gathered) -> dict[str, Any]:
 def _flat(name: str, value: Any) -> list[tuple[str, str]]:
     """Settings as lines: "train_seg.steps", "500"."""
     if isinstance(value, dict):
-        return [line for key, inner in value.items() for line in _flat(f"{name}.{key}".removeprefix("settings."), inner)]
+        return [
+            line for key, inner in value.items() for line in _flat(f"{name}.{key}".removeprefix("settings."), inner)
+        ]
     return [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
 
 
