@@ -13,7 +13,8 @@ import torch
 
 from stages.answering.answers import GridScan, atlases_of
 from stages.answering.model import Model, model_of
-from stages.answering.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure
+from stages.answering.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure, perturbed
+from stages.answering.volumes import spread_of_volumes, voxels_of
 from stages.artifacts.calibration import Calibrated
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
@@ -149,15 +150,19 @@ def _calibrate(model: Model, cohort: Cohort, couples: list[Couple], folder: Path
     step = max(1, -(-len(unlabeled) // max(1, len(couples) // 2)))
     real = [GridScan(case, cohort.image(case), {}) for case in unlabeled[::step]]
     undamaged = [row["damage"] == "none" for row in about]
-    counts = [torch.bincount(t.flatten(), minlength=num_classes)[1:].double().numpy() for t in labels]
+    counts = [voxels_of(label, num_classes) for label in labels]
     volumes = np.median([c for c, good in zip(counts, undamaged, strict=True) if good], axis=0).tolist()
-    measures, dice, foldings = [], [], []
+    measures, dice, foldings, errors, spreads = [], [], [], [], []
     with Progress("calibrate", len(scans) + len(real)) as progress:
         for k, answer in enumerate(answering.answers([*scans, *real])):
             scan = [*scans, *real][k]
-            measures.append(measure(answering, scan, answer, template, volumes))
+            turned = perturbed(answering, scan.image) if answer.network is not None else []
+            measures.append(measure(answering, scan, answer, template, volumes, turned))
             if k < len(scans):
-                by_class = dice_per_class(answer.probabilities.argmax(0).cpu(), labels[k], num_classes)
+                classes = answer.probabilities.argmax(0).cpu()
+                errors.append(voxels_of(classes, num_classes) - counts[k])
+                spreads.append(spread_of_volumes(answer, turned, volumes, num_classes))
+                by_class = dice_per_class(classes, labels[k], num_classes)
                 dice.append(float(by_class[~by_class.isnan()].mean()) if not by_class.isnan().all() else 0.0)
             elif (folding := folding_of(answer)) is not None:
                 foldings.append(folding)
@@ -165,7 +170,7 @@ def _calibrate(model: Model, cohort: Cohort, couples: list[Couple], folder: Path
     sound = [scan.image for scan, good in zip(scans, undamaged, strict=True) if good]
     calibration = fit(
         measures[: len(scans)], dice, undamaged, measures[len(scans) :],
-        [scan.image for scan in real] or sound, foldings, volumes,
+        [scan.image for scan in real] or sound, foldings, volumes, np.array(errors), np.array(spreads),
     )  # fmt: skip
     rows = [row | measured | {"dsc": d} for row, measured, d in zip(about, measures, dice, strict=False)]
     pd.DataFrame(rows).to_csv(folder / "couples.csv", index=False, float_format="%.6f")

@@ -174,13 +174,16 @@ def test_usual_scans_are_told_apart_by_rank_and_what_is_unusual_costs_more():
     assert at[1] - fallen == pytest.approx(found.weights["stability"] * (0.9 - 2 * 0.01 - 0.5))
 
 
+SOUND, LOST = {"a": 0.21, "b": 0.168}, {"a": 0.21, "b": 0.0}  # ml
+
+
 def test_nothing_is_flagged_of_a_sound_scan_and_every_fault_is():
     image = phantom()[0]
-    assert assess(answering(), scan(), answer(), image, [], CALIBRATION).flags == ()
+    assert assess(answering(), scan(), answer(), image, SOUND, CALIBRATION).flags == ()
     folded = np.zeros((3, *SHAPE), np.float32)
     folded[0, 5:9] = -4.0 * np.arange(4)[:, None, None]
     bad = assess(
-        answering(), scan(1 - image, fell_back=True), answer(votes=answer().network, fields=[folded]), image, ["b"],
+        answering(), scan(1 - image, fell_back=True), answer(votes=answer().network, fields=[folded]), image, LOST,
         CALIBRATION,
     )  # fmt: skip
     assert bad.flags == (
@@ -188,7 +191,7 @@ def test_nothing_is_flagged_of_a_sound_scan_and_every_fault_is():
         "estimated DSC under 0.6",
     )  # fmt: skip
     assert bad.estimated_dsc < 0.6
-    none = assess(answering(), scan(fell_back=True), answer(), image, ["a"], None)
+    none = assess(answering(), scan(fell_back=True), answer(), image, {"a": 0.0, "b": 0.1}, None)
     assert (none.estimated_dsc, none.intensity_shift) == (None, None)
     assert none.flags == ("alignment refused", "missing a")
 
