@@ -57,7 +57,7 @@ def export(
     if to is not To.model:
         from stages.export import export_network
 
-        about = export_network(made, loaded, method, out, to.value, force=force)
+        about = export_network(made, loaded, method, out, "onnx" if to is To.onnx else "monai", force=force)
         verified = (about if to is To.onnx else about["lrls"])["verified"]
         tell(
             f"verified against torch: logits differ by at most {verified['largest_difference']:.1e} of their range, "

@@ -159,10 +159,10 @@ def _calibrate(model: Model, cohort: Cohort, couples: list[Couple], folder: Path
             turned = perturbed(answering, scan.image) if answer.network is not None else []
             measures.append(measure(answering, scan, answer, template, volumes, turned))
             if k < len(scans):
-                classes = answer.probabilities.argmax(0).cpu()
-                errors.append(voxels_of(classes, num_classes) - counts[k])
+                answered = answer.probabilities.argmax(0).cpu()
+                errors.append(voxels_of(answered, num_classes) - counts[k])
                 spreads.append(spread_of_volumes(answer, turned, volumes, num_classes))
-                by_class = dice_per_class(classes, labels[k], num_classes)
+                by_class = dice_per_class(answered, labels[k], num_classes)
                 dice.append(float(by_class[~by_class.isnan()].mean()) if not by_class.isnan().all() else 0.0)
             elif (folding := folding_of(answer)) is not None:
                 foldings.append(folding)
@@ -170,7 +170,7 @@ def _calibrate(model: Model, cohort: Cohort, couples: list[Couple], folder: Path
     sound = [scan.image for scan, good in zip(scans, undamaged, strict=True) if good]
     calibration = fit(
         measures[: len(scans)], dice, undamaged, measures[len(scans) :],
-        [scan.image for scan in real] or sound, foldings, volumes, np.array(errors), np.array(spreads),
+        [scan.image for scan in real] or sound, foldings, volumes, (np.array(errors), np.array(spreads)),
     )  # fmt: skip
     rows = [row | measured | {"dsc": d} for row, measured, d in zip(about, measures, dice, strict=False)]
     pd.DataFrame(rows).to_csv(folder / "couples.csv", index=False, float_format="%.6f")

@@ -104,8 +104,6 @@ def _metadata(model: Model) -> dict[str, Any]:
         "pytorch_version": version("torch").split("+")[0],
         "numpy_version": version("numpy"),
         "required_packages_version": {"nibabel": "5.2.1", "pytorch-ignite": "0.4.11"},
-        "optional_packages_version": {},
-        "supported_apps": {},
         "name": f"lrls {model.method}",
         "task": "segmentation of 3D images on the grid of an atlas",
         "description": f"segmentation network of lrls, trained by {model.method} from labelled scans: "

@@ -33,6 +33,7 @@ def predict(
     probabilities: bool = False,
     force: bool = False,
     tell: Callable[[str], None] = print,
+    show: Callable[[list[Answered]], object] = lambda rows: None,
 ) -> list[Failure]:
     """Answer scans into a folder; nothing is written outside of it, and no scan is ever written over.
 
@@ -50,6 +51,7 @@ def predict(
         probabilities: also write each structure's.
         force: write into a folder that holds other files already.
         tell: receives a line per scan, flagged ones first; a scan without an answer is reported when it fails.
+        show: receives the scans that have an answer, flagged ones first.
 
     Returns:
         The scans without an answer.
@@ -90,7 +92,9 @@ def predict(
                 tell(failures[-1].reason)
     _write_outliers(folder)
     asked_for = {case for case, _ in scans}
-    for row in _flagged_first([answered for answered in folder.all() if answered.case in asked_for]):
+    answers = _flagged_first([row for row in folder.all() if row.case in asked_for])
+    show(answers)
+    for row in answers:
         estimate = row.quality.estimated_dsc
         shown_estimate = () if estimate is None else (f"estimated DSC {estimate:.2f}",)
         tell(f"{row.case}: {'; '.join([*shown_estimate, *row.quality.flags]) or 'done'}")

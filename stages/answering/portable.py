@@ -161,5 +161,3 @@ def write_reference(model: Model, path: Any) -> None:
     image = sitk.GetImageFromArray(model.template().astype(np.float32))
     image.CopyInformation(model.grid.as_image())
     sitk.WriteImage(image, str(path), useCompression=True)
-
-

@@ -271,8 +271,7 @@ def fit(
     images: Sequence[np.ndarray],
     foldings: Sequence[float],
     volumes: Sequence[float],
-    volume_errors: np.ndarray | None = None,
-    volume_spreads: np.ndarray | None = None,
+    of_volumes: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Calibration:
     """Fit how measures predict DSC.
 
@@ -284,7 +283,7 @@ def fit(
         images: examples of usual intensities: the unlabelled scans, or without any the undamaged couples.
         foldings: folded shares of registrations to unlabelled scans; may be empty.
         volumes: median voxels of each structure.
-        volume_errors, volume_spreads: of couples, see `stages.answering.volumes`.
+        of_volumes: errors of couples' volumes, and their spreads; see `stages.answering.volumes`.
     """
     names = [name for name in MEASURES if name in couples[0]]
     sound = [m for m, good in zip(couples, undamaged, strict=True) if good]
@@ -321,8 +320,8 @@ def fit(
         error=float(np.mean(left_out)),
         couples=len(couples),
         scans=len(scans),
-        volume_factor=None if volume_errors is None else fitted_factor(volume_errors, volume_spreads),
-        volume_coverage=None if volume_errors is None else coverage(volume_errors, volume_spreads),
+        volume_factor=fitted_factor(*of_volumes) if of_volumes else None,
+        volume_coverage=coverage(*of_volumes) if of_volumes else None,
     )
 
 
