@@ -3,9 +3,11 @@
 The measures need no label and are higher for better answers. The estimate (`fit`, `estimated_dsc`) is a sum of three
 parts. A falling measure never raises it.
 
-1. Level. The DSC of undamaged couples, whose labels are known because the couples were generated from atlases. Scans
-   are harder than couples: network and registration disagree more on them. The error 1 - DSC is scaled up by the ratio
-   of the disagreements.
+1. Level. The DSC of undamaged couples, whose labels are known because the couples were generated from atlases, and
+   which show what a scan shows beyond the warped atlas. Scans may still be harder: then network and registration
+   disagree more on them, and the error 1 - DSC is scaled up by the ratio of the disagreements. Couples are annotated
+   as the atlas is; scans are not, and no image shows it. So an error is added, as that of another source (square root
+   of the sum of squares), which labels moved by one voxel have.
 2. Damage. A linear model with weights >= 0, fitted to couples some of which were moved, bent, blurred or unevenly lit.
    A measure counts only as far as it falls below its usual range: of couples in the fit, of scans in the estimate.
 3. Rank, which orders usual scans: the mean of three different measures (agreement of the answers, confidence of the
@@ -271,7 +273,9 @@ def fit(
     images: Sequence[np.ndarray],
     foldings: Sequence[float],
     volumes: Sequence[float],
+    *,
     of_volumes: tuple[np.ndarray, np.ndarray] | None = None,
+    annotation: float = 0.0,
 ) -> Calibration:
     """Fit how measures predict DSC.
 
@@ -283,6 +287,7 @@ def fit(
         images: examples of usual intensities: the unlabelled scans, or without any the undamaged couples.
         foldings: folded shares of registrations to unlabelled scans; may be empty.
         volumes: median voxels of each structure.
+        annotation: error 1 - DSC by which annotations of two scans may differ.
         of_volumes: errors of couples' volumes, and their spreads; see `stages.answering.volumes`.
     """
     names = [name for name in MEASURES if name in couples[0]]
@@ -309,7 +314,7 @@ def fit(
     shifts = (np.abs(own - medians) / spreads).max(1)
     return Calibration(
         weights=dict(zip(names, weights.tolist(), strict=True)),
-        level=max(0.0, 1 - (1 - min(level, 1.0)) * harder),
+        level=max(0.0, 1 - math.hypot((1 - min(level, 1.0)) * harder, annotation)),
         level_of_couples=level,
         medians={name: median for name, (median, _) in of_scans.items()},
         deviations={name: deviation for name, (_, deviation) in of_scans.items()},

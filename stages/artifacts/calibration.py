@@ -44,7 +44,7 @@ class Calibrated(Artifact):
     """The artifact that `lrls calibrate` writes."""
 
     KIND: ClassVar[str] = "calibration"
-    FORMAT: ClassVar[int] = 3
+    FORMAT: ClassVar[int] = 4
     MADE_WITH: ClassVar[str] = "lrls calibrate"
 
     def read(self) -> Calibration:
