@@ -15,6 +15,7 @@ from lrls_cli.evaluate import evaluate
 from lrls_cli.export import export
 from lrls_cli.generate import generate
 from lrls_cli.history import history
+from lrls_cli.info import info
 from lrls_cli.init import init
 from lrls_cli.methods import methods
 from lrls_cli.phantom import phantom
@@ -35,7 +36,6 @@ app = typer.Typer(
     name="lrls",
     help="Segmentation networks from one to five labelled 3D scans, by learned registration.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(init)
@@ -56,6 +56,7 @@ app.command()(report)
 app.command()(sweep)
 app.command()(methods)
 app.command()(history)
+app.command()(info)
 app.command()(phantom)
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lrls_cli.echo import tell
-from lrls_cli.options import Round, Settings
+from lrls_cli.echo import telling
+from lrls_cli.options import AsJson, Round, Settings
 
 
 def predict(
@@ -22,17 +22,22 @@ def predict(
     settings: Settings = [],  # noqa: B006
     round: Round = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Segment new scans in their own voxels, and say which answers a person must look at.
 
     Example: lrls predict model.zip new/*.nii.gz --out labels
     """
     # Imported here so that `lrls --help` does not wait for torch.
+    from lrls_cli.tables import predictions_document, print_json
+    from stages.answering.answered import Answered
     from stages.answering.exported import is_model, open_model
     from stages.answering.model import running_on
     from stages.errors import LrlsError
     from stages.predict import predict as stage
 
+    tell = telling(as_json)
+    rows: list[Answered] = []
     if is_model(model):
         for option, given in (("--method", method), ("--round", round)):
             if given is not None:
@@ -52,7 +57,10 @@ def predict(
         opened = calibrated_model(made, config, method)
     if opened.calibration is None:
         tell("no estimates of DSC: `lrls calibrate` makes them possible; flags are fewer without")
-    failures = stage(opened, scans, out, probabilities=probabilities, force=force, tell=tell)
-    tell(out)
+    failures = stage(opened, scans, out, probabilities=probabilities, force=force, tell=tell, show=rows.extend)
+    if as_json:
+        print_json(predictions_document(out, rows, failures))
+    else:
+        tell(out)
     if failures:
         raise typer.Exit(1)

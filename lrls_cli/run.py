@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Force, MethodName, Settings
+from lrls_cli.echo import tell, telling
+from lrls_cli.options import AsJson, ConfigFile, Force, MethodName, Settings
 
 
 class Until(StrEnum):
@@ -34,13 +34,15 @@ def run(
         Path | None, typer.Option(help="Also write a report of the scores into this folder, as `lrls report` does.")
     ] = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plan what the time allows, then run all stages of a method; artifacts that are up to date are not made again.
 
     Example: lrls run lrls.yaml --budget 30m
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from lrls_cli.tables import print_plan, print_scores
+    from lrls_cli.tables import plan_document, print_json, print_plan, print_scores, scores_document
+    from stages.artifacts.plan import Plan
     from stages.config import load_config
     from stages.training.budget import Budget
     from stages.workflow import run as run_all
@@ -51,13 +53,24 @@ def run(
         from stages.report import report as write_report
 
         check_out(loaded, report, force=force)
+    plans: list[Plan] = []
     made = run_all(
         loaded, method, until=until.value, round=round,  # type: ignore[arg-type]
         budget=Budget.parse(budget) if budget is not None else None,
-        force=force, tell=tell, show=lambda plan: print_plan(plan.table, plan.budget_s),
+        force=force, tell=telling(as_json),
+        show=plans.append if as_json else lambda plan: print_plan(plan.table, plan.budget_s),
     )  # fmt: skip
-    if made.scores:
+    if as_json:
+        print_json(
+            {
+                "method": method,
+                "plan": plan_document(plans[0].table, plans[0].budget_s, plans[0].total_s) if plans else None,
+                "scores": scores_document(method, made.scores) if made.scores else None,
+            }
+        )
+    elif made.scores:
         print_scores(method, made.scores)
         tell(made.scores.folder)
-        if report:
-            tell(write_report(loaded, [method], report, force=force, tell=tell))
+    if report and made.scores:
+        say = telling(as_json)
+        say(write_report(loaded, [method], report, force=force, tell=say))
