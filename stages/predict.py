@@ -25,6 +25,7 @@ from stages.data.segments import write_segmentation
 from stages.data.writers import colours_of, csv_of, write_image, write_label_tables, write_whole
 from stages.errors import LrlsError
 from stages.parts.channels import first_channel
+from stages.parts.colors import chosen_colors
 
 LabelFormat = Literal["nifti", "nrrd", "mha", "seg.nrrd"]
 ENDINGS: dict[LabelFormat, str] = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "seg.nrrd": ".seg.nrrd"}
@@ -193,7 +194,8 @@ def _write(
         "case": case, "image": first_channel(result.scan.image), "label": shown(result),
         "spacing_mm": result.grid.spacing_mm, "note": "; ".join(result.quality.flags),
     }  # fmt: skip
-    write_whole(out / f"qc/{case}.png", lambda path: overlay_page(row, path, structures=structures))
+    with chosen_colors(colours):
+        write_whole(out / f"qc/{case}.png", lambda path: overlay_page(row, path, structures=structures))
     return files
 
 
