@@ -1,5 +1,6 @@
 """`lrls predict`: label maps of new scans."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,15 @@ import typer
 
 from lrls_cli.echo import telling
 from lrls_cli.options import AsJson, Round, Settings
+
+
+class LabelFormat(StrEnum):
+    """What label maps are written as."""
+
+    nifti = "nifti"
+    nrrd = "nrrd"
+    mha = "mha"
+    seg_nrrd = "seg.nrrd"
 
 
 def predict(
@@ -19,6 +29,17 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write each structure's probabilities, a file each.")
     ] = False,
+    label_format: Annotated[
+        LabelFormat, typer.Option("--format", help="Format of the label maps; seg.nrrd: named segments for 3D Slicer.")
+    ] = LabelFormat.nifti,
+    rtstruct: Annotated[
+        bool, typer.Option("--rtstruct", help="Also write contours as RTSTRUCT, for DICOM series.")
+    ] = False,
+    transforms: Annotated[
+        bool,
+        typer.Option("--transforms", help="Also write where each atlas went, as ITK transforms (antsApplyTransforms)."),
+    ] = False,
+    bids: Annotated[bool, typer.Option("--bids", help="Write label maps as a BIDS derivative dataset.")] = False,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
@@ -26,7 +47,8 @@ def predict(
 ) -> None:
     """Segment new scans in their own voxels, and say which answers a person must look at.
 
-    Example: lrls predict model.zip new/*.nii.gz --out labels
+    Examples: lrls predict model.zip new/*.nii.gz --out labels
+              lrls predict model.zip ds --bids --out ds/derivatives/lrls
     """
     # Imported here so that `lrls --help` does not wait for torch.
     from lrls_cli.tables import predictions_document, print_json
@@ -34,6 +56,7 @@ def predict(
     from stages.answering.exported import is_model, open_model
     from stages.answering.model import running_on
     from stages.errors import LrlsError
+    from stages.predict import Forms
     from stages.predict import predict as stage
 
     tell = telling(as_json)
@@ -57,7 +80,8 @@ def predict(
         opened = calibrated_model(made, config, method)
     if opened.calibration is None:
         tell("no estimates of DSC: `lrls calibrate` makes them possible; flags are fewer without")
-    failures = stage(opened, scans, out, probabilities=probabilities, force=force, tell=tell, show=rows.extend)
+    forms = Forms(label_format.value, probabilities, rtstruct, transforms, bids)
+    failures = stage(opened, scans, out, forms=forms, force=force, tell=tell, show=rows.extend)
     if as_json:
         print_json(predictions_document(out, rows, failures))
     else:

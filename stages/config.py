@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
@@ -93,6 +93,9 @@ class Config(Section):
     workspace: Path = Field(description="Folder for everything that is made; relative to the configuration file.")
     data: DataSettings
     structures: dict[str, int | list[int]] = Field(description="Label values of each structure, as in the label maps.")
+    colours: dict[str, Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]] = Field(
+        default={}, description="Colours of structures as '#rrggbb'; those that are left out are chosen."
+    )
     others: Literal["error", "background"] = Field(
         "error", description="Label values that `structures` does not name: an error, or background."
     )
@@ -142,6 +145,16 @@ class Config(Section):
             if isinstance(values, list) and not values:
                 raise ValueError(f"{name} has no value; give at least one")
         return structures
+
+    @model_validator(mode="after")
+    def _colours_are_of_structures(self) -> Self:
+        for name in self.colours:
+            if name not in self.structures:
+                known = shortened(", ".join(self.structures), 200)
+                raise ValueError(
+                    f"colours names '{printable(shortened(name))}', which is no structure; name some of {known}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _groups_hold_structures(self) -> Self:

@@ -36,11 +36,12 @@ from stages.data.facts import Known, ScanFacts, decode_label, faults_of, spacing
 from stages.data.faults import refuse
 from stages.data.labels import class_indices, label_values
 from stages.data.own_space import as_label_image, classes_in_own_space
-from stages.data.writers import write_image
+from stages.data.writers import colours_of, write_image
 from stages.device import Device, choose_device
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of, recipe_of, settings_read
 from stages.methods.recipe import Answer as AnswerBy
+from stages.parts.colors import chosen_colors
 from stages.parts.warps import one_hot
 from stages.progress import Progress
 
@@ -323,7 +324,8 @@ def _pictures(
                 "rank": rank,
             }
         )
-    predictions_page(rows, folder / "predictions.png", structures=list(config.structures))
+    with chosen_colors(colours_of(config.structures, config.colours)):
+        predictions_page(rows, folder / "predictions.png", structures=list(config.structures))
     if "registration" in outputs:
         atlas = cohort.parts["atlases"][0]
         moving = (cohort.image(atlas), cohort.label(atlas))
@@ -333,7 +335,8 @@ def _pictures(
             assert data is not None
             field = np.load(io.BytesIO(data)).astype(np.float32)
             overlay.append(overlay_row(case, moving, held_out.image(case), field, cohort))
-        registration_overlay(overlay, folder / "registration.png", structures=cohort.structures)
+        with chosen_colors(colours_of(config.structures, config.colours)):
+            registration_overlay(overlay, folder / "registration.png", structures=cohort.structures)
         _sheets(draft, cohort, held_out.parts[config.eval.part])
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,13 +17,50 @@ from stages.answering.predictor import Failure, Prediction, Predictor
 from stages.answering.quality import Quality
 from stages.artifacts.digests import digest_of
 from stages.artifacts.files import atomic_write_text
+from stages.data.bids_derivatives import names_in_bids, write_dataset, write_sidecars
 from stages.data.dicom_files import is_dicom
 from stages.data.grid import to_grid
 from stages.data.new_scans import find_scans
 from stages.data.own_space import as_label_image
-from stages.data.writers import csv_of, write_image, write_label_tables, write_whole
+from stages.data.segments import write_segmentation
+from stages.data.writers import colours_of, csv_of, write_image, write_label_tables, write_whole
 from stages.errors import LrlsError
 from stages.parts.channels import first_channel
+from stages.parts.colors import chosen_colors
+
+LabelFormat = Literal["nifti", "nrrd", "mha", "seg.nrrd"]
+ENDINGS: dict[LabelFormat, str] = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "seg.nrrd": ".seg.nrrd"}
+
+
+@dataclass(frozen=True)
+class Forms:
+    """In which forms answers are written.
+
+    Args:
+        labels: format of the label maps.
+        probabilities: also write each structure's.
+        rtstruct: also write contours, of DICOM series.
+        transforms: also write where each atlas went, for ANTs, SimpleITK and 3D Slicer.
+        bids: as a BIDS derivative dataset; `names` has each label map's path in it, without ending.
+    """
+
+    labels: LabelFormat = "nifti"
+    probabilities: bool = False
+    rtstruct: bool = False
+    transforms: bool = False
+    bids: bool = False
+    names: dict[str, str] = field(default_factory=dict)
+
+    def label_file(self, case: str) -> str:
+        """Path of a label map in the folder."""
+        return self.names.get(case, case) + ENDINGS[self.labels]
+
+    def asked(self, model: Model) -> str:
+        """A digest of the model and of what is asked of it."""
+        further = [*([self.labels] if self.labels != "nifti" else []), *(
+            name for name in ("rtstruct", "transforms", "bids") if getattr(self, name)
+        ), *([sorted(model.config.colours.items())] if model.config.colours else [])]  # fmt: skip
+        return digest_of([model_digest(model), self.probabilities, *further])
 
 
 def predict(
@@ -30,25 +68,27 @@ def predict(
     paths: Sequence[Path],
     out: Path,
     *,
-    probabilities: bool = False,
+    forms: Forms = Forms(),
     force: bool = False,
     tell: Callable[[str], None] = print,
     show: Callable[[list[Answered]], object] = lambda rows: None,
 ) -> list[Failure]:
     """Answer scans into a folder; nothing is written outside of it, and no scan is ever written over.
 
-        <case>.nii.gz                        label map
+        <case>.nii.gz                        label map, or .nrrd, .mha, .seg.nrrd
         <case>.dcm                           the same as DICOM-SEG, of a DICOM series
+        <case>_rtstruct.dcm                  contours, where asked for
         probabilities/<case>/<class>.nii.gz  where asked for
+        transforms/<case>/<atlas>.h5         where asked for
         labels.txt, labels.ctbl              label tables of ITK-SNAP and 3D Slicer
         volumes.csv, qc.csv, qc/<case>.png   volumes in ml; estimates and flags, flagged scans first; contours
         outliers.csv, outliers.png           scans that are unlike the others, of `LEAST_SCANS` or more
         .lrls/                               which scans are done; see `stages.answering.answered`
 
-    Scans that an earlier command of the same model answered into the folder are not answered again.
+    As BIDS, label maps lie as in `stages.data.bids_derivatives`. Scans that an earlier command of the same model
+    answered into the folder are not answered again.
 
     Args:
-        probabilities: also write each structure's.
         force: write into a folder that holds other files already.
         tell: receives a line per scan, flagged ones first; a scan without an answer is reported when it fails.
         show: receives the scans that have an answer, flagged ones first.
@@ -57,18 +97,26 @@ def predict(
         The scans without an answer.
 
     Raises:
-        LrlsError: there is no scan, or the folder cannot be used.
+        LrlsError: there is no scan, the folder cannot be used, or the model cannot give what is asked for.
     """
     from stages.progress import Progress
 
     channels = len(model.channels)
     scans, left_out = find_scans(paths, channels)
-    asked = digest_of([model_digest(model), probabilities])
-    folder = AnswerFolder(out, scans, asked, force=force, channels=channels)
+    if forms.transforms and not model.atlases:
+        raise LrlsError(f"--transforms: {model.method} registers no atlas to a scan; choose a method that does.")
+    if forms.bids and forms.labels != "nifti":
+        raise LrlsError(f"--format {forms.labels}: label maps of BIDS are NIfTI files; leave out --format or --bids.")
+    if forms.bids:
+        forms = replace(forms, names=names_in_bids(scans, channels))
+    folder = AnswerFolder(out, scans, forms.asked(model), force=force, channels=channels)
     for line in left_out:
         tell(line)
     predictor = Predictor(model)
-    write_label_tables(predictor.structures, out)
+    colours = colours_of(predictor.structures, model.config.colours)
+    write_label_tables(predictor.structures, out, colours)
+    if forms.bids:
+        write_dataset(out, scans, model.method)
     done = {case: answered for case, scan in scans if (answered := folder.done(case, scan))}
     if done:
         tell(f"{len(done)} of {len(scans)} scans were answered before and have not changed")
@@ -81,7 +129,7 @@ def predict(
             try:
                 if isinstance(result, Failure):
                     raise LrlsError(result.reason)
-                files = _write(result, scan, out, model.method, list(predictor.structures), probabilities, tell)
+                files = _write(result, scan, out, model, colours, forms, tell)
                 folder.add(Answered(case, result.volumes_ml, result.quality), scan, files)
                 _write_tables(folder)
             except LrlsError as error:
@@ -102,16 +150,24 @@ def predict(
 
 
 def _write(
-    result: Prediction, scan: Path, out: Path, method: str, structures: list[str], probabilities: bool,
+    result: Prediction, scan: Path, out: Path, model: Model, colours: Sequence[str], forms: Forms,
     tell: Callable[[str], None],
 ) -> list[str]:  # fmt: skip
     """Write the files of an answer; their paths in the folder."""
     from stages.pictures import overlay_page
 
-    case = result.case
-    files = [f"{case}.nii.gz", f"qc/{case}.png"]
-    write_image(result.label, out / files[0], like=scan)
-    if scan.is_dir() or is_dicom(scan):
+    case, structures, method = result.case, list(model.structures), model.method
+    files = [forms.label_file(case)]
+    label_file = _with_folder(out, files[0])
+    if forms.labels == "seg.nrrd":
+        write_segmentation(result.label, model.structures, colours, label_file)
+    else:
+        write_image(result.label, label_file, like=scan)
+    if forms.bids:
+        files += write_sidecars(out, forms.names[case], scan, method, model.structures, colours)
+    files.append(f"qc/{case}.png")
+    is_series = scan.is_dir() or is_dicom(scan)
+    if is_series:
         from stages.data.dicom_seg import write_dicom_seg
 
         try:
@@ -119,17 +175,48 @@ def _write(
             files.append(f"{case}.dcm")
         except LrlsError as error:
             tell(f"note: {error}")
-    if probabilities:
-        (out / "probabilities" / case).mkdir(parents=True, exist_ok=True)
+    if forms.rtstruct and not is_series:
+        tell(f"note: case {case}: RTSTRUCT lies on DICOM slices, and this scan is no DICOM series.")
+    elif forms.rtstruct:
+        from stages.data.rtstruct import write_rtstruct
+
+        try:
+            write_rtstruct(result.classes, structures, colours, scan, case, out / f"{case}_rtstruct.dcm", method=method)
+            files.append(f"{case}_rtstruct.dcm")
+        except LrlsError as error:
+            tell(f"note: {error}")
+    if forms.transforms:
+        from stages.data.itk_transforms import atlas_to_scan, write_transform
+
+        fields = zip(model.atlases, result.answer.fields, model.atlas_matrices, strict=False)
+        for atlas, displacement, matrix in fields:
+            files.append(f"transforms/{case}/{atlas.case}.h5")
+            transform = atlas_to_scan(displacement, result.grid, result.scan.record, matrix)
+            write_transform(transform, _with_folder(out, files[-1]))
+    if forms.probabilities:
         for index in range(1, len(structures) + 1):
             files.append(f"probabilities/{case}/{index:03d}.nii.gz")
-            write_image(result.probability(index), out / files[-1], like=scan)
+            write_image(result.probability(index), _with_folder(out, files[-1]), like=scan)
     row = {
         "case": case, "image": first_channel(result.scan.image), "label": shown(result),
         "spacing_mm": result.grid.spacing_mm, "note": "; ".join(result.quality.flags),
     }  # fmt: skip
-    write_whole(out / files[1], lambda path: overlay_page(row, path, structures=structures))
+    with chosen_colors(colours):
+        write_whole(out / f"qc/{case}.png", lambda path: overlay_page(row, path, structures=structures))
     return files
+
+
+def _with_folder(out: Path, file: str) -> Path:
+    """A file of the answers, whose folders are made.
+
+    Raises:
+        LrlsError: one of them is a link to somewhere else.
+    """
+    for parent in Path(file).parents:
+        if (out / parent).is_symlink() and parent != Path():
+            raise LrlsError(f"--out {out}: {parent.as_posix()} in it is a link; remove it, or name another folder.")
+    (out / file).parent.mkdir(parents=True, exist_ok=True)
+    return out / file
 
 
 def _write_tables(folder: AnswerFolder) -> None:

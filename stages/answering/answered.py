@@ -23,6 +23,7 @@ from stages.data.writers import remove_leftovers
 from stages.errors import LrlsError
 
 RECORDS = ".lrls"
+FOLDERS = ("qc", "probabilities", "transforms")
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,15 @@ def refuse_overlap(out: Path, scans: Sequence[tuple[str, Path]]) -> None:
         LrlsError: a scan lies in `out` or in one of its folders, `out` lies in a DICOM series, or a folder of the
             answers is a link to somewhere else.
     """
-    own = {identity for folder in (out, out / "qc", out / "probabilities") if (identity := _identity(folder))}
+    own = {identity for folder in (out, *(out / name for name in FOLDERS)) if (identity := _identity(folder))}
     around = {identity for folder in (out, *out.resolve().parents) if (identity := _identity(folder))}
     for case, scan in scans:
         if own & set(_folders_of(scan)):
             raise LrlsError(f"--out {out} is where scan {case} lies, and would be written over; name another folder.")
         if scan.is_dir() and _identity(scan) in around:
             raise LrlsError(f"--out {out} lies in the DICOM series of scan {case}; name another folder.")
-    for folder in (out / "qc", out / RECORDS, out / "probabilities", *_links_in(out / "probabilities")):
+    inside = (link for name in FOLDERS[1:] for link in _links_in(out / name))
+    for folder in (out / RECORDS, *(out / name for name in FOLDERS), *inside):
         if folder.is_symlink():
             raise LrlsError(f"--out {out}: {folder.name} in it is a link; remove it, or name another folder.")
 

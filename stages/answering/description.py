@@ -29,6 +29,7 @@ LONGEST_TEXT, DEEPEST, MOST_ENTRIES = 200, 16, 100_000
 Vector = tuple[float, float, float]
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
 Value = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 Number = Annotated[int, Field(ge=0, le=2**12)]
 
 
@@ -88,6 +89,9 @@ class Description(Section):
     settings: dict[str, Any] = Field(description="All settings of the method.")
     structures: list[tuple[Text, Annotated[list[Value], Field(min_length=1, max_length=MOST_CLASSES)]]] = Field(
         min_length=1, max_length=MOST_CLASSES - 1, description="Names and label values, in the order of classes."
+    )
+    colours: Annotated[dict[Text, Colour], Field(max_length=MOST_CLASSES)] = Field(
+        default={}, description="Colours of structures; left out if none is chosen."
     )
     others: Literal["error", "background"]
     seed: int = Field(ge=0)

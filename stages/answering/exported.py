@@ -93,6 +93,7 @@ def _contents(model: Model) -> dict[str, bytes]:
         axes=model.axes,
         settings=settings_of(method, config).portable(),
         structures=list(config.structure_values().items()),
+        colours=config.colours,
         others=config.others,
         seed=config.seed,
         precision=config.precision,
@@ -111,7 +112,8 @@ def _contents(model: Model) -> dict[str, bytes]:
         channels=list(model.channels),
         files={name: StoredFile(bytes=len(data), sha256=_sha256(data)) for name, data in files.items()},  # type: ignore[misc]
     )  # fmt: skip
-    values = description.model_dump(mode="json", exclude=set() if len(model.channels) > 1 else {"channels"})
+    usual = {"channels": len(model.channels) == 1, "colours": not config.colours}
+    values = description.model_dump(mode="json", exclude={name for name, is_usual in usual.items() if is_usual})
     values["digest"] = digest_of(values)
     return {MODEL: (json.dumps(values, indent=1) + "\n").encode(), **files}
 
@@ -245,6 +247,7 @@ def _config_of(about: Description, method: Method) -> Config:
             "workspace": ".",
             "data": {"folder": "."},
             "structures": dict(about.structures),
+            "colours": about.colours,
             "others": about.others,
             "seed": about.seed,
             "precision": about.precision,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,7 @@ class Model:
         borders: see `stages.answering.flat_borders`.
         calibration: of the estimated DSC; None: DSC is not estimated.
         channels: names of the images of a scan, in order; a name is the number that files end with if none is given.
+        atlas_matrices: of the first atlases, 4 x 4, reference mm -> atlas mm; of an exported model the first one's.
         axes: "own": its networks follow the grid's spacing per axis; "alike": it was exported before they did.
     """
 
@@ -52,6 +53,7 @@ class Model:
     calibration: Calibration | None = None
     channels: tuple[str, ...] = ("image",)
     axes: Literal["alike", "own"] = "own"
+    atlas_matrices: tuple[np.ndarray, ...] = field(default_factory=lambda: (np.eye(4),))
 
     @property
     def structures(self) -> dict[str, int]:
@@ -94,6 +96,7 @@ def model_of(made: Made, config: Config, method_name: str, *, network_only: bool
         grid=cohort.grid,
         reference=cohort.reference(),
         atlases=atlases_of(cohort) if uses_atlases else (),
+        atlas_matrices=tuple(np.array(cohort.transform(case)["matrix"]) for case in cohort.parts.get("atlases", ())),
         recipe=recipe,
         borders=borders,
         channels=named_channels(config, cohort),

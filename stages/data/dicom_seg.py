@@ -59,7 +59,7 @@ def write_dicom_seg(
         raise LrlsError(f"case {case}: DICOM-SEG needs one multi-frame file, found {len(series.headers)}.")
     try:
         with quiet():
-            sources = _sources(series, case)
+            sources = source_headers(series, case)
             planes = np.argsort([piece.index for piece in series.slices]) if len(sources) == 1 else slice(None)
             segmentation = _segmentation(
                 place[classes][planes], [structures[index - 1] for index in present], sources, method
@@ -74,7 +74,7 @@ def write_dicom_seg(
         ) from None
 
 
-def _sources(series: Series, case: str) -> Sequence[Dataset]:
+def source_headers(series: Series, case: str, needed_by: str = "DICOM-SEG") -> Sequence[Dataset]:
     """Headers of the files in order, with the geometry that was read: alike in all slices, in at most 16 characters.
 
     Raises:
@@ -85,7 +85,7 @@ def _sources(series: Series, case: str) -> Sequence[Dataset]:
     for source in sources:
         if missing := [name for name in NEEDED if not source.get(name)]:
             raise LrlsError(
-                f"case {case}: its DICOM headers lack {missing[0]}, which DICOM-SEG needs; use the NIfTI file."
+                f"case {case}: its DICOM headers lack {missing[0]}, which {needed_by} needs; use the NIfTI file."
             )
         for name in IDENTITY:
             if not _is_valid(source, name):

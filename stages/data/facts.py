@@ -25,8 +25,9 @@ from stages.data.geometry import Geometry, geometry_faults, geometry_of
 from stages.data.kept import keep, kept_folder, read_kept
 from stages.data.labels import as_integers, class_indices, classes_of
 from stages.data.outliers import wrapped
+from stages.data.segments import with_own_values
 
-CHECKS = 3  # version of the checks and digests; after a change everything is decoded again
+CHECKS = 4  # version of the checks and digests; after a change everything is decoded again
 
 
 Told = tuple[str, str, str, Severity]
@@ -264,7 +265,7 @@ def _read_label(config: Config, case: str, path: Path) -> tuple[sitk.Image | Non
     try:
         label = intake.read_image(path, case, "label map")
         facts = replace(facts, geometry=geometry_of(label))
-        label = as_integers(label, case)
+        label = with_own_values(as_integers(label, case), config, case)
         facts = replace(facts, digest=digests.label_digest(label))
         values = np.unique(sitk.GetArrayViewFromImage(label))
         classes = np.unique(class_indices(values, config, case)).tolist()

@@ -85,8 +85,8 @@ def files_in(folder: Path, image_folders: Sequence[str], label_folders: Sequence
 
     """
     files = Files()
-    images = [path for name in image_folders for path in _scans(folder, Path(name), files.left_out)]
-    labels = [path for name in label_folders for path in _scans(folder, Path(name), files.left_out)]
+    images = [path for name in image_folders for path in scans_below(folder, Path(name), files.left_out)]
+    labels = [path for name in label_folders for path in scans_below(folder, Path(name), files.left_out)]
     images, beside = _sorted_by_role(images, mixed=not label_folders)
     labels += beside
     channels = _channels(images, {name_of(path).stem for path in labels})
@@ -112,7 +112,7 @@ def files_in(folder: Path, image_folders: Sequence[str], label_folders: Sequence
     return files
 
 
-def _scans(folder: Path, inside: Path, left_out: list[str]) -> list[Path]:
+def scans_below(folder: Path, inside: Path, left_out: list[str]) -> list[Path]:
     """Files of volumes and folders of DICOM series below a sub-folder, in order of their paths."""
     found, hidden, loose = [], 0, Counter[Path]()
 
@@ -272,7 +272,7 @@ def _alike(folder: Path, files: Files, labels: Sequence[Path], key_of: Callable[
             waiting.append(path)
         elif path != rivals[0] or (len(rivals) > 1 and _rank(rivals[1]) == _rank(path)):
             files.left_out.append(f"{path.as_posix()}: one of {len(rivals)} label maps of a scan; keep one of them")
-        elif not _fit(folder / free[cases[key][0]], folder / path):
+        elif not are_of_one_size(folder / free[cases[key][0]], folder / path):
             files.left_out.append(f"{path.as_posix()}: not of the size of {free[cases[key][0]].as_posix()}")
         else:
             files.labels[cases[key][0]] = path
@@ -292,7 +292,7 @@ def _rank(path: Path) -> int:
     return int(bool({"mask", "masks"} & set(name_of(path).labels)))
 
 
-def _fit(image: Path, label: Path) -> bool:
+def are_of_one_size(image: Path, label: Path) -> bool:
     """Whether a label map may be an image's, as far as the headers say."""
     try:
         of_image, of_label = header_geometry(image, ""), header_geometry(label, "", "label map")

@@ -13,11 +13,14 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import load_config
+from stages.data.bids import files_in_bids, is_bids, label_table_folders
 from stages.data.channels import counted, split_name
 from stages.data.faults import IntakeError
 from stages.data.folders import Files, files_in, found_by_name
 from stages.data.intake import read_image
+from stages.data.label_tables import best_table, by_name, tables_in
 from stages.data.labels import as_integers
+from stages.data.segments import of_segments, segments_of
 from stages.errors import LrlsError
 from stages.text_files import read_json
 
@@ -42,6 +45,7 @@ class Description(TypedDict):
     unlabeled: list[str]
     test: list[str]
     structures: dict[str, int | list[int]]
+    colours: dict[str, str]  # of structures, "#rrggbb", as far as a table has them
     modality: str  # "CT" or "MR"
     window: tuple[float, float] | None  # HU, CT only
     spacings_mm: list[tuple[float, ...]]  # of some scans
@@ -65,7 +69,8 @@ def describe_folder(folder: Path) -> Description:
         raise LrlsError(f"{given}: no such folder or dataset.json; give the folder that holds the scans.")
     images = [name for name in IMAGE_FOLDERS if (folder / name).is_dir()] or ["."]
     labels = [name for name in LABEL_FOLDERS if (folder / name).is_dir()]
-    files = files_in(folder, images, labels)
+    as_bids = not dataset and is_bids(folder)
+    files = files_in_bids(folder) if as_bids else files_in(folder, images, labels)
     if not files.images:
         left_out = f" Left out: {files.left_out[0]}." if files.left_out else ""
         raise LrlsError(
@@ -111,11 +116,12 @@ def describe_folder(folder: Path) -> Description:
     if atlases and not test:
         notes.append("No labelled scan is left to score on: move one or more atlases to data.test.")
 
-    label_maps = {
-        case: sitk.GetArrayFromImage(label)
-        for case, label in _read_some(folder, files.labels, [*atlases, *rest[:LABELS_READ]], "label map", notes)
-    }
-    structures = _structures(dataset, label_maps.values(), notes)
+    read = dict(_read_some(folder, files.labels, [*atlases, *rest[:LABELS_READ]], "label map", notes))
+    label_maps = {case: sitk.GetArrayFromImage(label) for case, label in read.items()}
+    nameless = [label_maps[case] for case, label in read.items() if not segments_of(label)]
+    values = sorted({int(value) for label in nameless for value in np.unique(label)} - {0})
+    known, colours = _known_names(folder, list(files.labels.values()), read.values(), values, notes)
+    structures = _structures(dataset, known, values, notes)
     if not structures:
         structures = {"structure_1": 1}
         notes.append("No label values are known yet: write names and values of your structures below.")
@@ -132,6 +138,7 @@ def describe_folder(folder: Path) -> Description:
         unlabeled=unlabeled,
         test=test,
         structures=structures,
+        colours={name: colour for name, colour in colours.items() if name in structures},
         modality=modality,
         window=_window(some_images, label_maps) if modality == "CT" else None,
         spacings_mm=[tuple(round(mm, 2) for mm in image.GetSpacing()) for image in some_images.values()],
@@ -191,6 +198,8 @@ def config_text(description: Description, output: Path) -> str:
     notes = "".join(f"  # {note}\n" for note in description["notes"])
     notes += "".join(f"  # Left out: {line}\n" for line in description["left_out"])
     structures = "".join(f"  {_scalar(name)}: {value}\n" for name, value in description["structures"].items())
+    colours = "".join(f"  {_scalar(name)}: '{colour}'\n" for name, colour in description["colours"].items())
+    colours = f"# Colours of structures, in tables, segmentations and pictures.\ncolours:\n{colours}" if colours else ""
     if description["window"]:
         low, high = description["window"]
         intensity = (
@@ -228,6 +237,7 @@ data:
 # Names and label values; a list of values becomes one structure: kidney: [2, 3]
 structures:
 {structures}\
+{colours}\
 # Label values that are not named above: error, or background.
 others: error
 
@@ -269,16 +279,38 @@ def _read_some(
             notes.append(f"{str(error.fault)[0].upper()}{str(error.fault)[1:]}")
 
 
+def _known_names(
+    folder: Path, labels: Sequence[Path], read: Iterable[sitk.Image], values: Sequence[int], notes: list[str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Value and colour by name, of the values that occur: from segmentations themselves, or from a table beside them.
+
+    Args:
+        labels: the label maps, relative to the folder.
+        read: those that were read.
+    """
+    segments = [segment for label in read for segment in segments_of(label)]
+    if segments:
+        notes.append("Names are those of 3D Slicer's segments; segments with these names get the values below.")
+        return of_segments(segments)
+    entries, file = best_table(values, tables_in(label_table_folders(folder, labels)))
+    if file is None:
+        return {}, {}
+    notes.append(f"Names of structures are from {file.relative_to(folder).as_posix()}.")
+    table = by_name(entries)
+    return {name: value for name, (value, _) in table.items()}, {
+        name: colour for name, (_, colour) in table.items() if colour
+    }
+
+
 def _structures(
-    dataset: dict[str, Any], label_maps: Iterable[np.ndarray], notes: list[str]
+    dataset: dict[str, Any], known: Mapping[str, int], values_in_maps: Sequence[int], notes: list[str]
 ) -> dict[str, int | list[int]]:
     """Structures by name.
 
-    Names come from the dataset.json: MSD maps values to names, nnU-Net names to values. A value that occurs only in
-    the label maps is named after itself. nnU-Net's "ignore" is no structure, and its voxels are no background: a note
-    says so.
+    Names come from the dataset.json: MSD maps values to names, nnU-Net names to values; otherwise from `known`. A value
+    that occurs only in the label maps is named after itself. nnU-Net's "ignore" is no structure, and its voxels are no
+    background: a note says so.
     """
-    values_in_maps = sorted({int(value) for label in label_maps for value in np.unique(label)} - {0})
     named: dict[str, int | list[int]] = {}
     ignored: list[int] = []
     entries = dataset.get("labels")
@@ -288,6 +320,7 @@ def _structures(
             ignored += [values] if isinstance(values, int) else values
         elif isinstance(values, int | list) and values not in (0, [0]):
             named[str(name)] = values
+    named = named or dict(known)
     flat = [value for values in named.values() for value in ([values] if isinstance(values, int) else values)]
     if len(set(flat)) < len(flat):  # nnU-Net's regions overlap; structures do not
         named, flat = {}, []

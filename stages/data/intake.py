@@ -23,6 +23,7 @@ from stages.data.geometry import MOST_SHEAR, Geometry, geometry_faults, geometry
 from stages.data.labels import as_integers, classes_of
 from stages.data.neutral import SUFFIXES, ending_of, files_named, under_neutral_name
 from stages.data.nifti import HEADER_BYTES, check_nifti, head_of, parse_nifti
+from stages.data.segments import KEPT, as_label_map, with_own_values
 from stages.data.text_headers import check_text_header
 from stages.errors import LrlsError
 
@@ -47,8 +48,8 @@ class Scan:
 def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
     """The file (or DICOM folder) of a case; `kind` ("image" or "label map") is for the message.
 
-    Accepts `<case>` and nnU-Net's `<case>_0000` with any of `SUFFIXES`, or a folder `<case>` with one DICOM series,
-    in the folder or one of the folders.
+    Accepts `<case>` and nnU-Net's `<case>_0000` with any of `SUFFIXES`, of label maps `<case>.seg`, too, or a folder
+    `<case>` with one DICOM series, in the folder or one of the folders.
 
     Raises:
         IntakeError: there is no such file, or several of them.
@@ -60,6 +61,8 @@ def find_file(folder: Path | Sequence[Path], case: str, kind: str) -> Path:
     folders = [folder] if isinstance(folder, Path) else folder
     paths = [path for parent in folders for path in files_named(parent, case)]
     paths += [path for parent in folders for path in files_named(parent, f"{case}_0000")]
+    if kind == "label map":
+        paths += [path for parent in folders for path in files_named(parent, f"{case}.seg")]
     paths += [path for parent in folders if (path := parent / case).is_dir()]
     if not paths:
         for suffix in SUFFIXES:
@@ -188,7 +191,8 @@ def read_image(path: Path, case: str, kind: str = "image") -> sitk.Image:
     if fault := _impossible_geometry(image, case, kind):
         raise IntakeError(fault)
     for key in image.GetMetaDataKeys():
-        image.EraseMetaData(key)
+        if key != KEPT or kind != "label map":
+            image.EraseMetaData(key)
     return image
 
 
@@ -205,7 +209,7 @@ def _read_file(path: Path, case: str, kind: str) -> sitk.Image:
     image = read_voxels(path, header.data_file)
     image.SetSpacing([header.unit_mm * length for length in image.GetSpacing()])
     image.SetOrigin([header.unit_mm * length for length in image.GetOrigin()])
-    return image
+    return as_label_map(image, case) if kind == "label map" and ending == ".nrrd" else image
 
 
 def header_geometry(path: Path, case: str, kind: str = "image") -> Geometry | None:
@@ -266,7 +270,7 @@ def read_scan(config: Config, case: str, *, label: bool) -> Scan:
     label_map = read_image(label_file(config, case), case, "label map")
     for fault in geometry_faults(geometry_of(image), geometry_of(label_map), case):
         raise IntakeError(fault)
-    label_map = as_integers(label_map, case)
+    label_map = with_own_values(as_integers(label_map, case), config, case)
     classes = classes_of(label_map, config, case)
     if not classes.any() and case in config.part("atlases"):
         raise IntakeError(no_structures(case))
@@ -279,7 +283,7 @@ def read_label(config: Config, case: str) -> sitk.Image:
     Raises:
         IntakeError: there is no label map, it cannot be read, or its values are not integers.
     """
-    return as_integers(read_image(label_file(config, case), case, "label map"), case)
+    return with_own_values(as_integers(read_image(label_file(config, case), case, "label map"), case), config, case)
 
 
 def no_structures(case: str) -> Fault:

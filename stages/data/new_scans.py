@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.data.bids import files_in_bids, is_bids
 from stages.data.channels import new_channels, numbered_files, split_name
 from stages.data.dicom_files import series_in
 from stages.data.faults import IntakeError
@@ -35,6 +36,12 @@ def find_scans(paths: Sequence[Path], channels: int = 1) -> tuple[list[tuple[str
     left_out: list[str] = []
     for path in paths:
         path = Path(os.path.abspath(path))  # `..` and `.` have no names
+        if path.is_dir() and is_bids(path):
+            found = files_in_bids(path)
+            scans += [path / image for image in found.images.values()]
+            left_out += [f"left out of {path.name}: {line}" for line in found.left_out[:MOST_NAMED]]
+            if found.images:
+                continue
         if not path.is_dir() or series_in(path, nested=False):
             scans.append(path)
             continue

@@ -6,14 +6,14 @@ import gzip
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex
 
 from stages.artifacts.files import atomic_write_text, fsync, is_disk_full
 from stages.data.neutral import ending_of
@@ -74,13 +74,13 @@ def write_image(image: sitk.Image, path: Path, *, like: Path | None = None) -> N
     """Write a compressed image, in full or not at all.
 
     Args:
-        path: ends in .nii.gz.
-        like: the scan on whose voxels the image lies; of a NIfTI file, the numbers of the geometry are copied.
+        path: ends in .nii.gz, .nrrd or .mha.
+        like: the scan on whose voxels the image lies; of a NIfTI file, the numbers of the geometry are copied to NIfTI.
 
     Raises:
         LrlsError: the file cannot be written.
     """
-    header = nifti_header(like) if like else None
+    header = nifti_header(like) if like and path.name.endswith(".nii.gz") else None
     if header is None:
         write_whole(path, lambda temporary: sitk.WriteImage(image, str(temporary), useCompression=True))
         return
@@ -102,15 +102,17 @@ def write_image(image: sitk.Image, path: Path, *, like: Path | None = None) -> N
     write_whole(path, write)
 
 
-def write_label_tables(structures: Mapping[str, int], folder: Path) -> None:
+def write_label_tables(structures: Mapping[str, int], folder: Path, colours: Sequence[str] = ()) -> None:
     """`labels.txt` for ITK-SNAP (Segmentation > Import label descriptions) and `labels.ctbl` for 3D Slicer.
 
     Args:
         structures: value of each structure, in the order of classes.
+        colours: of them, "#rrggbb"; by default those of `colours_of`.
     """
+    colours = colours or colours_of(structures, {})
     snap, slicer = [(0, (0, 0, 0), "Clear Label")], [(0, (0, 0, 0), "background")]
-    for index, (name, value) in enumerate(structures.items(), start=1):
-        colour, name = _bytes_of(index), one_line(name)
+    for (name, value), hex_colour in zip(structures.items(), colours, strict=True):
+        colour, name = _bytes_of(hex_colour), one_line(name)
         snap.append((value, colour, name.replace('"', "'")))
         slicer.append((value, colour, re.sub(r"\s+", "_", name)))
     lines = [
@@ -123,8 +125,13 @@ def write_label_tables(structures: Mapping[str, int], folder: Path) -> None:
     atomic_write_text(folder / "labels.ctbl", head + "\n".join(lines) + "\n")
 
 
-def _bytes_of(class_index: int) -> tuple[int, int, int]:
-    r, g, b = (round(255 * part) for part in to_rgb(class_color(class_index)))
+def colours_of(structures: Iterable[str], chosen: Mapping[str, str]) -> list[str]:
+    """The colour of each structure as "#rrggbb": the one that was chosen, or that of its class."""
+    return [chosen.get(name, to_hex(class_color(index))).lower() for index, name in enumerate(structures, start=1)]
+
+
+def _bytes_of(colour: str) -> tuple[int, int, int]:
+    r, g, b = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
     return r, g, b
 
 
