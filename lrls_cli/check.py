@@ -28,6 +28,7 @@ def check(
     from stages.data.checks import cohort_faults, report
     from stages.errors import plural
     from stages.methods import find_method, settings_of
+    from stages.review import changes
 
     settled = load_config(config, settings)
     for method in settled.methods:
@@ -39,8 +40,11 @@ def check(
         found = cohort_faults(settled, parts)
     stopping = sum(fault.stops for fault in found)
     if as_json:
-        typer.echo(json.dumps(report(settled, parts, found), indent=1))
+        said = {"review": changes(settled)} if settled.review else {}
+        typer.echo(json.dumps(report(settled, parts, found) | said, indent=1))
     else:
+        for line in changes(settled):
+            tell(line)
         print_faults(found)
         if not found and not settled.part("test") and not settled.part("dev"):
             tell("Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.")

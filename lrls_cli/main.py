@@ -21,6 +21,7 @@ from lrls_cli.phantom import phantom
 from lrls_cli.plan import plan
 from lrls_cli.predict import predict
 from lrls_cli.preprocess import preprocess
+from lrls_cli.review import review
 from lrls_cli.run import run
 from lrls_cli.suggest_atlas import suggest_atlas
 from lrls_cli.sweep import sweep
@@ -50,6 +51,7 @@ app.command()(run)
 app.command()(predict)
 app.command()(calibrate)
 app.command()(export)
+app.command()(review)
 app.command()(compare)
 app.command()(sweep)
 app.command()(methods)
