@@ -51,6 +51,11 @@ class TrainSettings(Section):
         "strong: also elastic, gamma, contrast, noise, blur; mild: as strong, with a third to a half of its rotation, "
         "scaling and bending.",
     )
+    start_from: Literal["scratch", "latest"] | None = Field(
+        None,
+        description="latest: from the newest weights of the same method, seed, network, structures and voxel size that "
+        "another cohort gave, such as the one before an atlas was added; default: scratch.",
+    )
     checkpoint_steps: int = Field(200, ge=1, description="A stopped run resumes from the last multiple of this.")
 
 
