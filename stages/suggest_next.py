@@ -129,8 +129,8 @@ def coarse(volumes: Tensor) -> Tensor:
     """Volumes (n, D, H, W), averaged to at most `COARSE_VOXELS` voxels each: (n, V)."""
     shape = np.array(volumes.shape[1:])
     factor = min(1.0, (COARSE_VOXELS / float(shape.prod())) ** (1 / 3))
-    size = [max(1, int(edge * factor)) for edge in shape]
-    return F.adaptive_avg_pool3d(volumes[None], size)[0].flatten(1)
+    d, h, w = (max(1, int(edge * factor)) for edge in shape)
+    return F.adaptive_avg_pool3d(volumes[None], (d, h, w))[0].flatten(1)
 
 
 def shape_distances(masks: Tensor) -> np.ndarray:
@@ -176,7 +176,7 @@ def gains(distance: np.ndarray, nearest: np.ndarray, weights: np.ndarray) -> np.
 
 def batch(distance: np.ndarray, nearest: np.ndarray, weights: np.ndarray, count: int) -> list[int]:
     """The places of `count` scans, each the best one once those before it are labelled; arguments as of `gains`."""
-    nearest, chosen = nearest.copy(), []
+    chosen: list[int] = []
     for _ in range(min(count, len(nearest))):
         gain = gains(distance, nearest, weights)
         gain[chosen] = -1
