@@ -28,6 +28,7 @@ def check(
     from stages.data.checks import cohort_faults, report
     from stages.errors import plural
     from stages.methods import find_method, settings_of
+    from stages.review import changes
 
     settled = load_config(config, settings)
     for method in settled.methods:
@@ -39,8 +40,11 @@ def check(
         found = cohort_faults(settled, parts)
     stopping = sum(fault.stops for fault in found)
     if as_json:
-        print_json(report(settled, parts, found))
+        said = {"review": changes(settled)} if settled.review else {}
+        print_json(report(settled, parts, found) | said)
     else:
+        for line in changes(settled):
+            tell(line)
         print_faults(found)
         if not found and not settled.part("test") and not settled.part("dev"):
             tell("Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.")

@@ -23,8 +23,10 @@ from lrls_cli.plan import plan
 from lrls_cli.predict import predict
 from lrls_cli.preprocess import preprocess
 from lrls_cli.report import report
+from lrls_cli.review import review
 from lrls_cli.run import run
 from lrls_cli.suggest_atlas import suggest_atlas
+from lrls_cli.suggest_next import suggest_next
 from lrls_cli.sweep import sweep
 from lrls_cli.train_reg import train_reg
 from lrls_cli.train_seg import train_seg
@@ -51,6 +53,8 @@ app.command()(run)
 app.command()(predict)
 app.command()(calibrate)
 app.command()(export)
+app.command("suggest-next")(suggest_next)
+app.command()(review)
 app.command()(compare)
 app.command()(report)
 app.command()(sweep)

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from stages.answering.predictor import Failure
     from stages.artifacts.comparison import Comparison
     from stages.artifacts.found import Found
+    from stages.artifacts.next_scans import NextScans
     from stages.artifacts.scores import Scores
     from stages.artifacts.suggestion import Suggestion
     from stages.artifacts.sweep import Sweep
     from stages.data.intake import Fault
     from stages.methods.recipe import Method
+    from stages.reviewed import Review
 
 
 MOST_OF_A_KIND = 20  # faults of one kind in a list
@@ -222,6 +224,28 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
         )
     for case in verdict["refused"]:
         tell(f"warning: case {case}: its alignment was refused, centres of mass were used; look at the scan")
+
+
+def print_next_scans(suggested: NextScans, top: int, review: Review | None) -> None:
+    """The first rows with their reasons, and a sentence on what to do."""
+    rows, verdict = suggested.table.to_dict("records"), suggested.verdict
+    labelled = plural(len(verdict["labelled"]), "labelled scan")
+    title = f"{plural(len(rows), 'unlabelled scan')} beside {labelled}, the most useful to label first"
+    table = Table(title=title, title_justify="left")
+    estimated = ["est. DSC"] if verdict["calibrated"] else []
+    for heading in ("rank", "scan", "gain", *estimated, "why"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "why")
+    for row in rows[:top]:
+        if row["rank"] == len(verdict["chosen"]) + 1:
+            table.add_section()
+        estimate = [f"{row['estimated_dsc']:.2f}"] if verdict["calibrated"] else []
+        table.add_row(f"{row['rank']:g}", _plain(row["case"]), f"{row['gain']:.3f}", *estimate, _plain(row["reason"]))
+    Console(width=None if Console().is_terminal else 160).print(table)
+    tell(f"Label next, or correct the answers of: {', '.join(verdict['chosen'])}.")
+    if asked := [case for case, said in review.overlay.cases.items() if said.label_next] if review else []:
+        tell(f"People asked in their review for: {', '.join(asked)}.")
+    if not verdict["calibrated"]:
+        tell("note: not calibrated, so doubtful answers are told by agreement alone; `lrls calibrate` estimates DSC")
 
 
 def print_faults(faults: Sequence[Fault]) -> None:

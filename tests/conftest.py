@@ -224,8 +224,9 @@ def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PICTURES = (
-    "couples_page", "degrees_page", "loss_curves", "overlay_page", "panels_page", "points_plot", "predictions_page",
-    "registration_overlay", "rounds_page", "score_boxes", "side_by_side_page", "suggestion_page", "sweep_page",
+    "couples_page", "degrees_page", "loss_curves", "next_scans_page", "overlay_page", "panels_page", "points_plot",
+    "predictions_page", "registration_overlay", "rounds_page", "score_boxes", "side_by_side_page", "suggestion_page",
+    "sweep_page",
 )  # fmt: skip
 
 
