@@ -19,6 +19,10 @@ def report(
             help="Repeat for every method, as for `lrls compare`; the first is the reference. Default: all scored.",
         ),
     ] = [],  # noqa: B006
+    unlabeled: Annotated[
+        bool,
+        typer.Option("--unlabeled", help="Answer the unlabelled scans, which have no truth: estimated DSC and flags."),
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of the runs; default: the file's.")] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     settings: Settings = [],  # noqa: B006
@@ -29,6 +33,11 @@ def report(
     Example: lrls report lrls.yaml --method unet --method best --out report
     """
     # Imported here so that `lrls --help` does not wait for torch.
+    if unlabeled:
+        from stages.report_unlabeled import report_unlabeled
+
+        tell(report_unlabeled(config, settings, methods or ["best"], out, title=title, force=force, tell=tell))
+        return
     from stages.config import load_config
     from stages.report import report as write
 

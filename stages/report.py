@@ -64,6 +64,19 @@ def report(
     found = {manifest.digest: (folder, manifest) for folder, manifest in history(config.workspace)}
     gathered, extra = gather(config, methods, seed, found, tell)
     extra["title"] = title or f"{', '.join(run.name for run in gathered.runs)} on {gathered.part}"
+    return write(gathered, extra, config, out, force=force, tell=tell)
+
+
+def write(
+    gathered: Gathered,
+    extra: Mapping[str, Any],
+    config: Config,
+    out: Path,
+    *,
+    force: bool,
+    tell: Callable[[str], None],
+) -> Path:
+    """Look at every scan and write the folder; see `stages.reporting.folder.write_report`."""
     scans = []
     with Progress("report", len(gathered.cases)) as progress:
         for scan in reported_scans(gathered, config):

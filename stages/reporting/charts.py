@@ -16,7 +16,9 @@ def colour_class(number: int) -> str:
     return f"m{number % COLORS}"
 
 
-def ranked(names: Sequence[str], cases: Sequence[str], dsc: Sequence[Sequence[float | None]], chief: int) -> Markup:
+def ranked(
+    names: Sequence[str], cases: Sequence[str], dsc: Sequence[Sequence[float | None]], chief: int, measure: str = "DSC"
+) -> Markup:
     """A dot per scan and method, the scans from the worst to the best by the method `chief`.
 
     Args:
@@ -28,7 +30,7 @@ def ranked(names: Sequence[str], cases: Sequence[str], dsc: Sequence[Sequence[fl
         return Markup("")
     height, left, right, top, bottom = 240, 44, 12, 14, 34
     low = _floor(min(v for row in dsc for v in row if v is not None))
-    parts = [_axis(low, left, WIDTH - right, top, height - bottom, "DSC")]
+    parts = [_axis(low, left, WIDTH - right, top, height - bottom, "DSC")]  # the figure's name says if it is estimated
     step = (WIDTH - right - left) / len(order)
     for number, of_run in enumerate(dsc):
         for place, case in enumerate(order):
@@ -37,14 +39,14 @@ def ranked(names: Sequence[str], cases: Sequence[str], dsc: Sequence[Sequence[fl
                 continue
             x, y = left + (place + 0.5) * step, _y(value, low, top, height - bottom)
             size = 4 if number == chief else 2.8
-            title = f"{cases[case]}, {names[number]}: DSC {value:.3f}"
+            title = f"{cases[case]}, {names[number]}: {measure} {value:.3f}"
             dot = Markup(
                 '<circle class="{} dot" data-case="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>'
             )
             parts.append(dot.format(colour_class(number), case, x, y, size, title))
     parts.append(_text(left, height - 10, "worst scan"))
     parts.append(_text(WIDTH - right, height - 10, "best scan", "end"))
-    return _svg(height, parts, f"DSC of every scan, from the worst to the best by {names[chief]}")
+    return _svg(height, parts, f"{measure} of every scan, from the worst to the best by {names[chief]}")
 
 
 def boxes(names: Sequence[str], structures: Sequence[str], values: Sequence[Sequence[Sequence[float]]]) -> Markup:

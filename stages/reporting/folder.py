@@ -86,7 +86,7 @@ def _content(
     scored = any(len(run.table) for run in gathered.runs)
     dsc = [[scan.numbers.dsc[k] for scan in scans] for k in range(len(names))]
     estimates = [[scan.numbers.estimate[k] for scan in scans] for k in range(len(names))]
-    shown = dsc if scored else estimates
+    shown, measure = (dsc, "DSC") if scored else (estimates, "estimated DSC")
     cases = [scan.case for scan in scans]
     small = words.smallest(rows)
     return {
@@ -96,7 +96,7 @@ def _content(
         "names": names,
         "chief": gathered.chief,
         "scored": scored,
-        "measure": "DSC" if scored else "estimated DSC",
+        "measure": measure,
         "scans": scans,
         "order": _worst_first(shown[gathered.chief]),
         "shown": shown,
@@ -110,7 +110,7 @@ def _content(
         "smallest": small["structure"] if small else None,
         "comparison": extra["comparison"],
         "registrations": extra["registrations"],
-        "ranked": charts.ranked(names, cases, shown, gathered.chief),
+        "ranked": charts.ranked(names, cases, shown, gathered.chief, measure),
         "boxes": charts.boxes(names, list(gathered.structures), [[r["values"] for r in row["runs"]] for row in rows]),
         "against_time": extra["against_time"],
         "curves": extra["curves"],

@@ -20,7 +20,11 @@ from stages.reporting.scans import Reported
 SHOWN = ("settings", "train_reg", "generate", "train_seg", "preprocess", "couples", "budget_s", "part")
 MOST_NAMED = 6
 PARTS = {"test": "test scan", "dev": "scan for choices (dev)", "unlabeled": "unlabelled scan"}
-ROLES = {"atlases": "labelled scan", "unlabeled": "unlabelled scan", "supervised": "labelled scan"}
+ROLES = {
+    "atlases": ("labelled scan, the atlas", "labelled scans, the atlases"),
+    "unlabeled": ("unlabelled scan", "unlabelled scans"),
+    "supervised": ("labelled scan", "labelled scans"),
+}
 
 
 def in_short(
@@ -59,8 +63,8 @@ def in_short(
 def _learned_from(gathered: Gathered) -> str:
     parts = gathered.cohort.parts
     roles = [
-        f"{plural(len(parts[role]), noun)}{_listed(parts[role]) if role != 'unlabeled' else ''}"
-        for role, noun in ROLES.items()
+        f"{plural(len(parts[role]), *nouns)}{_listed(parts[role]) if role != 'unlabeled' else ''}"
+        for role, nouns in ROLES.items()
         if parts.get(role)
     ]
     number = plural(len(gathered.cases), PARTS[gathered.part], PARTS[gathered.part].replace("scan", "scans", 1))

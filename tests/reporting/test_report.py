@@ -181,3 +181,16 @@ def test_greys_of_a_jacobian_tell_folds_from_shrinking():
     assert grey.tolist()[:3] == [FOLDED] * 3
     assert grey[5] == KEPT
     assert 0 < grey[3] < grey[4] < KEPT < grey[6] < grey[7] == 255
+
+
+def test_unlabelled_scans_are_answered_for_the_report(made_report, tmp_path):
+    """Without truth and calibration there are answers and volumes, and no DSC."""
+    done = made_report.project.made("report", "--method", "unet", "--unlabeled", "--out", str(tmp_path / "out"))
+    assert "has no calibration" in done.out
+    index = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    data = json.loads(CONFIG.search(index)[1])
+    assert [each["case"] for each in data["cases"]] == ["free_1", "free_2"]
+    assert all(each["dsc"] == [None] and each["estimate"] == [None] for each in data["cases"])
+    script = json.loads((tmp_path / "out" / "cases" / "0.js").read_text(encoding="utf-8")[len("lrlsCase(0, ") : -3])
+    assert list(unpacked(script)) == ["unet"]
+    assert all(row["truth_ml"] is None and row["runs"][0]["ml"] is not None for row in script["rows"])

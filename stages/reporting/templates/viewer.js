@@ -207,20 +207,18 @@ function move(axis, by) {
   draw();
 }
 
-// Where two label maps differ most, or where one has most, or the middle: a place for each axis.
+// A voxel that passes a test, in the axial slice and its row with most of them; null: none passes.
 function placeOf(test) {
-  const { shape } = view.scan, counts = shape.map(n => new Uint32Array(n));
-  let found = false;
-  for (let d = 0, k = 0; d < shape[0]; d++)
-    for (let h = 0; h < shape[1]; h++)
-      for (let w = 0; w < shape[2]; w++, k++)
-        if (test(k)) {
-          found = true;
-          counts[0][d]++;
-          counts[1][h]++;
-          counts[2][w]++;
-        }
-  return found ? counts.map(each => each.indexOf(Math.max(...each))) : null;
+  const { shape } = view.scan, [depth, height, width] = shape, each = height * width;
+  const most = counts => counts.indexOf(Math.max(...counts));
+  const slices = new Uint32Array(depth);
+  for (let k = 0; k < depth * each; k++) if (test(k)) slices[Math.floor(k / each)]++;
+  const d = most(slices), rows = new Uint32Array(height);
+  if (!slices[d]) return null;
+  for (let k = 0; k < each; k++) if (test(d * each + k)) rows[Math.floor(k / width)]++;
+  const h = most(rows), places = [];
+  for (let w = 0; w < width; w++) if (test(d * each + h * width + w)) places.push(w);
+  return [d, h, places[places.length >> 1]];
 }
 
 function placeToStart() {
