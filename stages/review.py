@@ -21,7 +21,7 @@ from stages.artifacts.files import atomic_write_text
 from stages.config import PARTS, Config, unreviewed
 from stages.data.checks import folder_fault, scan_faults
 from stages.data.faults import HELD_OUT, refuse
-from stages.data.intake import case_id, find_file
+from stages.data.intake import case_id
 from stages.data.neutral import ending_of
 from stages.errors import UNPRINTABLE, LrlsError, plural, printable, shortened
 from stages.reviewed import MOST_NOTE, Overlay, Review, Said, read_review
@@ -243,16 +243,17 @@ def _corrected(config: Config, folder: Path, known: dict[str, str]) -> dict[str,
     try:
         if not folder.is_dir():
             raise LrlsError(f"--corrected {printable(str(folder))}: no such folder; name the one with the label maps.")
-        names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise LrlsError(f"--corrected: {folder.name} cannot be read ({error.strerror}); allow it.") from None
-    files = [path for path in names if ending_of(path)]
+    files = [path for path in found if ending_of(path)]
     if not files:
         raise LrlsError(f"--corrected: {folder.name} holds no label map; name each <case>.nii.gz, .nrrd or .mha.")
     maps: dict[str, Path] = {}
     for path in files:
         whole = path.name[: len(path.name) - len(ending_of(path))]
-        case = whole if whole in known else case_id(path)
+        names = (whole, case_id(path), whole.removesuffix(".seg"))  # 3D Slicer writes <case>.seg.nrrd
+        case = next((name for name in names if name in known), names[-1])
         if case not in known:
             near = difflib.get_close_matches(case, known, n=1)
             remedy = f"did you mean {near[0]}?" if near else "name it after its case, or take it out of the folder"
@@ -262,7 +263,9 @@ def _corrected(config: Config, folder: Path, known: dict[str, str]) -> dict[str,
                 f"case {case}: data.{known[case]} scores it, so nothing may learn from it; take its label map out of "
                 f"--corrected, or move the case to data.unlabeled in the configuration first."
             )
-        maps[case] = find_file(folder, case, "corrected label map").resolve()
+        if case in maps:
+            raise LrlsError(f"case {case}: --corrected holds several label maps of it; keep one of them.")
+        maps[case] = path.resolve()
     return maps
 
 

@@ -144,6 +144,9 @@ def test_corrected_label_maps_are_checked(project: Project, scans: Path, tmp_pat
         sitk.WriteImage(change, str(folder / "free_1.nii.gz"))
         done = project.lrls("review", "--corrected", str(folder))
         assert done.code == 1 and told in done.err and done.err.count("\n") == 1
+    shutil.copy(folder / "free_1.nii.gz", folder / "free_1_0000.nii.gz")
+    assert "case free_1: --corrected holds several" in project.lrls("review", "--corrected", str(folder)).err
+    (folder / "free_1_0000.nii.gz").unlink()
     shutil.move(folder / "free_1.nii.gz", folder / "fre_1.nii.gz")
     done = project.lrls("review", "--corrected", str(folder))
     assert done.code == 1 and "fre_1.nii.gz is the label map of no case" in done.err and "free_1?" in done.err

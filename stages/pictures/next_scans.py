@@ -64,10 +64,12 @@ def next_scans_page(
     sizes = [8 + 70 * max(gain, 0) / most for gain in table["gain"]]
     colors = [LINE_COLORS[1] if rank <= len(rows) else LINE_COLORS[0] for rank in table["rank"]]
     axes.scatter(across, up, s=sizes, c=colors, alpha=0.7, linewidths=0)
+    middle = (min(across) + max(across)) / 2
     for k, case in enumerate(table["case"][: min(len(rows), MOST_NAMED)]):
+        right = across[k] > middle
         axes.annotate(
-            plain(f"{k + 1}: {case}"), (across[k], up[k]), fontsize=8, color=INK, xytext=(5, 4),
-            textcoords="offset points",
+            plain(f"{k + 1}: {case}"), (across[k], up[k]), fontsize=8, color=INK, xytext=(-6 if right else 6, 5),
+            textcoords="offset points", ha="right" if right else "left",
         )  # fmt: skip
     style_plot(axes, "all unlabelled scans; size: gain")
     axes.set_xlabel("distance in shape to the nearest labelled scan (1 - DSC)", fontsize=8, color=MUTED)
