@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from stages.answering.answers import AT_ONCE, GridScan
@@ -15,6 +14,7 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import history
 from stages.calibrate import calibrated_model
 from stages.config import Config
+from stages.data.writers import volumes_ml
 from stages.errors import LrlsError
 from stages.planning.obeying import newest_plan, settled
 from stages.progress import Progress
@@ -91,9 +91,8 @@ def _run(config: Config, method: str, tell: Callable[[str], None]) -> tuple[Run,
             scans = [GridScan(c, cohort.image(c), cohort.transform(c)) for c in cases[start : start + AT_ONCE]]
             for scan, answer in zip(scans, answering.answers(scans), strict=True):
                 found = answering.in_own_space(answer, scan.record)
-                present = set(np.unique(found).tolist())
-                missing = [name for k, name in enumerate(cohort.structures, start=1) if k not in present]
-                judged = assess(answering, scan, answer, template, missing, model.calibration)
+                volumes = volumes_ml(found, list(cohort.structures), scan.record["spacing"])
+                judged = assess(answering, scan, answer, template, volumes, model.calibration)
                 classes[scan.case] = found
                 quality[scan.case] = {"estimate": judged.estimated_dsc, "flags": judged.flags}
                 if judged.folding_fraction is not None:
