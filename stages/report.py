@@ -82,7 +82,7 @@ def write(
         for scan in reported_scans(gathered, config):
             scans.append(scan)
             if scan.note:
-                tell(f"case {scan.case}: {scan.note}")
+                tell(scan.note if scan.note.startswith("case ") else f"case {scan.case}: {scan.note}")
             progress.advance()
     with placed(out, force=force, strange=strange) as draft:
         write_report(draft, gathered, scans, extra)

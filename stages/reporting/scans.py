@@ -26,6 +26,7 @@ from stages.parts.channels import first_channel
 from stages.reporting.encoding import ATTEMPTS, Layer, averaged, coarser, packed_image, packed_labels, thumbnail
 from stages.reporting.runs import Gathered, Numbers, Run, low_mark, numbers_of
 
+NO_TRUTH = "The truth is not shown: its files cannot be read any more, or have changed since they were scored."
 LEAST_SCRIPT, MOST_SCRIPT = 78_000, 400_000  # bytes of a scan's script
 STEP_OF_CHANGE = 8  # grey values of a sheet of Jacobians that are shown alike
 MOST_FOLDS = 20_000  # voxels that are looked at one by one
@@ -39,7 +40,7 @@ class Reported:
     Args:
         script: its volumes and rows, JSON-able.
         thumbnail: WebP.
-        note: why something is missing; may be empty.
+        note: for the user alone, why the truth is missing; may be empty.
     """
 
     case: str
@@ -73,7 +74,7 @@ def reported_scans(gathered: Gathered, config: Config) -> Iterator[Reported]:
         truth = next((_ml(label, config) for label in labels if label.run is None), None)
         numbers = numbers_of(case, gathered, volumes, truth, usual, low)
         attempt, script, picture = _fitting(case, gathered, labels, budget, attempt)
-        script |= {"rows": numbers.rows, "note": note}
+        script |= {"rows": numbers.rows, "note": NO_TRUTH if note else ""}  # the note itself may name files
         yield Reported(case, numbers, script, picture, note)
 
 
@@ -104,7 +105,9 @@ def _truth(case: str, gathered: Gathered, config: Config) -> sitk.Image:
     refuse(faults_of(config, facts))
     for run in gathered.runs:
         if run.artifact and run.artifact.manifest.identity.inputs.get(f"truth/{case}") != facts.digest:
-            raise LrlsError("Its files have changed since it was scored: the truth is not shown.")
+            raise LrlsError(
+                "its files have changed since it was scored: the truth is not shown; run `lrls eval` again."
+            )
     label = read_label(config, case)
     image = sitk.GetImageFromArray(class_indices(sitk.GetArrayViewFromImage(label), config, case))
     image.CopyInformation(label)

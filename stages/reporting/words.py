@@ -69,7 +69,7 @@ def _learned_from(gathered: Gathered) -> str:
     ]
     number = plural(len(gathered.cases), PARTS[gathered.part], PARTS[gathered.part].replace("scan", "scans", 1))
     of = plural(len(gathered.names), "structure")
-    return f"{number}, {of}; learned from {' and '.join(roles)}."
+    return f"{number}, {of}; learned from {', and '.join(roles)}."
 
 
 def _listed(cases: Sequence[str]) -> str:
@@ -180,9 +180,13 @@ def done(gathered: Gathered) -> list[tuple[str, str]]:
         told.append(("Flat borders", f"{'; '.join(borders)} meet in a plane, in the atlases and so in answers"))
     for run in gathered.runs:
         told.append(
-            (f"Method {run.name}", f"{find_method(run.method).summary.rstrip('.')}. {_time_of(run, gathered)}".strip())
+            (f"Method {run.name}", f"{_sentence(find_method(run.method).summary)} {_time_of(run, gathered)}".strip())
         )
     return told
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _time_of(run: Run, gathered: Gathered) -> str:
@@ -221,9 +225,8 @@ def _line(manifest: Manifest, gathered: Gathered) -> dict[str, Any]:
     identity = manifest.identity
     folder = gathered.found[manifest.digest][0] if manifest.digest in gathered.found else None
     method = identity.config.get("method")
-    name = " ".join(
-        filter(None, [method if isinstance(method, str) else "", identity.kind, folder.name if folder else ""])
-    )
+    kind = folder.parent.name if folder and identity.kind == "cohort" else identity.kind  # which says the part
+    name = " ".join(filter(None, [method if isinstance(method, str) else "", kind, folder.name if folder else ""]))
     settings = {key: identity.config[key] for key in SHOWN if identity.config.get(key) not in (None, {})}
     return {
         "name": name,

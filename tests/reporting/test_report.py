@@ -194,3 +194,18 @@ def test_unlabelled_scans_are_answered_for_the_report(made_report, tmp_path):
     script = json.loads((tmp_path / "out" / "cases" / "0.js").read_text(encoding="utf-8")[len("lrlsCase(0, ") : -3])
     assert list(unpacked(script)) == ["unet"]
     assert all(row["truth_ml"] is None and row["runs"][0]["ml"] is not None for row in script["rows"])
+
+
+def test_a_truth_that_changed_is_left_out_and_the_page_does_not_say_where_it_lies(made_report, tmp_path):
+    shutil.copytree(made_report.project.folder, tmp_path / "copy")
+    project = type(made_report.project)(tmp_path / "copy")
+    text = project.config_file.read_text(encoding="utf-8")
+    project.config_file.write_text(text.replace(str(made_report.project.folder), str(tmp_path / "copy")))
+    (tmp_path / "copy" / "scans" / "labels" / "test_1.nii.gz").unlink()
+    done = project.made("report", "--method", "affine", "--out", str(tmp_path / "out"))
+    assert "case test_1" in done.out
+    text = (tmp_path / "out" / "cases" / "0.js").read_text(encoding="utf-8")
+    script = json.loads(text[len("lrlsCase(0, ") : -3])
+    assert "truth" not in [label["name"] for label in script["labels"]]
+    assert "truth is not shown" in script["note"]
+    assert str(tmp_path) not in text
