@@ -1,20 +1,20 @@
 """Which of the unlabelled scans to label, or whose answer to correct, next.
 
-A trained method answers every unlabelled scan. Labelling scan i helps the scans j that are nearer to it than to any
-labelled scan, and it helps most where the answers are bad:
+A trained method answers every unlabelled scan. A label of scan i helps scans that are like it, and each further label
+helps them less:
 
-    gain(i) = sum_j w_j max(0, m_j - d_ij) / sum_j w_j m_j,    in [0, 1]
+    gain(i) = sum_{j != i} w_j log((c_j + s_ij) / c_j) / sum_j w_j,    c_j = 1/2 + sum_{l labelled} s_lj
 
+    s_ij  likeness of two scans, exp(-d_ij)
+    d_ij  their distance: of their label maps (1 - soft DSC) and of their images (1 - correlation) on the coarse grid,
+          each divided by its mean
     w_j   expected error of the answer: 1 - estimated DSC, without a calibration 1 - the mean of the measures that need
           none (agreement of network and registration, stability, confidence)
-    d_ij  distance of two scans: of their label maps (1 - soft DSC) and of their images (1 - correlation) on the coarse
-          grid, each divided by its mean
-    m_j   distance to the nearest labelled scan
 
-Scans are chosen greedily, each as if those before it were labelled. This is facility location: the batch covers the
-scans, and it does not choose two scans that are alike. With few labels, typical scans teach more than odd ones (Hacohen
-et al., "Active learning on a budget", ICML 2022), which is why the gain counts all scans that one stands for; what is
-far from everything (core-sets, Sener and Savarese, ICLR 2018) gains no more than its own error.
+Scans are chosen greedily, each as if those before it were labelled, so that a batch does not repeat itself. The scan
+itself is left out of its sum: what is wanted are answers for other scans. So typical scans come first, which with few
+labels teach more than odd ones (Hacohen et al., "Active learning on a budget", ICML 2022). What is far from everything
+(core-sets, Sener and Savarese, ICLR 2018) was worse than chance; see docs/benchmarks/results/labels.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from stages.artifacts.next_scans import NextScans
 from stages.artifacts.store import make
 from stages.calibrate import calibrated_model, newest_calibration
 from stages.config import Config
-from stages.errors import LrlsError
+from stages.errors import LrlsError, plural
 from stages.methods import find_method, settings_read
 from stages.parts.channels import first_channel
 from stages.progress import Progress
@@ -45,6 +45,7 @@ from stages.progress import Progress
 COARSE_VOXELS = 2**15  # of the grid on which scans are compared
 FREE = ("agreement", "stability", "confidence")  # measures that say without a calibration how bad an answer is
 MOST_SHOWN = 6  # scans in the picture
+FLOOR = 0.5  # of c_j: what a scan is worth that nothing labelled is like
 NOTABLE = 2 / 3  # share of the scans that a scan must exceed for a reason
 
 
@@ -162,26 +163,44 @@ def look_distances(looks: Tensor) -> np.ndarray:
     return distance.clip(0, 2)
 
 
-def gains(distance: np.ndarray, nearest: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def distances(masks: Tensor, looks: Tensor) -> np.ndarray:
+    """The distance of every two scans; see the top of this file. Arguments as of the functions above."""
+    return combined(shape_distances(masks), look_distances(looks))
+
+
+def combined(shape: np.ndarray, look: np.ndarray) -> np.ndarray:
+    others = ~np.eye(len(shape), dtype=bool)
+    return np.mean([d / max(float(d[others].mean()), 1e-9) for d in (shape, look)], axis=0)
+
+
+def gains(likeness: np.ndarray, covered: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """What labelling each scan would bring; see the top of this file.
 
     Args:
-        distance: d, (n, n) of the unlabelled scans.
-        nearest: m, (n,).
+        likeness: s, (n, n) of the unlabelled scans.
+        covered: c, (n,).
         weights: w, (n,).
     """
-    saved = (weights * np.maximum(0, nearest - distance)).sum(1)
-    return saved / max(float((weights * nearest).sum()), 1e-12)
+    each = weights * np.log1p(likeness / covered)
+    np.fill_diagonal(each, 0)
+    return each.sum(1) / weights.sum()
 
 
-def batch(distance: np.ndarray, nearest: np.ndarray, weights: np.ndarray, count: int) -> list[int]:
-    """The places of `count` scans, each the best one once those before it are labelled; arguments as of `gains`."""
+def batch(own: np.ndarray, to_labelled: np.ndarray, weights: np.ndarray, count: int) -> list[int]:
+    """The places of `count` scans, each the best one once those before it are labelled.
+
+    Args:
+        own: distances of the unlabelled scans, (n, n).
+        to_labelled: their distances to the labelled ones, (n, labelled).
+        weights: w, (n,).
+    """
+    likeness, covered = np.exp(-own), FLOOR + np.exp(-to_labelled).sum(1)
     chosen: list[int] = []
-    for _ in range(min(count, len(nearest))):
-        gain = gains(distance, nearest, weights)
+    for _ in range(min(count, len(own))):
+        gain = gains(likeness, covered, weights)
         gain[chosen] = -1
         chosen.append(int(gain.argmax()))
-        nearest = np.minimum(nearest, distance[chosen[-1]])
+        covered = covered + likeness[chosen[-1]]
     return chosen
 
 
@@ -196,16 +215,16 @@ def ranking(
         estimates: estimated DSC of each answer; None: not calibrated.
         shape, look: distances of all scans, the labelled ones last.
     """
-    n = len(cases)
-    distance = np.mean([d / max(float(d[~np.eye(len(d), dtype=bool)].mean()), 1e-9) for d in (shape, look)], axis=0)
-    own, nearest = distance[:n, :n], distance[:n, n:].min(1)
+    n, distance = len(cases), combined(shape, look)
+    own, to_labelled = distance[:n, :n], distance[:n, n:]
     if estimates is None:
         weights = np.array([1 - np.mean([m[name] for name in FREE if name in m]) for m in measures])
     else:
         weights = 1 - np.array(estimates)
     weights = np.maximum(weights, 1e-3)
-    alone = gains(own, nearest, weights)
-    first = batch(own, nearest, weights, count)
+    alone = gains(np.exp(-own), FLOOR + np.exp(-to_labelled).sum(1), weights)
+    first = batch(own, to_labelled, weights, count)
+    nearest = to_labelled.min(1)
     order = [*first, *(i for i in np.argsort(-alone, kind="stable").tolist() if i not in first)]
     table = pd.DataFrame(
         {
@@ -216,8 +235,8 @@ def ranking(
             "agreement": [m.get("agreement", np.nan) for m in measures],
             "shape_distance": shape[:n, n:].min(1),
             "look_distance": look[:n, n:].min(1),
-            "nearest": [labelled[place] for place in distance[:n, n:].argmin(1)],
-            "stands_for": (own < nearest[None]).sum(1),
+            "nearest": [labelled[place] for place in to_labelled.argmin(1)],
+            "stands_for": ((own < nearest[None]) & ~np.eye(n, dtype=bool)).sum(1),
         }
     )
     table["reason"] = reasons(table)
@@ -230,21 +249,21 @@ def reasons(table: pd.DataFrame) -> list[str]:
     """Why each scan stands where it does, in words."""
     n = len(table)
     of = {name: table[name].rank(pct=True) for name in ("expected_error", "shape_distance", "look_distance")}
+    typical = table["gain"].rank(ascending=False, method="first")
     worst, agreement = table["expected_error"].rank(ascending=False, method="first"), table["agreement"]
     lines = []
     for i, row in enumerate(table.to_dict("records")):
-        said = [f"{row['stands_for']} of {n} scans are nearer to it than to a labelled one"]
+        said = [f"number {int(typical[i])} of {n} in what its label alone brings to the others"]
+        if row["stands_for"]:
+            verb = "is" if row["stands_for"] == 1 else "are"
+            said.append(f"{plural(row['stands_for'], 'scan')} {verb} nearer to it than to a labelled one")
         if of["expected_error"][i] > NOTABLE:
-            what = (
-                "the answer is doubtful"
-                if np.isnan(row["estimated_dsc"])
-                else f"estimated DSC {row['estimated_dsc']:.2f}"
-            )
+            known = not np.isnan(row["estimated_dsc"])
+            what = f"estimated DSC {row['estimated_dsc']:.2f}" if known else "the answer is doubtful"
             said.append(f"{what}, number {int(worst[i])} from the worst")
-        if agreement.notna()[i] and (agreement < agreement[i]).mean() < 1 - NOTABLE and n > 2:
-            said.append(
-                f"network and registration agree little (DSC {agreement[i]:.2f}, median {agreement.median():.2f})"
-            )
+        if n > 2 and not np.isnan(agreement[i]) and (agreement < agreement[i]).mean() < 1 - NOTABLE:
+            of_all = f"DSC {agreement[i]:.2f}, median {agreement.median():.2f}"
+            said.append(f"network and registration agree less than elsewhere ({of_all})")
         for name in ("shape", "look"):
             if (share := of[f"{name}_distance"][i]) > NOTABLE:
                 said.append(f"its {name} is farther from the labelled scans than that of {share:.0%} of the scans")

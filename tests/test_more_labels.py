@@ -126,7 +126,7 @@ def test_the_next_scans_are_suggested_with_reasons(grown: tuple[Project, list[st
     assert sorted(table["case"]) == ["atlas_2", "free_1", "free_2"] and verdict["labelled"] == ["atlas_1"]
     assert verdict["chosen"] == table["case"][:2].tolist() and not verdict["calibrated"]
     assert f"Label next, or correct the answers of: {', '.join(verdict['chosen'])}." in done.out
-    assert "scans are nearer to it than to a labelled one" in table["reason"][0] and "lrls calibrate" in done.out
+    assert "number 1 of 3 in what its label alone brings" in table["reason"][0] and "lrls calibrate" in done.out
     project.made("suggest-next", "--method", "best", "-n", "2")
     assert project.versions("best/next") == ["v0001"]
     after = project.made("suggest-next", "--method", "best", "-n", "5", *WITH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,28 @@ from stages.suggest_next import batch, coarse, gains, look_distances, ranking, s
 
 # Three scans on a line at 0, 1 and 5; the labelled one is at -1.
 PLACES = np.array([0.0, 1.0, 5.0])
-OWN, NEAREST = np.abs(PLACES[:, None] - PLACES[None]), PLACES + 1
+OWN, TO_LABELLED = np.abs(PLACES[:, None] - PLACES[None]), (PLACES + 1)[:, None]
 
 
-def test_the_gain_is_the_share_of_the_distance_that_a_label_removes() -> None:
-    # m = 1, 2, 6. Labelled at 0: saves 1, 1, 1; at 1: saves 0, 2, 2; at 5: saves 0, 0, 6. Together 9.
-    assert gains(OWN, NEAREST, np.ones(3)).tolist() == pytest.approx([3 / 9, 4 / 9, 6 / 9])
-    # Where the answer of the far scan is good already, the middle one brings most.
-    weights = np.array([1.0, 1.0, 0.1])
-    assert gains(OWN, NEAREST, weights).tolist() == pytest.approx([2.1 / 3.6, 2.2 / 3.6, 0.6 / 3.6])
+def test_the_gain_counts_what_a_label_brings_to_the_other_scans() -> None:
+    covered = 0.5 + np.exp(-TO_LABELLED[:, 0])
+    likeness = np.exp(-OWN)
+    between = [math.log((c + math.exp(-1)) / c) for c in covered[:2]]  # of the scans at 0 and 1
+    of_far = [math.log((covered[2] + math.exp(-d)) / covered[2]) for d in (5, 4)]
+    expected = [(between[1] + of_far[0]) / 3, (between[0] + of_far[1]) / 3]
+    assert gains(likeness, covered, np.ones(3))[:2].tolist() == pytest.approx(expected)
+    # A scan whose answer is good already is helped for nothing, and its own answer does not count.
+    weights = np.array([1.0, 1e-9, 1e-9])
+    assert gains(likeness, covered, weights)[0] == pytest.approx(0, abs=1e-8)
+    assert gains(likeness, covered, weights)[1] == pytest.approx(between[0])
 
 
-def test_a_batch_does_not_take_two_scans_that_are_alike() -> None:
-    places = np.array([4.0, 4.1, 0.5, 8.0])
-    own = np.abs(places[:, None] - places[None])
-    assert batch(own, places.copy(), np.ones(4), 2) == [1, 3]
-    assert sorted(batch(own, places.copy(), np.ones(4), 9)) == [0, 1, 2, 3]
+def test_a_batch_takes_typical_scans_and_does_not_repeat_itself() -> None:
+    places = np.array([4.0, 4.1, 4.2, 9.0, 9.1, 9.2, 20.0])  # two groups and an odd one
+    own, to_labelled = np.abs(places[:, None] - places[None]), places[:, None] + 10
+    chosen = batch(own, to_labelled, np.ones(7), 2)
+    assert sorted(place // 3 for place in chosen) == [0, 1]
+    assert batch(own, to_labelled, np.ones(7), 9)[-1] == 6 and len(batch(own, to_labelled, np.ones(7), 9)) == 7
 
 
 def test_distances_of_shapes_and_looks() -> None:
@@ -50,13 +57,15 @@ def test_reasons_name_what_is_notable() -> None:
         np.fill_diagonal(distance, 0)
     measures = [{"agreement": value, "confidence": 0.9} for value in (0.9, 0.88, 0.4)]
     table = ranking(["a", "b", "c"], ["atlas"], measures, [0.9, 0.88, 0.5], shape, look, 1)
-    assert table["case"][0] == "c" and table["nearest"][0] == "atlas"
+    reason = dict(zip(table["case"], table["reason"], strict=True))
+    assert sorted(table["rank"]) == [1, 2, 3] and set(table["nearest"]) == {"atlas"}
+    assert reason[table["case"][0]].startswith("number 1 of 3 in what its label alone brings to the others")
     for told in (
         "estimated DSC 0.50, number 1 from the worst",
-        "network and registration agree little (DSC 0.40, median 0.88)",
+        "network and registration agree less than elsewhere (DSC 0.40, median 0.88)",
         "its shape is farther from the labelled scans than that of 100% of the scans",
     ):
-        assert told in table["reason"][0] and told not in table["reason"][1]
+        assert told in reason["c"] and told not in reason["a"]
     flat = ranking(["a"], ["atlas"], [{"confidence": 0.9}], None, np.zeros((2, 2)), np.zeros((2, 2)), 3)
     assert len(flat) == 1 and flat["estimated_dsc"].isna().all()
 
