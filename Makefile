@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a virtual environment in .venv with the pinned packages.
 #   make demo                      best on the example, next to affine and unet: within six minutes
-#   make test                      the test suite
+#   make test                      the test suite; make test-browser: the report in a browser, which must be there
 #   make preprocess CONFIG=my.yaml METHOD=brbs    one target per stage; SET="--set key=value" overrides settings
 #   make predict CONFIG=my.yaml METHOD=best SCANS=new OUT=labels
 #   make TORCH_INDEX=https://download.pytorch.org/whl/cu130 demo    another build of torch
@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench check suggest-atlas preprocess train-reg generate train-seg eval run calibrate \
+.PHONY: setup demo test test-browser lint bench check suggest-atlas preprocess train-reg generate train-seg eval run calibrate \
 	export predict clean
 
 setup: $(READY)
@@ -40,6 +40,9 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-browser: $(READY)  # fails where there is no chromium
+	LRLS_BROWSER=required $(BIN)/python -m pytest tests/reporting
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from lrls_cli.options import AsJson
+
 
 def check(
     config: Annotated[Path, typer.Argument(help="The project's YAML file.")],
     settings: Annotated[list[str], typer.Option("--set", help="Override, e.g. others=background.")] = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look for faults in all scans and label maps; writes nothing.
 
@@ -18,16 +20,15 @@ def check(
     Example: lrls check lrls.yaml
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
-    import json
-
     from rich.console import Console
 
     from lrls_cli.echo import tell
-    from lrls_cli.tables import print_faults
+    from lrls_cli.tables import print_faults, print_json
     from stages.config import PARTS, load_config
     from stages.data.checks import cohort_faults, report
     from stages.errors import plural
     from stages.methods import find_method, settings_of
+    from stages.review import changes
 
     settled = load_config(config, settings)
     for method in settled.methods:
@@ -39,8 +40,11 @@ def check(
         found = cohort_faults(settled, parts)
     stopping = sum(fault.stops for fault in found)
     if as_json:
-        typer.echo(json.dumps(report(settled, parts, found), indent=1))
+        said = {"review": changes(settled)} if settled.review else {}
+        print_json(report(settled, parts, found) | said)
     else:
+        for line in changes(settled):
+            tell(line)
         print_faults(found)
         if not found and not settled.part("test") and not settled.part("dev"):
             tell("Nothing to score: data.test and data.dev list no scan; hold back some labelled ones there.")

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Force, Settings
+from lrls_cli.echo import tell, telling
+from lrls_cli.options import AsJson, ConfigFile, Force, Settings
 
 
 def compare(
@@ -22,6 +22,7 @@ def compare(
     ] = [],  # noqa: B006
     settings: Settings = [],  # noqa: B006
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put the newest scores of several methods side by side: a table, CSV, Markdown and a picture.
 
@@ -31,11 +32,14 @@ def compare(
     Example: lrls compare lrls.yaml --method unet --method "brbs mmr=false" --method "brbs mmr=true"
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from lrls_cli.tables import print_comparison
+    from lrls_cli.tables import comparison_document, print_comparison, print_json
     from stages.compare import compare as compared
     from stages.config import load_config
 
     settled = load_config(config, settings)
-    comparison = compared(settled, methods, seeds, force=force)
+    comparison = compared(settled, methods, seeds, force=force, tell=telling(as_json))
+    if as_json:
+        print_json(comparison_document(comparison, settled.eval.part))
+        return
     print_comparison(comparison, settled.eval.part)
     tell(comparison.folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from stages.errors import printable
@@ -10,6 +12,16 @@ from stages.errors import printable
 def tell(message: object) -> None:
     """Print a line to standard output."""
     typer.echo(printable(str(message)))
+
+
+def telling(as_json: bool) -> Callable[[object], None]:
+    """What tells the lines of a command: to standard error where standard output is one JSON document."""
+    return tell_beside if as_json else tell
+
+
+def tell_beside(message: object) -> None:
+    """Print a line to standard error."""
+    typer.echo(printable(str(message)), err=True)
 
 
 def complain(message: object) -> None:

@@ -1,7 +1,7 @@
 """`lrls eval`: stage 5."""
 
-from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.echo import tell, telling
+from lrls_cli.options import AsJson, ConfigFile, Force, MethodName, Round, Settings
 
 
 def evaluate(
@@ -10,18 +10,23 @@ def evaluate(
     settings: Settings = [],  # noqa: B006
     round: Round = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a method on the held-out scans, in their own space.
 
     Example: lrls eval lrls.yaml --method brbs --set eval.part=dev
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from lrls_cli.tables import print_scores
+    from lrls_cli.tables import print_json, print_scores, scores_document
     from stages.artifacts.scores import Scores
     from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    scores = run_stage(settled(config, settings, method).config, method, "eval", round=round, force=force, tell=tell)
+    loaded = settled(config, settings, method).config
+    scores = run_stage(loaded, method, "eval", round=round, force=force, tell=telling(as_json))
     assert isinstance(scores, Scores)
+    if as_json:
+        print_json(scores_document(method, scores))
+        return
     print_scores(method, scores)
     tell(scores.folder)

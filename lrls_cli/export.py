@@ -1,4 +1,4 @@
-"""`lrls export`: a trained method as one file, or generated data for nnU-Net."""
+"""`lrls export`: a trained method as one file, its network for other programs, or generated data for nnU-Net."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,8 @@ class To(StrEnum):
     """Kinds of export."""
 
     model = "model"
+    onnx = "onnx"
+    monai = "monai"
     nnunet = "nnunet"
 
 
@@ -22,16 +24,20 @@ def export(
     config: ConfigFile,
     method: MethodName,
     out: Annotated[Path, typer.Option(help="model.zip, or a folder; for nnU-Net a folder Dataset<3 digits>_<name>.")],
-    to: Annotated[To, typer.Option(help="model: for `lrls predict`; nnunet: raw data to train nnU-Net v2 on.")] = (
-        To.model
-    ),
+    to: Annotated[
+        To,
+        typer.Option(
+            help="model: for `lrls predict`; onnx: the network with a manifest; monai: the network as a bundle; "
+            "nnunet: raw data to train nnU-Net v2 on."
+        ),
+    ] = To.model,
     network_only: NetworkOnly = False,
     couples: Annotated[int, typer.Option(min=0, help="For nnU-Net: couples to draw from generated paths.")] = 100,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what `out` holds.")] = False,
 ) -> None:
-    """Write a trained method as one file that answers scans elsewhere, or its data for nnU-Net.
+    """Write a trained method as one file that answers scans elsewhere, its network alone, or its data for nnU-Net.
 
     Example: lrls export lrls.yaml --method best --out model.zip
     """
@@ -47,6 +53,18 @@ def export(
 
         counts = export_nnunet(made, loaded, method, out, couples=couples, force=force)
         tell(f"{out}: {plural(counts['train'], 'couple')} with labels, {plural(counts['test'], 'scan')} without")
+        return
+    if to is not To.model:
+        from stages.export import export_network
+
+        about = export_network(made, loaded, method, out, "onnx" if to is To.onnx else "monai", force=force)
+        verified = (about if to is To.onnx else about["lrls"])["verified"]
+        tell(
+            f"verified against torch: logits differ by at most {verified['largest_difference']:.1e} of their range, "
+            f"{100 * verified['equal_voxels']:.2f} % of the voxels have the same class"
+        )
+        tell("holds the reference image, which scans are aligned to; the network answers on its grid, without atlases")
+        tell(out)
         return
     from stages.export import export_calibrated
 

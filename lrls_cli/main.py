@@ -15,14 +15,18 @@ from lrls_cli.evaluate import evaluate
 from lrls_cli.export import export
 from lrls_cli.generate import generate
 from lrls_cli.history import history
+from lrls_cli.info import info
 from lrls_cli.init import init
 from lrls_cli.methods import methods
 from lrls_cli.phantom import phantom
 from lrls_cli.plan import plan
 from lrls_cli.predict import predict
 from lrls_cli.preprocess import preprocess
+from lrls_cli.report import report
+from lrls_cli.review import review
 from lrls_cli.run import run
 from lrls_cli.suggest_atlas import suggest_atlas
+from lrls_cli.suggest_next import suggest_next
 from lrls_cli.sweep import sweep
 from lrls_cli.train_reg import train_reg
 from lrls_cli.train_seg import train_seg
@@ -34,7 +38,6 @@ app = typer.Typer(
     name="lrls",
     help="Segmentation networks from one to five labelled 3D scans, by learned registration.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(init)
@@ -50,10 +53,14 @@ app.command()(run)
 app.command()(predict)
 app.command()(calibrate)
 app.command()(export)
+app.command("suggest-next")(suggest_next)
+app.command()(review)
 app.command()(compare)
+app.command()(report)
 app.command()(sweep)
 app.command()(methods)
 app.command()(history)
+app.command()(info)
 app.command()(phantom)
 
 

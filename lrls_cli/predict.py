@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lrls_cli.echo import tell
-from lrls_cli.options import Round, Settings
+from lrls_cli.echo import telling
+from lrls_cli.options import AsJson, Round, Settings
 
 
 class LabelFormat(StrEnum):
@@ -43,6 +43,7 @@ def predict(
     settings: Settings = [],  # noqa: B006
     round: Round = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Segment new scans in their own voxels, and say which answers a person must look at.
 
@@ -50,12 +51,16 @@ def predict(
               lrls predict model.zip ds --bids --out ds/derivatives/lrls
     """
     # Imported here so that `lrls --help` does not wait for torch.
+    from lrls_cli.tables import predictions_document, print_json
+    from stages.answering.answered import Answered
     from stages.answering.exported import is_model, open_model
     from stages.answering.model import running_on
     from stages.errors import LrlsError
     from stages.predict import Forms
     from stages.predict import predict as stage
 
+    tell = telling(as_json)
+    rows: list[Answered] = []
     if is_model(model):
         for option, given in (("--method", method), ("--round", round)):
             if given is not None:
@@ -76,7 +81,10 @@ def predict(
     if opened.calibration is None:
         tell("no estimates of DSC: `lrls calibrate` makes them possible; flags are fewer without")
     forms = Forms(label_format.value, probabilities, rtstruct, transforms, bids)
-    failures = stage(opened, scans, out, forms=forms, force=force, tell=tell)
-    tell(out)
+    failures = stage(opened, scans, out, forms=forms, force=force, tell=tell, show=rows.extend)
+    if as_json:
+        print_json(predictions_document(out, rows, failures))
+    else:
+        tell(out)
     if failures:
         raise typer.Exit(1)

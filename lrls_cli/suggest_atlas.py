@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Force, Settings
+from lrls_cli.options import AsJson, ConfigFile, Force, Settings
 
 
 class By(StrEnum):
@@ -22,6 +22,7 @@ def suggest_atlas(
     by: Annotated[By, typer.Option(help="Mean similarity to the other scans, or to their average.")] = By.others,
     settings: Settings = [],  # noqa: B006
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rank the unlabelled scans by how typical they are: which one to label first, and how certain that is.
 
@@ -30,10 +31,13 @@ def suggest_atlas(
     Example: lrls suggest-atlas lrls.yaml
     """
     # Imported here so that `lrls --help` does not wait for SimpleITK.
-    from lrls_cli.tables import print_suggestion
+    from lrls_cli.tables import print_json, print_suggestion, suggestion_document
     from stages.config import load_config
     from stages.suggest_atlas import suggest_atlas as stage
 
     suggestion = stage(load_config(config, settings), by=by.value, force=force)  # type: ignore[arg-type]
+    if as_json:
+        print_json(suggestion_document(suggestion))
+        return
     print_suggestion(suggestion, top)
     tell(suggestion.folder)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Settings
+from lrls_cli.echo import tell, telling
+from lrls_cli.options import AsJson, ConfigFile, Settings
 
 
 def sweep(
@@ -24,6 +24,7 @@ def sweep(
     settings: Settings = [],  # noqa: B006
     budget: Annotated[str | None, typer.Option(help="Of every run, as of `lrls run`: 10m, or 2000steps.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Draw table and curve again; finished runs stay.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run methods with several values of one setting, and draw DSC against it: tables and a picture.
 
@@ -32,11 +33,14 @@ def sweep(
     Example: lrls sweep lrls.yaml preprocess.most_atlases=1,2,3,5 --method brbs --seed 0 --seed 1
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from lrls_cli.tables import print_sweep
+    from lrls_cli.tables import print_json, print_sweep, sweep_document
     from stages.sweep import sweep as stage
     from stages.training.budget import Budget
 
     parsed = Budget.parse(budget) if budget is not None else None
-    made = stage(config, settings, methods, swept, seeds, budget=parsed, force=force, tell=tell)
+    made = stage(config, settings, methods, swept, seeds, budget=parsed, force=force, tell=telling(as_json))
+    if as_json:
+        print_json(sweep_document(made))
+        return
     print_sweep(made)
     tell(made.folder)

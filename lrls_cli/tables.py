@@ -1,10 +1,13 @@
-"""Tables in the terminal."""
+"""Tables in the terminal, or as JSON documents for programs."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from math import isnan
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from math import isfinite, isnan
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,13 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from stages.answering.answered import Answered
+    from stages.answering.predictor import Failure
     from stages.artifacts.comparison import Comparison
     from stages.artifacts.found import Found
+    from stages.artifacts.next_scans import NextScans
     from stages.artifacts.scores import Scores
     from stages.artifacts.suggestion import Suggestion
     from stages.artifacts.sweep import Sweep
     from stages.data.intake import Fault
     from stages.methods.recipe import Method
+    from stages.reviewed import Review
 
 
 MOST_OF_A_KIND = 20  # faults of one kind in a list
@@ -32,6 +39,90 @@ MOST_OF_A_KIND = 20  # faults of one kind in a list
 def _plain(value: object) -> str:
     """A cell or title as it stands: rich would read brackets in names as styles."""
     return escape(printable(str(value)))
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """All of a command's standard output: one document. What is not a number becomes null."""
+    print(json.dumps(_as_json(document), indent=1, allow_nan=False))
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if hasattr(value, "item"):  # a number of numpy
+        value = value.item()
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def plan_document(rows: Sequence[Mapping[str, str]], budget_s: float | None, total_s: float) -> dict:
+    """What `print_plan` prints, and the seconds to the last weights."""
+    choices = [{key: value for key, value in row.items() if key != "more"} for row in rows]
+    for choice, row in zip(choices, rows, strict=True):
+        choice |= {"with_twice_the_time": row["more"]} if row["more"] else {}
+    return {"budget_s": budget_s, "choices": choices, "total_s": total_s}
+
+
+def scores_document(method: str, scores: Scores) -> dict:
+    """What `print_scores` prints."""
+    manifest = scores.manifest
+    return {
+        "method": method, "round": manifest.identity.round, "seed": manifest.identity.seed, "folder": scores.folder,
+        "device": manifest.device, "seconds_a_scan": manifest.scan_s, **scores.summary,
+    }  # fmt: skip
+
+
+def suggestion_document(suggestion: Suggestion) -> dict:
+    """What `print_suggestion` prints, of all scans."""
+    return {"folder": suggestion.folder, **suggestion.verdict, "scans": suggestion.table.to_dict("records")}
+
+
+def comparison_document(comparison: Comparison, part: str) -> dict:
+    """What `print_comparison` prints."""
+    return {"folder": comparison.folder, "part": part, "rows": comparison.table.to_dict("records")}
+
+
+def sweep_document(sweep: Sweep) -> dict:
+    """What `print_sweep` prints."""
+    about = sweep.manifest.identity.config
+    return {
+        "folder": sweep.folder, "setting": about["setting"], "part": about["part"],
+        "rows": sweep.table.to_dict("records"),
+    }  # fmt: skip
+
+
+def methods_document(methods: Iterable[Method]) -> dict:
+    """What `print_methods` prints."""
+    return {"methods": [{"name": m.name, "summary": m.summary, "source": m.source} for m in methods]}
+
+
+def history_document(found: Found, workspace: Path) -> dict:
+    """What `print_history` prints; folders are in the workspace."""
+    finished = [
+        {
+            "folder": folder.relative_to(workspace), "kind": manifest.identity.kind,
+            "made_by": manifest.identity.made_by, "round": manifest.identity.round, "seed": manifest.identity.seed,
+            "inputs": manifest.identity.inputs, "wall_time_s": manifest.wall_time_s, "digest": manifest.digest,
+            "older_format": manifest.identity.outdated,
+        }
+        for folder, manifest in found.finished
+    ]  # fmt: skip
+    unfinished = [asdict(left) | {"folder": left.folder.relative_to(workspace)} for left in found.unfinished]
+    return {"workspace": workspace, "finished": finished, "unfinished": unfinished, "unreadable": found.unreadable}
+
+
+def predictions_document(out: Path, rows: Sequence[Answered], failures: Sequence[Failure]) -> dict:
+    """What `predict` says of each scan; flagged scans first."""
+    return {
+        "folder": out,
+        "scans": [
+            {"case": row.case, "volumes_ml": row.volumes_ml, **asdict(row.quality)} for row in rows
+        ],
+        "failures": [{"case": failure.case, "reason": failure.reason} for failure in failures],
+    }  # fmt: skip
 
 
 def print_plan(rows: Sequence[Mapping[str, str]], budget_s: float | None) -> None:
@@ -135,6 +226,28 @@ def print_suggestion(suggestion: Suggestion, top: int) -> None:
         tell(f"warning: case {case}: its alignment was refused, centres of mass were used; look at the scan")
 
 
+def print_next_scans(suggested: NextScans, top: int, review: Review | None) -> None:
+    """The first rows with their reasons, and a sentence on what to do."""
+    rows, verdict = suggested.table.to_dict("records"), suggested.verdict
+    labelled = plural(len(verdict["labelled"]), "labelled scan")
+    title = f"{plural(len(rows), 'unlabelled scan')} beside {labelled}, the most useful to label first"
+    table = Table(title=title, title_justify="left")
+    estimated = ["est. DSC"] if verdict["calibrated"] else []
+    for heading in ("rank", "scan", "gain", *estimated, "why"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "why")
+    for row in rows[:top]:
+        if row["rank"] == len(verdict["chosen"]) + 1:
+            table.add_section()
+        estimate = [f"{row['estimated_dsc']:.2f}"] if verdict["calibrated"] else []
+        table.add_row(f"{row['rank']:g}", _plain(row["case"]), f"{row['gain']:.3f}", *estimate, _plain(row["reason"]))
+    Console(width=None if Console().is_terminal else 160).print(table)
+    tell(f"Label next, or correct the answers of: {', '.join(verdict['chosen'])}.")
+    if asked := [case for case, said in review.overlay.cases.items() if said.label_next] if review else []:
+        tell(f"People asked in their review for: {', '.join(asked)}.")
+    if not verdict["calibrated"]:
+        tell("note: not calibrated, so doubtful answers are told by agreement alone; `lrls calibrate` estimates DSC")
+
+
 def print_faults(faults: Sequence[Fault]) -> None:
     """A table in a terminal, plain lines elsewhere; of each kind at most `MOST_OF_A_KIND`, then their number."""
     console, more = Console(), Counter(fault.code for fault in faults)
@@ -198,6 +311,14 @@ def print_methods(methods: Iterable[Method]) -> None:
     for method in methods:
         table.add_row(method.name, method.summary, method.source)
     Console().print(table)
+
+
+def print_info(about: Mapping[str, Mapping[str, object]]) -> None:
+    """Plain lines, to be pasted."""
+    for section, values in about.items():
+        tell(section)
+        for name, value in values.items():
+            tell(f"  {name}: {value}")
 
 
 def print_history(found: Found, workspace: Path) -> None:

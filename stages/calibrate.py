@@ -6,14 +6,16 @@ import json
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from stages.answering.answers import GridScan, atlases_of
+from stages.answering.answers import Answer, GridScan, atlases_of
 from stages.answering.model import Model, model_of
-from stages.answering.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure
+from stages.answering.quality import LIKE_ANATOMY, LIKE_SCANS, Damage, fit, folding_of, measure, perturbed
+from stages.answering.volumes import spread_of_volumes, voxels_of
 from stages.artifacts.calibration import Calibrated
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
@@ -21,6 +23,7 @@ from stages.artifacts.files import atomic_write_text
 from stages.artifacts.made import Made
 from stages.artifacts.store import NotMade, latest, make
 from stages.config import Config
+from stages.data.own_space import own_to_grid
 from stages.methods import find_method, plan_of, settings_read
 from stages.methods.recipe import Generate
 from stages.parts.channels import as_array, as_images
@@ -128,45 +131,88 @@ def made_couples(made: Made, config: Config, method_name: str, count: int) -> li
 
 
 def _calibrate(model: Model, cohort: Cohort, couples: list[Couple], folder: Path) -> None:
-    answering, template, spacing_mm = model.answering(), model.template(), model.grid.spacing_mm
-    num_classes = answering.num_classes
+    answering, template, num_classes = model.answering(), model.template(), len(model.structures) + 1
+    sound = [voxels_of(torch.from_numpy(classes.astype(np.int16)), num_classes) for _, classes in couples[::3]]
+    volumes = np.median(sound, axis=0).tolist()
+    unlabeled = cohort.parts.get("unlabeled", [])
+    step = max(1, -(-len(unlabeled) // max(1, len(couples) // 2)))
+    real = [GridScan(case, cohort.image(case), {}) for case in unlabeled[::step]]
+    of_scans, foldings, residuals = [], [], []
+    of_couples, dice, errors, spreads = [], [], [], []
+    with Progress("calibrate", len(couples) + len(real)) as progress:
+
+        def measured(scan: GridScan, answer: Answer) -> tuple[dict[str, float], list[torch.Tensor]]:
+            turned = perturbed(answering, scan.image) if answer.network is not None else []
+            progress.advance()
+            return measure(answering, scan, answer, template, volumes, turned), turned
+
+        for scan, answer in zip(real, answering.answers(real), strict=True):
+            of_scans.append(measured(scan, answer)[0])
+            if answer.fields:
+                foldings.append(folding_of(answer) or 0.0)
+                moved = warp(as_images(answering.atlases[0].image), torch.from_numpy(answer.fields[0])[None])
+                residuals.append((as_images(scan.image) - moved).half())
+        scans, labels, about = _damaged(couples, residuals, model)
+        for k, answer in enumerate(answering.answers(scans)):
+            values, turned = measured(scans[k], answer)
+            of_couples.append(values)
+            answered = answer.probabilities.argmax(0).cpu()
+            errors.append(voxels_of(answered, num_classes) - voxels_of(labels[k], num_classes))
+            spreads.append(spread_of_volumes(answer, turned, volumes, num_classes))
+            by_class = dice_per_class(answered, labels[k], num_classes)
+            dice.append(float(by_class[~by_class.isnan()].mean()) if not by_class.isnan().all() else 0.0)
+    undamaged = [row["damage"] == "none" for row in about]
+    examples = real or [scan for scan, good in zip(scans, undamaged, strict=True) if good]
+    calibration = fit(
+        of_couples, dice, undamaged, of_scans, [scan.image for scan in examples], foldings, volumes,
+        of_volumes=(np.array(errors), np.array(spreads)), annotation=_annotation(cohort, num_classes),
+    )  # fmt: skip
+    rows = [row | values | {"dsc": d} for row, values, d in zip(about, of_couples, dice, strict=True)]
+    pd.DataFrame(rows).to_csv(folder / "couples.csv", index=False, float_format="%.6f")
+    atomic_write_text(folder / "calibration.json", json.dumps(calibration.model_dump(mode="json"), indent=1))
+
+
+def _damaged(
+    couples: list[Couple], residuals: list[torch.Tensor], model: Model
+) -> tuple[list[GridScan], list[torch.Tensor], list[dict[str, Any]]]:
+    """Couples that look like scans, two of three damaged: images, class indices, kinds and severities of damage.
+
+    A couple is the atlas moved, and registers to the atlas far too well. So that it shows as much that the atlas does
+    not, it gets what a scan shows beyond the warped atlas.
+
+    Args:
+        residuals: of scans, (1, C, D, H, W); may be empty.
+    """
     scans, labels, about = [], [], []
     kinds = cycle(Damage.KINDS)  # in turn, for two of three couples
     for k, (made, classes) in enumerate(couples):
         generator = torch.Generator().manual_seed(derive(model.config.seed, "calibrate", k))
-        image = LIKE_SCANS(as_images(made), generator).clamp(0, 1)
-        label = torch.from_numpy(classes.astype(np.int16))[None]
+        image, label = as_images(made), torch.from_numpy(classes.astype(np.int16))[None]
+        if residuals:
+            image = (image + residuals[k % len(residuals)].float()).clamp(0, 1)
+        image = LIKE_SCANS(image, generator).clamp(0, 1)
         kind, severity = "none", 0.0
         if k % 3:
             kind = next(kinds)
             severity = float(torch.rand(1, generator=generator)) * 0.8 + 0.2
-            image, label = Damage(kind, severity)(image, label, spacing_mm, generator)
+            image, label = Damage(kind, severity)(image, label, model.grid.spacing_mm, generator)
         case = f"couple_{k:03d}"
         scans.append(GridScan(case, as_array(image).astype(np.float16), {}))
         labels.append(label[0].long())
         about.append({"couple": case, "damage": kind, "severity": severity})
-    unlabeled = cohort.parts.get("unlabeled", [])
-    step = max(1, -(-len(unlabeled) // max(1, len(couples) // 2)))
-    real = [GridScan(case, cohort.image(case), {}) for case in unlabeled[::step]]
-    undamaged = [row["damage"] == "none" for row in about]
-    counts = [torch.bincount(t.flatten(), minlength=num_classes)[1:].double().numpy() for t in labels]
-    volumes = np.median([c for c, good in zip(counts, undamaged, strict=True) if good], axis=0).tolist()
-    measures, dice, foldings = [], [], []
-    with Progress("calibrate", len(scans) + len(real)) as progress:
-        for k, answer in enumerate(answering.answers([*scans, *real])):
-            scan = [*scans, *real][k]
-            measures.append(measure(answering, scan, answer, template, volumes))
-            if k < len(scans):
-                by_class = dice_per_class(answer.probabilities.argmax(0).cpu(), labels[k], num_classes)
-                dice.append(float(by_class[~by_class.isnan()].mean()) if not by_class.isnan().all() else 0.0)
-            elif (folding := folding_of(answer)) is not None:
-                foldings.append(folding)
-            progress.advance()
-    sound = [scan.image for scan, good in zip(scans, undamaged, strict=True) if good]
-    calibration = fit(
-        measures[: len(scans)], dice, undamaged, measures[len(scans) :],
-        [scan.image for scan in real] or sound, foldings, volumes,
-    )  # fmt: skip
-    rows = [row | measured | {"dsc": d} for row, measured, d in zip(about, measures, dice, strict=False)]
-    pd.DataFrame(rows).to_csv(folder / "couples.csv", index=False, float_format="%.6f")
-    atomic_write_text(folder / "calibration.json", json.dumps(calibration.model_dump(mode="json"), indent=1))
+    return scans, labels, about
+
+
+def _annotation(cohort: Cohort, num_classes: int) -> float:
+    """What annotations of two scans may differ by: 1 - DSC of the atlases' labels and the same moved by one voxel.
+
+    Mean over the axes, structures and atlases; of a voxel of the atlas, not of the grid.
+    """
+    losses = []
+    for atlas in atlases_of(cohort) or atlases_of(cohort, "supervised"):
+        label = torch.from_numpy(atlas.label.astype(np.int64))
+        voxel = np.abs(own_to_grid(cohort.transform(atlas.case), cohort.grid)[:3, :3]).max(1)  # in steps of the grid
+        for axis in range(3):
+            of_a_step = 1 - dice_per_class(label.roll(1, axis), label, num_classes)
+            losses += [min(1.0, voxel[axis]) * float(each) for each in of_a_step if not each.isnan()]
+    return float(np.mean(losses)) if losses else 0.0

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from stages.case_ids import fault_among
 from stages.errors import UNPRINTABLE, LrlsError, printable, shortened
+from stages.reviewed import Review, read_review
 from stages.scan_settings import LEAST_EDGE, PARTS, DataSettings, IntensitySettings, PreprocessSettings
 from stages.sections import MOST_AT_ONCE, Section, first_fault, unknown_setting, validate
 from stages.text_files import read_json, read_yaml, yaml_value
@@ -49,6 +50,11 @@ class TrainSettings(Section):
         description="rotate-scale: rotation and scaling (BRBS); affine: random affine maps, half-affine: half as far; "
         "strong: also elastic, gamma, contrast, noise, blur; mild: as strong, with a third to a half of its rotation, "
         "scaling and bending.",
+    )
+    start_from: Literal["scratch", "latest"] | None = Field(
+        None,
+        description="latest: from the newest weights of the same method, seed, network, structures and voxel size that "
+        "another cohort gave, such as the one before an atlas was added; default: scratch.",
     )
     checkpoint_steps: int = Field(200, ge=1, description="A stopped run resumes from the last multiple of this.")
 
@@ -117,6 +123,7 @@ class Config(Section):
         description="Settings of single methods; their `train_reg` and `train_seg` override the common sections.",
     )
     _base: Path = PrivateAttr(default_factory=Path)
+    _review: Review | None = PrivateAttr(None)
 
     @property
     def base(self) -> Path:
@@ -195,7 +202,13 @@ class Config(Section):
         return self.listed(name)[:most]
 
     def listed(self, name: str) -> list[str]:
-        """All case ids of a part of the split; raises as `part` does."""
+        """All case ids of a part of the split, with what a review says of them; raises as `part` does."""
+        if self._review is None or name not in PARTS:
+            return self.said(name)
+        return self._review.part(name, {part: self.said(part) for part in {name, "atlases", "unlabeled"}})
+
+    def said(self, name: str) -> list[str]:
+        """All case ids of a part of the split as the file has them, without a review; raises as `part` does."""
         role = getattr(self.data, name)
         if isinstance(role, str):
             if self.data.split is None:
@@ -205,6 +218,35 @@ class Config(Section):
                 )
             return self._in_split(name, role)
         return list(role)
+
+    @property
+    def review(self) -> Review | None:
+        """What `data.review` says of the scans."""
+        return self._review
+
+    def added_atlases(self) -> list[str]:
+        """Atlases that are listed as unlabelled scans, and that a review has given label maps."""
+        if self._review is None:
+            return []
+        added = self._review.added({part: self.said(part) for part in ("atlases", "unlabeled")})
+        return [case for case in added if case in self.part("atlases")]
+
+    def reviewed(self, review: Review | None) -> Config:
+        """This configuration with another review.
+
+        Raises:
+            LrlsError: the review has a corrected label map of a scan that is scored.
+        """
+        config = self.model_copy()
+        config._review = review
+        for case in review.labels if review else ():
+            for part in ("dev", "test"):
+                if case in config.said(part):
+                    raise LrlsError(
+                        f"case {case}: has a corrected label map, and data.{part} scores it: nothing may learn from "
+                        f"it; take its label map out of the review, or list it in data.unlabeled instead."
+                    )
+        return config
 
     def _in_split(self, part: str, name: str) -> list[str]:
         """The case ids that the split file lists under a name."""
@@ -253,7 +295,15 @@ class Config(Section):
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read and check a configuration file.
+    """Read and check a configuration file, and the review that it names; arguments and errors as of `unreviewed`."""
+    config = unreviewed(path, overrides)
+    if config.data.review is None:
+        return config
+    return config.reviewed(read_review(_place(config.base, config.data.review, "data.review")))
+
+
+def unreviewed(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read and check a configuration file; the review that it names is not read.
 
     Args:
         path: YAML file.

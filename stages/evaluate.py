@@ -17,7 +17,7 @@ import torch
 
 from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan, atlases_of, registers
 from stages.answering.pairs import pairs_asked, score_pairs
-from stages.answering.registering import overlay_row
+from stages.answering.registering import overlay_row, warped_and_change
 from stages.answering.scoring import measures_of, reported_as, score, summarize_scores
 from stages.artifacts.checked import is_sound, read_checked, read_record, say_damaged, write_checked, write_record
 from stages.artifacts.cohort import Cohort, FlatBorder
@@ -27,6 +27,7 @@ from stages.artifacts.files import atomic_write_text, fsync
 from stages.artifacts.generated import Generated
 from stages.artifacts.manifest import Artifact
 from stages.artifacts.scores import Scores
+from stages.artifacts.sheets import write_sheet
 from stages.artifacts.store import make
 from stages.config import Config
 from stages.data import intake
@@ -336,3 +337,14 @@ def _pictures(
             overlay.append(overlay_row(case, moving, held_out.image(case), field, cohort))
         with chosen_colors(colours_of(config.structures, config.colours)):
             registration_overlay(overlay, folder / "registration.png", structures=cohort.structures)
+        _sheets(draft, cohort, held_out.parts[config.eval.part])
+
+
+def _sheets(draft: Draft, cohort: Cohort, cases: Sequence[str]) -> None:
+    """The first atlas warped to every scan, and how its volume changes, for `lrls report`; pictures, not data."""
+    atlas = cohort.image(cohort.parts["atlases"][0])
+    for case in cases:
+        if (data := read_checked(draft.resume / f"{case}.npy")) is not None:
+            warped, volume_change = warped_and_change(atlas, np.load(io.BytesIO(data)).astype(np.float32))
+            write_sheet(draft.folder / "warped" / f"{case}.png", warped)
+            write_sheet(draft.folder / "volume-change" / f"{case}.png", volume_change)

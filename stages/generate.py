@@ -10,6 +10,7 @@ import h5py
 from stages.answering.jobs import job_of
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
+from stages.artifacts.former import FormerPaths
 from stages.artifacts.generated import Generated
 from stages.artifacts.store import make
 from stages.config import Config
@@ -55,6 +56,9 @@ def generate(
         if fault := disk_fault(config.workspace, 2 * num_bytes):
             raise LrlsError(str(fault))
 
+    target = config.workspace / method.name / Generated.KIND
+    settings = settings_read(method, config, "generate", round=round)
+
     def write(draft: Draft) -> None:
         device = choose_device(config)
         draft.device = str(device)
@@ -65,11 +69,16 @@ def generate(
         if own.borrowed:
             own.borrowed.artifact.load(own.borrowed.networks)
         job = job_of(recipe, cohort, config, device, draft, tell=tell)
-        with h5py.File(draft.folder / "generated.h5", "w") as file:
+        sources = {**inputs, **({"borrowed": step.borrowed.artifact} if step.borrowed else {})}
+        weights = {role: artifact.manifest.digest for role, artifact in sources.items()}
+        with (
+            FormerPaths(target, cohort, settings, weights, config.seed, str(device)) as former,
+            h5py.File(draft.folder / "generated.h5", "w") as file,
+        ):
             for place, writer in enumerate(own.writers):
                 pieces = draft.resume / f"{place}"
                 pieces.mkdir(exist_ok=True)
-                writer.write(file, replace(job, resume=pieces))
+                writer.write(file, replace(job, resume=pieces, former=former.row))
         (draft.folder / "qc").mkdir(exist_ok=True)
         with h5py.File(draft.folder / "generated.h5") as file:
             for writer in own.writers:
@@ -77,11 +86,10 @@ def generate(
 
     return make(
         Generated,
-        config.workspace / method.name / Generated.KIND,
+        target,
         write,
         made_by="generate",
-        settings=settings_read(method, config, "generate", round=round)
-        | {"generate": config.generate.model_dump(mode="json")},
+        settings=settings | {"generate": config.generate.model_dump(mode="json")},
         seed=config.seed,
         round=round,
         inputs={"cohort": cohort, **inputs, "borrowed": step.borrowed.artifact if step.borrowed else None},

@@ -12,6 +12,7 @@ import numpy as np
 from stages.answering.answered import Answered, AnswerFolder
 from stages.answering.exported import model_digest
 from stages.answering.model import Model
+from stages.answering.outliers import COLUMNS, FAR, LEAST_SCANS, outlier_rows, spread_of
 from stages.answering.predictor import Failure, Prediction, Predictor
 from stages.answering.quality import Quality
 from stages.artifacts.digests import digest_of
@@ -70,6 +71,7 @@ def predict(
     forms: Forms = Forms(),
     force: bool = False,
     tell: Callable[[str], None] = print,
+    show: Callable[[list[Answered]], object] = lambda rows: None,
 ) -> list[Failure]:
     """Answer scans into a folder; nothing is written outside of it, and no scan is ever written over.
 
@@ -80,6 +82,7 @@ def predict(
         transforms/<case>/<atlas>.h5         where asked for
         labels.txt, labels.ctbl              label tables of ITK-SNAP and 3D Slicer
         volumes.csv, qc.csv, qc/<case>.png   volumes in ml; estimates and flags, flagged scans first; contours
+        outliers.csv, outliers.png           scans that are unlike the others, of `LEAST_SCANS` or more
         .lrls/                               which scans are done; see `stages.answering.answered`
 
     As BIDS, label maps lie as in `stages.data.bids_derivatives`. Scans that an earlier command of the same model
@@ -88,6 +91,7 @@ def predict(
     Args:
         force: write into a folder that holds other files already.
         tell: receives a line per scan, flagged ones first; a scan without an answer is reported when it fails.
+        show: receives the scans that have an answer, flagged ones first.
 
     Returns:
         The scans without an answer.
@@ -134,8 +138,11 @@ def predict(
             except (OSError, MemoryError) as error:
                 failures.append(Failure(case, f"case {case}: its answer cannot be written ({_why(error)}); make room."))
                 tell(failures[-1].reason)
+    _write_outliers(folder)
     asked_for = {case for case, _ in scans}
-    for row in _flagged_first([answered for answered in folder.all() if answered.case in asked_for]):
+    answers = _flagged_first([row for row in folder.all() if row.case in asked_for])
+    show(answers)
+    for row in answers:
         estimate = row.quality.estimated_dsc
         shown_estimate = () if estimate is None else (f"estimated DSC {estimate:.2f}",)
         tell(f"{row.case}: {'; '.join([*shown_estimate, *row.quality.flags]) or 'done'}")
@@ -215,10 +222,36 @@ def _with_folder(out: Path, file: str) -> Path:
 def _write_tables(folder: AnswerFolder) -> None:
     """`volumes.csv` and `qc.csv`, of all scans of the folder."""
     rows = folder.all()
-    volumes = [{"case": row.case} | {f"{name}_ml": ml for name, ml in row.volumes_ml.items()} for row in rows]
-    atomic_write_text(folder.out / "volumes.csv", csv_of(volumes))
+    atomic_write_text(folder.out / "volumes.csv", csv_of([_volumes(row) for row in rows]))
     quality = [_row(row.case, row.quality) for row in _flagged_first(rows)]
     atomic_write_text(folder.out / "qc.csv", csv_of(quality))
+
+
+def _volumes(row: Answered) -> dict[str, Any]:
+    """A row of `volumes.csv`; with a calibration, 90 % intervals stand beside the volumes."""
+    cells: dict[str, Any] = {"case": row.case}
+    for name, ml in row.volumes_ml.items():
+        cells[f"{name}_ml"] = ml
+        if row.quality.volume_intervals_ml:
+            cells[f"{name}_ml_low"], cells[f"{name}_ml_high"] = row.quality.volume_intervals_ml[name]
+    return cells
+
+
+def _write_outliers(folder: AnswerFolder) -> None:
+    """`outliers.csv` and `outliers.png`, of volumes, estimates and measures of all scans of the folder."""
+    from stages.pictures import outliers_page
+
+    rows = folder.all()
+    if len(rows) < LEAST_SCANS:
+        return
+    values = {f"{name} (ml)": {row.case: row.volumes_ml[name] for row in rows} for name in rows[0].volumes_ml}
+    estimates = {row.case: row.quality.estimated_dsc for row in rows if row.quality.estimated_dsc is not None}
+    values |= {"estimated DSC": estimates} if len(estimates) == len(rows) else {}
+    values |= {name: {row.case: row.quality.measures[name] for row in rows} for name in rows[0].quality.measures}
+    spreads = [spread_of(name, by_case) for name, by_case in values.items()]
+    atomic_write_text(folder.out / "outliers.csv", csv_of(outlier_rows(spreads), COLUMNS))
+    drawn = [{"name": each.name, "z": each.z, "outliers": each.outliers} for each in spreads]
+    write_whole(folder.out / "outliers.png", lambda path: outliers_page(drawn, path, far=FAR, scans=len(rows)))
 
 
 def _flagged_first(rows: Sequence[Answered]) -> list[Answered]:

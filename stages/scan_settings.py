@@ -37,6 +37,11 @@ class DataSettings(Section):
     split: str | None = Field(
         None, description="JSON file in the folder with named lists of case ids; parts may then name a list."
     )
+    review: Path | None = Field(
+        None,
+        description="What people said of the scans, as `lrls review` writes it: excluded scans, corrected label maps "
+        "that become atlases; relative to the configuration file.",
+    )
     atlases: Role = Field(default=[], description="Labelled scans to learn from; the first one is the reference.")
     unlabeled: Role = Field(default=[], description="Scans without (used) labels to learn from.")
     supervised: Role = Field(default=[], description="Labelled scans of the `supervised` upper bound only.")

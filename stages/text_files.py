@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> Any:
         OSError: the file cannot be read.
         ValueError: it is not YAML as above; the message says where and why, in a few words.
     """
-    return _parsed(_text(path, MOST_BYTES), ())
+    return _parsed(text_of(path, MOST_BYTES), ())
 
 
 def yaml_value(text: str, key: str) -> Any:
@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any:
         OSError: the file cannot be read.
         ValueError: it is not JSON, or names something twice; the message is a few words.
     """
-    text = _text(path, MOST_JSON_BYTES)
+    text = text_of(path, MOST_JSON_BYTES)
     try:
         return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
@@ -80,8 +80,13 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _text(path: Path, most_bytes: int) -> str:
-    """A text file in UTF-8, with or without a byte order mark."""
+def text_of(path: Path, most_bytes: int) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no regular file, too big, or not UTF-8; the message is a few words.
+    """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError("it is not a regular file")
     with path.open("rb") as file:

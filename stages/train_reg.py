@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from stages.answering.registering import displacements, overlay_row
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
@@ -24,6 +26,7 @@ def train_registration(
     inputs: Inputs | None = None,
     force: bool = False,
     clock: Clock | None = None,
+    tell: Callable[[str], None] = print,
 ) -> Registration:
     """Train a method's registration networks on the cohort.
 
@@ -31,6 +34,7 @@ def train_registration(
         round: 0, or a round of a method with rounds.
         inputs: what the method's recipe says that this step uses.
         clock: keeps the training within a time.
+        tell: receives a line where the settings say what training starts from.
 
     Raises:
         LrlsError: the method learns no registration.
@@ -67,4 +71,5 @@ def train_registration(
         force=force,
         clock=clock,
         draw=draw,
+        tell=tell,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
 from stages.artifacts.weights import Segmentation
@@ -23,6 +25,7 @@ def train_segmentation(
     inputs: Inputs | None = None,
     force: bool = False,
     clock: Clock | None = None,
+    tell: Callable[[str], None] = print,
 ) -> Segmentation:
     """Train a method's segmentation network; without phases, keep what `train-reg` trained beside the registration.
 
@@ -31,6 +34,7 @@ def train_segmentation(
         round: 0, or a round of a method with rounds.
         inputs: what the method's recipe says that this step uses.
         clock: keeps the training within a time.
+        tell: receives a line where the settings say what training starts from.
 
     Raises:
         LrlsError: the method trains no segmentation network.
@@ -56,4 +60,5 @@ def train_segmentation(
         force=force,
         clock=clock,
         draw=draw,
+        tell=tell,
     )

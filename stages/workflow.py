@@ -55,9 +55,9 @@ def used_by(step: Step, made: Made) -> dict[str, Artifact]:
 def makers(tell: Callable[[str], None]) -> dict[Role, Callable[..., Artifact]]:
     """The stage that makes each role."""
     return {
-        "registration": train_registration,
+        "registration": partial(train_registration, tell=tell),
         "generated": partial(generate, tell=tell),
-        "segmentation": train_segmentation,
+        "segmentation": partial(train_segmentation, tell=tell),
     }
 
 

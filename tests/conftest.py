@@ -191,6 +191,14 @@ def work_here(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("stages.processes.Processes.each", each)
 
 
+@pytest.fixture(scope="session")
+def made_report(scans: Path, new_project: Callable[..., Project], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A report of two methods; see `reports`. Tests only read it."""
+    import reports
+
+    return reports.made(scans, new_project, tmp_path_factory.mktemp("report"))
+
+
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     work_here(monkeypatch)
@@ -216,8 +224,9 @@ def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PICTURES = (
-    "couples_page", "degrees_page", "loss_curves", "overlay_page", "panels_page", "points_plot", "predictions_page",
-    "registration_overlay", "rounds_page", "score_boxes", "side_by_side_page", "suggestion_page", "sweep_page",
+    "couples_page", "degrees_page", "loss_curves", "next_scans_page", "overlay_page", "panels_page", "points_plot",
+    "predictions_page", "registration_overlay", "rounds_page", "score_boxes", "side_by_side_page", "suggestion_page",
+    "sweep_page",
 )  # fmt: skip
 
 

@@ -80,6 +80,14 @@ def compared(project: Project, *arguments: str) -> Path:
     return Path(done.out.splitlines()[-1])
 
 
+def test_a_comparison_as_json_holds_the_table_and_nothing_else_is_printed(scored):
+    write_scores(scored, "brbs", 0.2, settings={"mmr": False})  # newer, and with other settings
+    done = scored.made("compare", "--method", "unet", "--method", "brbs", "--json")
+    document = json.loads(done.out)  # a row per output
+    assert [row["method"] for row in document["rows"]] == ["unet", "brbs", "brbs"] and document["part"] == "test"
+    assert document["rows"][0]["p_value"] is None  # of the reference itself: null, which JSON has, not NaN
+
+
 def test_table_has_means_differences_and_a_paired_test(scored):
     table = pd.read_csv(compared(scored) / "compare.csv").set_index(["method", "output"])
     assert list(table.index) == [("unet", "segmentation"), ("brbs", "segmentation"), ("brbs", "registration")]

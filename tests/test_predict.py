@@ -138,6 +138,21 @@ def test_what_predict_writes_and_nothing_else(shared, exported, scans, tmp_path)
     assert qc["agreement"] < 1 and qc["stability"] < 1
 
 
+def test_volumes_have_intervals_and_five_scans_show_which_is_unlike_the_others(shared, exported, scans, tmp_path):
+    out, names = tmp_path / "out", ("dev_1", "free_1", "free_2", "test_1", "test_2")
+    done = predict(
+        shared, exported["unet"], *(str(scans / "images" / f"{name}.nii.gz") for name in names), "--out", str(out)
+    )
+    assert done.code == 0, done.err
+    volumes = pd.read_csv(out / "volumes.csv")
+    for name in STRUCTURES:
+        low, ml, high = (volumes[f"{name}_ml{end}"] for end in ("_low", "", "_high"))
+        assert (low <= ml).all() and (ml < high).all() and (low >= 0).all()
+    found = pd.read_csv(out / "outliers.csv")
+    assert list(found.columns) == ["case", "what", "value", "median", "z"] and (found["z"].abs() >= 3.5).all()
+    assert (out / "outliers.png").stat().st_size > 5000
+
+
 def test_probabilities_are_those_that_the_label_map_comes_from(exported, scans):
     predictor = load_model(exported["unet"], threads=1)
     found = predictor.predict(scans / "images" / "test_1.nii.gz")

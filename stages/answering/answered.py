@@ -131,8 +131,11 @@ class AnswerFolder:
 
 
 def _answered(record: Mapping[str, Any]) -> Answered:
-    quality = record["quality"]
-    return Answered(record["case"], record["volumes_ml"], Quality(**{**quality, "flags": tuple(quality["flags"])}))
+    quality = dict(record["quality"])
+    quality["flags"] = tuple(quality["flags"])
+    if intervals := quality.get("volume_intervals_ml"):
+        quality["volume_intervals_ml"] = {name: (low, high) for name, (low, high) in intervals.items()}
+    return Answered(record["case"], record["volumes_ml"], Quality(**quality))
 
 
 def scan_digest(scan: Path) -> str:

@@ -156,12 +156,14 @@ def _check_calibration(calibration: Calibration, num_classes: int, channels: int
         *calibration.weights.values(), *calibration.medians.values(), *calibration.deviations.values(),
         *calibration.volumes, *(number for pair in calibration.deciles for number in pair),
         calibration.level, calibration.level_of_couples, calibration.error, calibration.most_shift,
-        calibration.most_folding,
+        calibration.most_folding, calibration.volume_factor or 0.0, calibration.volume_coverage or 0.0,
     ]  # fmt: skip
     if not all(abs(number) <= MOST_VOXELS for number in numbers):
         raise ValueError("the calibration holds a number that is no measure")
     if len(calibration.volumes) != num_classes - 1 or min(calibration.volumes) < 0:
         raise ValueError("the calibration is of other structures")
+    if (calibration.volume_factor or 0.0) < 0:
+        raise ValueError("the calibration has a negative interval of volumes")
     if len(calibration.deciles) != channels * len(DECILES):
         found, expected = len(calibration.deciles), channels * len(DECILES)
         raise ValueError(f"the calibration has {found} deciles, expected {expected}")

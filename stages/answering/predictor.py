@@ -175,8 +175,7 @@ class Predictor:
         classes = self.answering.in_own_space(answer, scan.record)
         label = as_label_image(label_values(classes, self.model.config), scan.record)
         volumes = volumes_ml(classes, names, scan.record["spacing"])
-        missing = [name for name, volume in volumes.items() if volume == 0]
-        quality = assess(self.answering, scan, answer, self.template, missing, self.model.calibration)
+        quality = assess(self.answering, scan, answer, self.template, volumes, self.model.calibration)
         return Prediction(scan.case, label, classes, volumes, quality, scan, answer, self.model.grid)
 
 

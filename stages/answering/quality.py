@@ -3,9 +3,11 @@
 The measures need no label and are higher for better answers. The estimate (`fit`, `estimated_dsc`) is a sum of three
 parts. A falling measure never raises it.
 
-1. Level. The DSC of undamaged couples, whose labels are known because the couples were generated from atlases. Scans
-   are harder than couples: network and registration disagree more on them. The error 1 - DSC is scaled up by the ratio
-   of the disagreements.
+1. Level. The DSC of undamaged couples, whose labels are known because the couples were generated from atlases, and
+   which show what a scan shows beyond the warped atlas. Scans may still be harder: then network and registration
+   disagree more on them, and the error 1 - DSC is scaled up by the ratio of the disagreements. Couples are annotated
+   as the atlas is; scans are not, and no image shows it. So an error is added, as that of another source (square root
+   of the sum of squares), which labels moved by one voxel have.
 2. Damage. A linear model with weights >= 0, fitted to couples some of which were moved, bent, blurred or unevenly lit.
    A measure counts only as far as it falls below its usual range: of couples in the fit, of scans in the estimate.
 3. Rank, which orders usual scans: the mean of three different measures (agreement of the answers, confidence of the
@@ -18,7 +20,7 @@ Agreement of two answers: Valindria et al., "Reverse classification accuracy", T
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,7 @@ from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
 from stages.answering.answers import Answer, Answering, GridScan
+from stages.answering.volumes import coverage, fitted_factor, interval_ml, spread_of_volumes, voxels_of
 from stages.artifacts.calibration import Calibration
 from stages.parts.augmentation import AUGMENTATIONS, IntensityAugmentation, SpatialAugmentation, gaussian_blur
 from stages.parts.channels import as_array, as_images, first_channel
@@ -62,6 +65,7 @@ class Quality:
         intensity_shift: largest distance of a decile from its median, in spreads; None: not calibrated.
         estimated_dsc: None: not calibrated.
         flags: reasons why a person must look at the answer; may be empty.
+        volume_intervals_ml: lowest and highest volume of each structure, 90 %; None: not calibrated.
     """
 
     measures: dict[str, float]
@@ -70,6 +74,7 @@ class Quality:
     intensity_shift: float | None
     estimated_dsc: float | None
     flags: tuple[str, ...]
+    volume_intervals_ml: dict[str, tuple[float, float]] | None = None
 
 
 def assess(
@@ -77,17 +82,19 @@ def assess(
     scan: GridScan,
     answer: Answer,
     template: np.ndarray,
-    missing: Sequence[str],
+    volumes_ml: Mapping[str, float],
     calibration: Calibration | None,
 ) -> Quality:
     """The quality of an answer.
 
     Args:
         template: the reference on the grid, (D, H, W).
-        missing: structures that are missing in the label map.
+        volumes_ml: of each structure, at the scan's own voxels.
     """
+    missing = [name for name, volume in volumes_ml.items() if volume == 0]
     volumes = calibration.volumes if calibration else None
-    measures = measure(answering, scan, answer, template, volumes)
+    turned = perturbed(answering, scan.image) if answer.network is not None else []
+    measures = measure(answering, scan, answer, template, volumes, turned)
     folding = folding_of(answer)
     shift = intensity_shift(scan.image, calibration.deciles) if calibration else None
     estimate = estimated_dsc(measures, calibration) if calibration else None
@@ -103,13 +110,27 @@ def assess(
         flags += [f"low {name}" for name, value in measures.items() if _deviations(value, name, calibration) < -UNUSUAL]
     if estimate is not None and estimate < LOW_DSC:
         flags.append(f"estimated DSC under {LOW_DSC}")
-    return Quality(measures, folding, float(scan.record["correlation"]), shift, estimate, tuple(flags))
+    intervals = None
+    if calibration and calibration.volume_factor is not None:
+        half_width = calibration.volume_factor * spread_of_volumes(
+            answer, turned, calibration.volumes, answering.num_classes
+        )
+        own = voxels_of(answer.probabilities.argmax(0), answering.num_classes)
+        voxel_ml = math.prod(answering.grid.spacing_mm) / 1000
+        found = interval_ml(list(volumes_ml.values()), own, half_width.tolist(), voxel_ml)
+        intervals = dict(zip(volumes_ml, found, strict=True))
+    return Quality(measures, folding, float(scan.record["correlation"]), shift, estimate, tuple(flags), intervals)
 
 
 def measure(
-    answering: Answering, scan: GridScan, answer: Answer, template: np.ndarray, volumes: Sequence[float] | None
+    answering: Answering,
+    scan: GridScan,
+    answer: Answer,
+    template: np.ndarray,
+    volumes: Sequence[float] | None,
+    turned: Sequence[Tensor] | None = None,
 ) -> dict[str, float]:
-    """Measures of an answer; higher is better, 1 is best.
+    """Measures of an answer; higher is better, 1 is best. `turned`: see `perturbed`; None: they are made here.
 
     agreement    mean DSC of the network's and the propagated label map; without a network, of the answer and each of
                  several atlases' propagated label maps
@@ -128,7 +149,9 @@ def measure(
     elif len(answer.fields) > 1:
         measures["agreement"] = _agreement_of_atlases(answering, answer)
     if answer.network is not None:
-        measures["stability"] = _stability(answering, scan.image, answer.network)
+        turned = perturbed(answering, scan.image) if turned is None else turned
+        network = answer.network.argmax(0).cpu()
+        measures["stability"] = float(np.mean([_mean_dice(each, network, answering.num_classes) for each in turned]))
     best = answer.probabilities.max(0).values
     inside = [best[classes == c] for c in range(1, answering.num_classes)]
     measures["confidence"] = float(np.mean([float(values.mean()) if values.numel() else 0.0 for values in inside]))
@@ -156,10 +179,10 @@ def _agreement_of_atlases(answering: Answering, answer: Answer) -> float:
     return float(np.mean(scores))
 
 
-def _stability(answering: Answering, image: np.ndarray, network: Tensor) -> float:
+def perturbed(answering: Answering, image: np.ndarray) -> list[Tensor]:
+    """The network's answers to an image after each of `PERTURBATIONS`, brought back: class indices (D, H, W)."""
     spacing_mm, shape = answering.grid.spacing_mm, answering.grid.shape
-    classes = network.argmax(0).cpu()
-    scores = []
+    answers = []
     for degrees, axis, shift_voxels, gamma in PERTURBATIONS:
         turn, shift = _rotation(degrees, axis), torch.tensor(shift_voxels, dtype=torch.float32).view(1, 3, 1, 1, 1)
         forward, inverse = (affine_displacement(m[None], shape, spacing_mm) for m in (turn, turn.T))
@@ -167,9 +190,8 @@ def _stability(answering: Answering, image: np.ndarray, network: Tensor) -> floa
         forward, inverse = forward + shift, inverse - _turned(shift, turn.T, spacing_mm)
         turned = warp(as_images(image) ** gamma, forward)
         answer = answering.segment(as_array(turned)).cpu()
-        turned_back = warp_probabilities(answer[None], inverse)[0].argmax(0)
-        scores.append(_mean_dice(turned_back, classes, answering.num_classes))
-    return float(np.mean(scores))
+        answers.append(warp_probabilities(answer[None], inverse)[0].argmax(0))
+    return answers
 
 
 def _turned(shift: Tensor, turn: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
@@ -251,6 +273,9 @@ def fit(
     images: Sequence[np.ndarray],
     foldings: Sequence[float],
     volumes: Sequence[float],
+    *,
+    of_volumes: tuple[np.ndarray, np.ndarray] | None = None,
+    annotation: float = 0.0,
 ) -> Calibration:
     """Fit how measures predict DSC.
 
@@ -262,6 +287,8 @@ def fit(
         images: examples of usual intensities: the unlabelled scans, or without any the undamaged couples.
         foldings: folded shares of registrations to unlabelled scans; may be empty.
         volumes: median voxels of each structure.
+        annotation: error 1 - DSC by which annotations of two scans may differ.
+        of_volumes: errors of couples' volumes, and their spreads; see `stages.answering.volumes`.
     """
     names = [name for name in MEASURES if name in couples[0]]
     sound = [m for m, good in zip(couples, undamaged, strict=True) if good]
@@ -287,7 +314,7 @@ def fit(
     shifts = (np.abs(own - medians) / spreads).max(1)
     return Calibration(
         weights=dict(zip(names, weights.tolist(), strict=True)),
-        level=max(0.0, 1 - (1 - min(level, 1.0)) * harder),
+        level=max(0.0, 1 - math.hypot((1 - min(level, 1.0)) * harder, annotation)),
         level_of_couples=level,
         medians={name: median for name, (median, _) in of_scans.items()},
         deviations={name: deviation for name, (_, deviation) in of_scans.items()},
@@ -298,6 +325,8 @@ def fit(
         error=float(np.mean(left_out)),
         couples=len(couples),
         scans=len(scans),
+        volume_factor=fitted_factor(*of_volumes) if of_volumes else None,
+        volume_coverage=coverage(*of_volumes) if of_volumes else None,
     )
 
 

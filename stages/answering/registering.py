@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.artifacts.cohort import Cohort
+from stages.artifacts.sheets import as_grey
 from stages.config import Config
 from stages.device import Device, keep_freed_memory
 from stages.generating.writer import ImagePair
@@ -17,6 +18,7 @@ from stages.methods.recipe import Classical
 from stages.parts.channels import as_images, first_channel
 from stages.parts.classical import displacement_of
 from stages.parts.instance import InstanceOptimisation
+from stages.parts.metrics import jacobian_determinant
 from stages.parts.voting import vote
 from stages.parts.warps import warp
 from stages.processes import in_processes
@@ -102,6 +104,13 @@ def overlay_row(
         "warped_label": votes.argmax(0).numpy(),
         "spacing_mm": cohort.grid.spacing_mm,
     }
+
+
+def warped_and_change(atlas: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An atlas (D, H, W) or (C, D, H, W), its first channel warped by a field, and `as_grey` of the field; uint8."""
+    displacement = torch.from_numpy(field)[None]
+    warped = warp(as_images(atlas), displacement)[0, 0].clamp(0, 1).numpy()
+    return (warped * 255).round().astype(np.uint8), as_grey(jacobian_determinant(displacement)[0].numpy())
 
 
 def on_arrays(

@@ -32,6 +32,11 @@ class Calibration(Section):
     error: float = Field(description="Mean absolute error of the estimate, each couple left out in turn.")
     couples: int
     scans: int
+    # Calibrations of earlier versions have neither.
+    volume_factor: float | None = Field(None, description="Half of a volume's 90 % interval, in spreads of volumes.")
+    volume_coverage: float | None = Field(
+        None, description="Share of couples' volumes inside their intervals, each couple left out in turn."
+    )
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Calibrated(Artifact):
     """The artifact that `lrls calibrate` writes."""
 
     KIND: ClassVar[str] = "calibration"
-    FORMAT: ClassVar[int] = 3
+    FORMAT: ClassVar[int] = 4
     MADE_WITH: ClassVar[str] = "lrls calibrate"
 
     def read(self) -> Calibration:

@@ -7,6 +7,7 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.comparison import Comparison
 from stages.artifacts.generated import Generated
 from stages.artifacts.manifest import Artifact
+from stages.artifacts.next_scans import NextScans
 from stages.artifacts.plan import Plan
 from stages.artifacts.scores import Scores
 from stages.artifacts.steps import Steps
@@ -24,6 +25,7 @@ _ALL: tuple[type[Artifact], ...] = (
     Comparison,
     Sweep,
     Suggestion,
+    NextScans,
     Plan,
     Steps,
 )

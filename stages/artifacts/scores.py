@@ -9,6 +9,7 @@ rounds.csv          only of methods with rounds: what the screening of pseudo-la
                     structures' voxels, since the round before); volume_of_atlas; dsc if it was asked for
 labels/             the method's label maps
 labels-registration/  the label maps of its registration, if the method also has a segmentation network
+warped/, volume-change/   the first atlas warped to every scan, and the Jacobian of that; `stages.artifacts.sheets`
 """
 
 from __future__ import annotations

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 
 from stages.artifacts.checked import is_sound, read_record, write_record
 from stages.artifacts.cohort import Cohort, Grid
 from stages.config import Config
+from stages.data.alignments import region_of
 from stages.data.checks import facts_of_killed, faults_among
 from stages.data.facts import Looked, ScanFacts, faults_of, known_facts
 from stages.data.faults import Fault, refuse
@@ -34,9 +36,11 @@ from stages.data.prepare import (
     spilled_atlas,
     spilled_reference,
 )
+from stages.data.subsets import grid_atlases
 from stages.processes import Processes
 from stages.progress import Progress
 
+LEAST_MARGIN = 1  # voxels between a label and the faces of a grid that is kept
 FEWER = "set preprocess.workers to fewer, or preprocess.spacing_mm to coarser voxels"
 Call = tuple[Any, ...]  # a function of `stages.data.prepare` and its arguments
 
@@ -134,15 +138,20 @@ class Pass:
                 work([self._bring(case, geometry, grid) for case in waiting] + check)
                 self.notices += self._lost(grid) + self._cut(grid)
                 return reference, grid
-            first, *other_atlases = self.atlases
+            first, *_ = self.atlases
+            laid_round = grid_atlases(self.config)
             spill = [] if self._is_done(first, self.spilled(first)) else [self._spill(first)]
             work(spill + check)
             reference = spilled_reference(self.spilled(first), self.config.preprocess)
             geometry = packed(reference)
-            others = [case for case in other_atlases if not self._is_done(case, self.spilled(case))]
+            others = self._not_spilled(laid_round)
             of_first = self._grid(reference, [first]) if others else None
             work(self._spill(case, geometry, of_first) for case in others)
-            grid = self._grid(reference, self.atlases)
+            grid = self._grid(reference, laid_round)
+            # A scan that became an atlas was aligned for this grid, and is so again: the alignment is kept.
+            work(self._spill(case, geometry, grid) for case in self._not_spilled(self.atlases))
+            if list(laid_round) != list(self.atlases) and not self._holds_labels(grid):
+                grid = self._grid(reference, self.atlases)
             waiting = [case for case, done in is_done.items() if not done]
             atlases = [case for case in waiting if case in self.atlases]
             work((bring_atlas, self.config, case, self.spilled(case), grid, self.file(case)) for case in atlases)
@@ -180,6 +189,17 @@ class Pass:
 
     def _bring(self, case: str, reference: tuple, grid: Grid) -> Call:
         return bring_scan, self.config, self.looked[case], reference, grid, self.file(case)
+
+    def _not_spilled(self, atlases: Sequence[str]) -> list[str]:
+        return [case for case in atlases if not self._is_done(case, self.spilled(case))]
+
+    def _holds_labels(self, grid: Grid) -> bool:
+        """Whether the labels of all atlases lie in a grid, `LEAST_MARGIN` voxels from its faces."""
+        low, high = (np.array(corner) for corner in region_of(grid))
+        margin = LEAST_MARGIN * np.array(grid.spacing_mm[::-1])
+        abouts = [read_about(self.spilled(case)) for case in self.atlases]
+        boxes = [np.array(about["box"]) for about in abouts if "box" in about]
+        return all((box[0] >= low + margin).all() and (box[1] <= high - margin).all() for box in boxes)
 
     def _lost(self, grid: Grid, reference: sitk.Image | None = None) -> list[Fault]:
         """What is told of structures that labelled scans lose on the grid.

@@ -106,7 +106,12 @@ def image_file(config: Config, case: str) -> Path:
 
 
 def label_file(config: Config, case: str) -> Path:
-    """The label map of a case of the cohort; raises as `find_file`."""
+    """The label map of a case of the cohort, the corrected one if there is one; raises as `find_file`."""
+    if config.review and (corrected := config.review.labels.get(case)):
+        if not corrected.exists():
+            remedy = f"put it back where {config.review.file.name} names it, or write the review anew"
+            raise IntakeError(Fault(case, "its corrected label map is gone", remedy, "no-file"))
+        return corrected
     if listed := _listed_files(config, case, 1, "label map"):
         return listed[0]
     return find_file(sub_folders(config, config.data.labels), case, "label map")

@@ -24,12 +24,24 @@ def cohort_folder(config: Config, part: Part) -> Path:
 
 def cohort_settings(config: Config, part: Part) -> dict[str, Any]:
     """The settings that a cohort depends on, besides the scans."""
+    laid_round = grid_atlases(config) if part == "train" else []
+    by_review = laid_round != config.part("atlases") if part == "train" else False
     return {
         "preprocess": config.preprocess.model_dump(mode="json", exclude=SAID_BY_MEMBERS),
         "structures": [[name, values] for name, values in config.structure_values().items()],  # in the order of classes
         "others": config.others,
         "members": {role: config.part(role) for role in MEMBERS[part]},
+        **({"grid_atlases": laid_round} if by_review else {}),
     }
+
+
+def grid_atlases(config: Config) -> list[str]:
+    """The atlases that the grid is laid round, while the labels of the others lie in it.
+
+    Atlases that a review adds change the grid only where they must: what was made on it stays worth something.
+    """
+    atlases, added = config.part("atlases"), config.added_atlases()
+    return [case for case in atlases if case not in added] or atlases[:1]
 
 
 def roles_of(config: Config, part: Part, *, needs_unlabeled: bool = True) -> tuple[list[str], tuple[str, ...]]:

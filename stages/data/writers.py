@@ -142,15 +142,19 @@ def volumes_ml(classes: np.ndarray, structures: Sequence[str], spacing_mm: Seque
     return {name: float(counts[index]) * voxel_ml for index, name in enumerate(structures, start=1)}
 
 
-def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV. Texts that a spreadsheet would run as formulas get an apostrophe in front."""
+def csv_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Rows as CSV. Texts that a spreadsheet would run as formulas get an apostrophe in front.
+
+    Args:
+        columns: of a table that may have no rows.
+    """
     import pandas as pd
 
     def inert(value: Any) -> Any:
         return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
     inert_rows = [{inert(key): inert(value) for key, value in row.items()} for row in rows]
-    return pd.DataFrame(inert_rows).to_csv(index=False, float_format="%.6g")
+    return pd.DataFrame(inert_rows, columns=columns or None).to_csv(index=False, float_format="%.6g")
 
 
 def one_line(text: str) -> str:

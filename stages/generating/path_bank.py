@@ -27,10 +27,12 @@ from stages.generating.writer import (
     as_label,
     atlas_scan_pairs,
     draw_couples_page,
+    is_stored,
     label_type,
     register_couples,
     registration_seconds,
     sample_bytes,
+    store_piece,
     stored_piece,
     write_table,
 )
@@ -94,6 +96,7 @@ class PathBank:
                 values["style"] = change[0].cpu().half()
             return values
 
+        self._take_over(pairs, job)
         register_couples(pairs, finish, job, title="generate paths", back=self._registers_back)
         shape, channels = job.cohort.grid.shape, job.cohort.channels
         group = file.create_group("paths")
@@ -111,6 +114,17 @@ class PathBank:
         write_table(group, rows, job.settings)
         if job.settings.samples:
             self._write_samples(file, job)
+
+    def _take_over(self, pairs: list[tuple[str, str]], job: Job) -> None:
+        """Store the couples that an earlier version has, so that they are not registered again."""
+        columns = {"displacement", *QUALITY} | ({"style"} if self.style is not None else set())
+        taken = 0
+        for i, (atlas, scan) in enumerate(pairs):
+            if not is_stored(job.resume, i) and (row := job.former(atlas, scan)) and columns <= row.keys():
+                store_piece(job.resume, i, {name: row[name] for name in columns})
+                taken += 1
+        if taken:
+            job.tell(f"{taken} of {len(pairs)} couples are taken over from an earlier version")
 
     def _write_samples(self, file: h5py.File, job: Job) -> None:
         count, shape = job.settings.samples, job.cohort.grid.shape

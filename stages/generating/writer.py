@@ -39,6 +39,10 @@ Register = Callable[[Sequence[ImagePair], Sequence[str]], Iterator[tuple[int, np
 """Pairs, and the case of each -> (place of the pair, displacement (3, D, H, W) in voxels), as they finish."""
 
 
+def no_former(atlas: str, scan: str) -> None:
+    """Nothing was generated before."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a writer works with.
@@ -52,6 +56,8 @@ class Job:
         register: registers as the method does.
         segment: image -> class probabilities (C, D, H, W) of the method's segmentation network.
         tell: receives lines for the user.
+        former: (atlas, scan) -> the row of `paths` that an earlier version has of the same two images, registered in
+            the same way; None: it has none.
     """
 
     cohort: Cohort
@@ -62,6 +68,7 @@ class Job:
     register: Register
     segment: Callable[[np.ndarray], Tensor]
     tell: Callable[[str], None]
+    former: Callable[[str, str], dict[str, Any] | None] = no_former
 
 
 @dataclass(frozen=True)

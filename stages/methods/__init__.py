@@ -112,7 +112,7 @@ def settings_of(method: Method, config: Config) -> MethodSettings:
 def training_of(method: Method, config: Config, stage: Literal["train_reg", "train_seg"]) -> TrainSettings:
     """The recipe's training numbers with the preset's and the configuration's on top.
 
-    Every field is set but `epochs`, which only some exponential schedules have.
+    Every field is set but `epochs`, which only some exponential schedules have, and `start_from`.
 
     Raises:
         LrlsError: the method has no such stage.
@@ -171,5 +171,6 @@ def settings_read(
     read = {"method": method.name, "settings": own, "precision": config.precision}
     if trains:
         section: Literal["train_reg", "train_seg"] = "train_reg" if stage == "train-reg" else "train_seg"
-        read[section] = training_of(method, config, section).model_dump(mode="json")
+        # What training starts from is an input: its digest, not the word, says what came of it.
+        read[section] = training_of(method, config, section).model_dump(mode="json", exclude={"start_from"})
     return read

@@ -9,6 +9,8 @@ from stages.pictures.comparison import structures_by_method
 from stages.pictures.couples import couples_page
 from stages.pictures.degrees import degrees_page
 from stages.pictures.losses import loss_curves
+from stages.pictures.next_scans import next_scans_page
+from stages.pictures.outliers import outliers_page
 from stages.pictures.overlay import overlay_page
 from stages.pictures.panels import panels_page
 from stages.pictures.points import points_plot
@@ -27,6 +29,8 @@ __all__ = [
     "couples_page",
     "degrees_page",
     "loss_curves",
+    "next_scans_page",
+    "outliers_page",
     "overlay_page",
     "panels_page",
     "points_plot",

@@ -22,6 +22,7 @@ from stages.seeds import derive
 from stages.training.clock import Clock
 from stages.training.fitting import refuse_what_cannot_fit, size_of
 from stages.training.loop import Run, train
+from stages.training.starting import START, start_of
 
 Inputs = Mapping[str, Artifact]
 """Artifacts that a stage reads besides the cohort, in the order in which they were made."""
@@ -97,6 +98,7 @@ def make_trained(
     force: bool,
     clock: Clock | None,
     draw: Callable[[Draft, Recipe, Run], None],
+    tell: Callable[[str], None] = print,
 ) -> Trained:
     """Train a step's networks and store them, or find them finished; a stopped run is resumed.
 
@@ -104,8 +106,19 @@ def make_trained(
         step: of the method's plan; its networks hold no weights.
         clock: corrects the number of steps; what was taken then stands in the weights' header, as "steps".
         draw: draws the stage's own pictures, beside the step's pages.
+        tell: receives a line where the settings say what training starts from.
     """
     stage: Literal["train-reg", "train-seg"] = "train-reg" if kind is Registration else "train-seg"
+    target = config.workspace / method.name / kind.KIND
+    settings = settings_read(method, config, stage, round=round, trains=bool(step.phases))
+    start: Registration | str | None = None
+    if step.phases and training_of(method, config, SECTION[step.makes]).start_from == "latest" and not round:
+        digests = {role: made.manifest.digest for role, made in ({"cohort": cohort} | dict(inputs)).items()}
+        start, told = start_of(
+            kind, target, cohort, config, method, settings=settings, round=round, inputs=digests, force=force
+        )
+        if told:
+            tell(told)
 
     def write(draft: Draft) -> None:
         device = choose_device(config)
@@ -114,6 +127,8 @@ def make_trained(
         recipe.load(inputs.values())
         own = recipe.step(kind.KIND, round)  # type: ignore[arg-type]
         assert isinstance(own, Train)
+        if isinstance(start, Registration):
+            start.load(recipe.trained(own))
         about = {"method": method.name}
         if own.phases:
             run = run_of(own, recipe, cohort, config, method, device, draft, round=round, inputs=inputs, clock=clock)
@@ -126,13 +141,13 @@ def make_trained(
 
     return make(
         kind,
-        config.workspace / method.name / kind.KIND,
+        target,
         write,
         made_by=stage,
-        settings=settings_read(method, config, stage, round=round, trains=bool(step.phases)),
+        settings=settings,
         seed=config.seed,
         round=round,
-        inputs={"cohort": cohort, **inputs},
+        inputs={"cohort": cohort, **inputs, START: start},
         force=force,
     )
 

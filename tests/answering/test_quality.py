@@ -22,7 +22,7 @@ from stages.answering.quality import (
     measure,
 )
 from stages.artifacts.cohort import Grid
-from stages.calibrate import made_couples
+from stages.calibrate import _annotation, _damaged, made_couples
 from stages.config import Config
 from stages.device import Device
 from stages.generating.path_bank import PathBank
@@ -129,14 +129,15 @@ def test_half_a_structure_halves_its_volume():
     assert found == pytest.approx(0.5**0.5, rel=0.01)
 
 
-def fitted(scans=({"stability": 0.9, "similarity": 0.4, "volume": 1.0},)):
+def fitted(scans=({"stability": 0.9, "similarity": 0.4, "volume": 1.0},), **changes):
     """Of 40 couples, the first ten sound ones with DSC 0.98; DSC falls by 0.6 of what stability falls by."""
     random = np.random.default_rng(0)
     x = random.uniform(0.3, 0.9, (40, 2))
     x[:10] = (0.95, 0.9)
     dice = 0.98 - 0.6 * (0.95 - 2 * 0.01 - x[:, 0]).clip(0)
     couples = [{"stability": a, "similarity": b, "volume": 1 - a} for a, b in x]  # volume speaks against
-    return fit(couples, dice.tolist(), [True] * 10 + [False] * 30, list(scans), [phantom()[0]], [0.02], [1.0, 1.0])
+    undamaged = [True] * 10 + [False] * 30
+    return fit(couples, dice.tolist(), undamaged, list(scans), [phantom()[0]], [0.02], [1.0, 1.0], **changes)
 
 
 def test_the_estimate_is_learned_and_no_measure_that_falls_can_raise_it():
@@ -163,6 +164,40 @@ def test_scans_that_are_harder_than_couples_have_as_many_times_the_errors():
     assert alone.level == pytest.approx(alone.level_of_couples) and alone.medians["stability"] == 0.95
 
 
+def test_what_annotations_differ_by_is_an_error_of_another_source():
+    without, found = fitted(), fitted(annotation=0.12)
+    assert 1 - found.level == pytest.approx(np.hypot(1 - without.level, 0.12))
+    assert found.level_of_couples == without.level_of_couples
+
+
+def test_annotations_differ_by_a_voxel_of_the_atlas_not_of_the_grid():
+    label = phantom()[1]
+    shares = []
+    for spacing in (1.0, 0.5, 8.0):
+        record = {"spacing": [spacing] * 3, "origin": [0.0] * 3, "direction": np.eye(3).ravel(), "matrix": np.eye(4)}
+        cohort = SimpleNamespace(
+            parts={"atlases": ["a"]}, grid=GRID, image=lambda _: phantom()[0], label=lambda _: label,
+            transform=lambda _, record=record: record,
+        )  # fmt: skip
+        shares.append(_annotation(cohort, 3))
+    # Moved by a voxel, a box with an edge of n loses 1 / n.
+    boxes = [1 / n for edges in ((5, 7, 6), (4, 7, 6)) for n in edges]
+    assert shares == pytest.approx([np.mean(boxes), np.mean(boxes) / 2, np.mean(boxes)])
+
+
+def test_couples_show_what_a_scan_shows_beyond_the_warped_atlas():
+    image, label = phantom()
+    model = SimpleNamespace(config=SimpleNamespace(seed=0), grid=GRID)
+    residual = torch.zeros(1, 1, *SHAPE)
+    residual[..., 0, 0] = 0.5
+    (plain, *_), labels, about = _damaged([(image, label)] * 3, [], model)
+    (shown, *_), same, _ = _damaged([(image, label)] * 3, [residual], model)
+    changed = np.abs(shown.image.astype(float) - plain.image.astype(float)) > 0.05
+    assert changed[:, 0, 0].all() and not changed[:, 2:, 2:].any()
+    assert [row["damage"] == "none" for row in about] == [True, False, False]
+    assert all(torch.equal(a, b) for a, b in zip(labels, same, strict=True))  # labels are those of the couples
+
+
 def test_usual_scans_are_told_apart_by_rank_and_what_is_unusual_costs_more():
     found = fitted()
     at = [estimated_dsc({"stability": 0.9, "similarity": s, "volume": 1.0}, found) for s in (0.41, 0.4, 0.39, 0.2)]
@@ -174,13 +209,16 @@ def test_usual_scans_are_told_apart_by_rank_and_what_is_unusual_costs_more():
     assert at[1] - fallen == pytest.approx(found.weights["stability"] * (0.9 - 2 * 0.01 - 0.5))
 
 
+SOUND, LOST = {"a": 0.21, "b": 0.168}, {"a": 0.21, "b": 0.0}  # ml
+
+
 def test_nothing_is_flagged_of_a_sound_scan_and_every_fault_is():
     image = phantom()[0]
-    assert assess(answering(), scan(), answer(), image, [], CALIBRATION).flags == ()
+    assert assess(answering(), scan(), answer(), image, SOUND, CALIBRATION).flags == ()
     folded = np.zeros((3, *SHAPE), np.float32)
     folded[0, 5:9] = -4.0 * np.arange(4)[:, None, None]
     bad = assess(
-        answering(), scan(1 - image, fell_back=True), answer(votes=answer().network, fields=[folded]), image, ["b"],
+        answering(), scan(1 - image, fell_back=True), answer(votes=answer().network, fields=[folded]), image, LOST,
         CALIBRATION,
     )  # fmt: skip
     assert bad.flags == (
@@ -188,7 +226,7 @@ def test_nothing_is_flagged_of_a_sound_scan_and_every_fault_is():
         "estimated DSC under 0.6",
     )  # fmt: skip
     assert bad.estimated_dsc < 0.6
-    none = assess(answering(), scan(fell_back=True), answer(), image, ["a"], None)
+    none = assess(answering(), scan(fell_back=True), answer(), image, {"a": 0.0, "b": 0.1}, None)
     assert (none.estimated_dsc, none.intensity_shift) == (None, None)
     assert none.flags == ("alignment refused", "missing a")
 
