@@ -145,6 +145,9 @@ def _one_kind(labels: Sequence[BidsName], left_out: dict[str, list[Path]]) -> di
         if name.get("space") not in ("", *OWN_SPACES):
             left_out[f"a label map in another space ({name.get('space')})"].append(name.path)
             continue
+        if name.get("desc") == "lrls":
+            left_out["label maps that lrls answered"].append(name.path)
+            continue
         place = name.path.parts[1] if name.path.parts[0] == "derivatives" else ""
         of_kind = (f"{key}-{value}" for key, value in name.entities if key in OF_KIND)
         kinds[(place, *of_kind)].append(name)

@@ -42,6 +42,7 @@ def dataset(tmp_path):
     by_hand = raw / "derivatives" / "manual"
     label_map(by_hand / "sub-01/ses-b/anat/sub-01_ses-b_dseg.nii.gz")
     label_map(by_hand / "sub-02/anat/sub-02_run-2_space-T1w_dseg.nii.gz")
+    label_map(raw / "derivatives/lrls/sub-02/anat/sub-02_desc-lrls_dseg.nii.gz", (3, 5))
     label_map(by_hand / "sub-02/anat/sub-02_space-MNI152NLin2009cAsym_dseg.nii.gz")
     (by_hand / "dseg.tsv").write_text("index\tname\tcolor\n3\tleft lobe\t#ff0010\n17\tcore\tn/a\n99\tnone\t#000000\n")
     return raw
@@ -64,6 +65,7 @@ def test_what_is_left_out_of_a_bids_folder_has_a_reason(dataset):
         "sub-02/anat/sub-02_T1w.nii.gz": "a second T1w of its session",
         "derivatives/manual/sub-02/anat/sub-02_space-MNI152NLin2009cAsym_dseg.nii.gz": "another space (MNI152NLin",
         "derivatives/auto/sub-01/ses-a/anat/sub-01_ses-a_desc-aseg_dseg.nii.gz and 2 more": "another kind than manual",
+        "derivatives/lrls/sub-02/anat/sub-02_desc-lrls_dseg.nii.gz": "label maps that lrls answered",
         "sub-01/func": "func holds no anatomical images",
     }.items():
         assert [line for line in left_out if line.startswith(f"{path}: ") and reason in line], (path, left_out)
