@@ -153,6 +153,15 @@ def test_volumes_have_intervals_and_five_scans_show_which_is_unlike_the_others(s
     assert (out / "outliers.png").stat().st_size > 5000
 
 
+def test_export_writes_the_network_for_other_programs_and_says_how_near_it_comes(shared, tmp_path):
+    out = tmp_path / "bundle"
+    done = shared.made("export", "--method", "unet", "--to", "monai", "--out", str(out))
+    assert done.out.startswith("verified against torch: logits differ by at most ")
+    assert (out / "models" / "model.ts").is_file() and (out / "configs" / "inference.json").is_file()
+    refused = shared.lrls("export", "--method", "voxelmorph", "--to", "onnx", "--out", str(tmp_path / "x"))
+    assert refused.code == 1 and "--to onnx: voxelmorph has no segmentation network" in refused.err
+
+
 def test_probabilities_are_those_that_the_label_map_comes_from(exported, scans):
     predictor = load_model(exported["unet"], threads=1)
     found = predictor.predict(scans / "images" / "test_1.nii.gz")

@@ -30,7 +30,7 @@ from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
 from stages.answering.answers import Answer, Answering, GridScan
-from stages.answering.volumes import coverage, fitted_factor, interval_ml, spread_of_volumes, voxels_of
+from stages.answering.volumes import coverage, fitted_factor, half_width, interval_ml, spread_of_volumes, voxels_of
 from stages.artifacts.calibration import Calibration
 from stages.parts.augmentation import AUGMENTATIONS, IntensityAugmentation, SpatialAugmentation, gaussian_blur
 from stages.parts.channels import as_array, as_images, first_channel
@@ -112,12 +112,11 @@ def assess(
         flags.append(f"estimated DSC under {LOW_DSC}")
     intervals = None
     if calibration and calibration.volume_factor is not None:
-        half_width = calibration.volume_factor * spread_of_volumes(
-            answer, turned, calibration.volumes, answering.num_classes
-        )
+        spreads = spread_of_volumes(answer, turned, calibration.volumes, answering.num_classes)
+        half = half_width(spreads, calibration.volume_factor, calibration.annotation, calibration.volumes)
         own = voxels_of(answer.probabilities.argmax(0), answering.num_classes)
         voxel_ml = math.prod(answering.grid.spacing_mm) / 1000
-        found = interval_ml(list(volumes_ml.values()), own, half_width.tolist(), voxel_ml)
+        found = interval_ml(list(volumes_ml.values()), own, half.tolist(), voxel_ml)
         intervals = dict(zip(volumes_ml, found, strict=True))
     return Quality(measures, folding, float(scan.record["correlation"]), shift, estimate, tuple(flags), intervals)
 
@@ -325,6 +324,7 @@ def fit(
         error=float(np.mean(left_out)),
         couples=len(couples),
         scans=len(scans),
+        annotation=annotation,
         volume_factor=fitted_factor(*of_volumes) if of_volumes else None,
         volume_coverage=coverage(*of_volumes) if of_volumes else None,
     )

@@ -3,7 +3,8 @@
 Network, registration and the network's answers to the scan turned and shifted each give a volume. Their spread is
 scaled by one factor, so that 90 of 100 intervals of couples, whose volumes are known, hold the truth: split conformal
 prediction with residuals over spreads (Lei et al., "Distribution-free predictive inference for regression", JASA 2018,
-section 5.2).
+section 5.2). Annotators of other scans may draw structures larger or smaller than the atlas's, which couples do not
+show: that is added as an error of another source.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ def coverage(errors: np.ndarray, spreads: np.ndarray) -> float:
         for k in range(len(errors))
     ]
     return float(np.mean(inside))
+
+
+def half_width(spreads: np.ndarray, factor: float, annotation: float, usual: Sequence[float]) -> np.ndarray:
+    """Half of the intervals, in voxels.
+
+    Args:
+        annotation: share of a structure's usual volume by which annotations may differ.
+    """
+    return np.hypot(factor * spreads, annotation * np.array(usual))
 
 
 def interval_ml(

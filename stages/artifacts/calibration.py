@@ -32,7 +32,8 @@ class Calibration(Section):
     error: float = Field(description="Mean absolute error of the estimate, each couple left out in turn.")
     couples: int
     scans: int
-    # Calibrations of earlier versions have neither.
+    # Calibrations of earlier versions have none of these.
+    annotation: float = Field(0.0, ge=0, le=1, description="Error 1 - DSC that annotations may differ by.")
     volume_factor: float | None = Field(None, description="Half of a volume's 90 % interval, in spreads of volumes.")
     volume_coverage: float | None = Field(
         None, description="Share of couples' volumes inside their intervals, each couple left out in turn."

@@ -8,7 +8,7 @@ import torch
 
 from stages.answering.answers import Answer
 from stages.answering.outliers import FAR, outlier_rows, spread_of
-from stages.answering.volumes import coverage, fitted_factor, interval_ml, spread_of_volumes
+from stages.answering.volumes import coverage, fitted_factor, half_width, interval_ml, spread_of_volumes
 from stages.parts.warps import one_hot
 
 
@@ -50,6 +50,10 @@ def test_an_interval_is_in_ml_of_the_scan_and_holds_the_volume():
     (a, b) = interval_ml([0.2, 0.0], np.array([100.0, 0.0]), [10.0, 5.0], 0.001)
     assert a == pytest.approx((0.18, 0.22)) and b == pytest.approx((0.0, 0.01))
     assert interval_ml([0.0], np.array([0.0]), [5.0], 0.001) == [(0.0, pytest.approx(0.005))]
+
+
+def test_what_annotators_differ_by_is_added_as_another_error():
+    np.testing.assert_allclose(half_width(np.array([3.0, 1.0]), 1.0, 0.1, [40.0, 0.0]), [5.0, 1.0])
 
 
 def test_outliers_are_far_from_the_median_and_one_cannot_hide_another():
