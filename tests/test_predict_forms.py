@@ -10,13 +10,15 @@ from pathlib import Path
 
 import ants
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import slicerio
 from conftest import Project, work_here
 from pytest import MonkeyPatch
+from test_predict import write_series
 
-from stages.data.phantoms import STRUCTURES
+from stages.data.phantoms import STRUCTURES, make_phantom
 
 COLOURED = "core"
 
@@ -187,3 +189,19 @@ def test_answers_of_bids_follow_no_link(project, scans, tmp_path):
     done = predict(project, tmp_path / "out", scan, "--bids", "--force")
     assert done.code == 1 and "is a link" in done.out
     assert list(elsewhere.iterdir()) == []
+
+
+def test_contours_of_a_dicom_series_hold_its_label_map(project, tmp_path):
+    image = make_phantom(np.random.default_rng([11, 5]), "LPS")[0]
+    middle = image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()])
+    image.SetOrigin((np.array(image.GetOrigin()) - middle).round(3).tolist())
+    write_series(image, tmp_path / "series")
+    done = predict(project, tmp_path / "out", str(tmp_path / "series"), "--rtstruct", "--format", "mha")
+    assert done.code == 0 and "note" not in done.out, done.out
+    label = array(tmp_path / "out" / "series.mha")
+    found = pydicom.dcmread(tmp_path / "out" / "series_rtstruct.dcm")
+    names = [roi.ROIName for roi in found.StructureSetROISequence]
+    assert names == list(project.config.structures)
+    slices = [len({c.ContourData[2] for c in roi.get("ContourSequence", [])}) for roi in found.ROIContourSequence]
+    assert slices == [int((label == value).any((1, 2)).sum()) for value in project.config.structures.values()]
+    assert list(found.ROIContourSequence[names.index(COLOURED)].ROIDisplayColor) == [16, 32, 48]
