@@ -12,9 +12,9 @@ helps them less:
           none (agreement of network and registration, stability, confidence)
 
 Scans are chosen greedily, each as if those before it were labelled, so that a batch does not repeat itself. The scan
-itself is left out of its sum: what is wanted are answers for other scans. So typical scans come first, which with few
-labels teach more than odd ones (Hacohen et al., "Active learning on a budget", ICML 2022). What is far from everything
-(core-sets, Sener and Savarese, ICLR 2018) was worse than chance; see docs/benchmarks/results/labels.md.
+itself is left out of its sum: what is wanted are answers for other scans. So typical scans come first, as Hacohen et
+al., "Active learning on a budget", ICML 2022, found for few labels, and not those that are farthest from all labels
+(core-sets, Sener and Savarese, ICLR 2018). What either is worth: docs/benchmarks/results/labels.md.
 """
 
 from __future__ import annotations
