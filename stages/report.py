@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,10 @@ def _rounds(runs: Sequence[Run]) -> list[tuple[str, Any]]:
         table = read_table(run.artifact, "rounds.csv", texts=(), numbers=("round", *shares))
         columns = [*shares, *(["dsc"] if "dsc" in table else [])]
         series = [
-            (name.replace("_", " "), list(zip(table["round"].astype(float), table[name].astype(float), strict=True)))
+            (
+                name.replace("_", " "),
+                [(float(at), float(y), math.nan, math.nan) for at, y in table[["round", name]].values],
+            )
             for name in columns
         ]
         title = f"Rounds of {run.name}: what the screening of pseudo-labels accepted"
@@ -227,7 +231,7 @@ def _sweeps(config: Config) -> list[tuple[str, Any]]:
     series = []
     for (method, output), own in table.assign(x=values).groupby(["method", "output"], sort=False):
         several = table[table["method"] == method]["output"].nunique() > 1
-        points = own.sort_values("x")[["x", "dsc"]].itertuples(index=False, name=None)
+        points = own.sort_values("x")[["x", "dsc", "dsc_low", "dsc_high"]].itertuples(index=False, name=None)
         series.append((f"{method}, {output}" if several else str(method), list(points)))
     setting = str(versions[-1].manifest.identity.config.get("setting", "value"))
     title = f"Sweep: DSC against {setting}"

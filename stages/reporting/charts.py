@@ -10,6 +10,8 @@ from markupsafe import Markup
 
 WIDTH = 760
 COLORS = 8  # of methods; they begin anew after that
+LINE = 14.0  # between the names at the ends of curves
+Point = tuple[float, float, float, float]  # x, y, and the interval of y; not a number: none
 
 
 def colour_class(number: int) -> str:
@@ -131,30 +133,48 @@ def against_time(
     return _svg(height, parts, "Mean DSC of every method against its time, with 95 % intervals")
 
 
-def lines(
-    title: str, across: str, series: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, up: str = "DSC"
-) -> Markup:
-    """Curves over numbers, such as rounds."""
+def lines(title: str, across: str, series: Sequence[tuple[str, Sequence[Point]]], *, up: str = "DSC") -> Markup:
+    """Curves over numbers, such as rounds, with intervals where there are some."""
     points = [point for _, of_series in series for point in of_series]
     if not points:
         return Markup("")
     height, left, right, top, bottom = 250, 44, 150, 14, 40
-    low = _floor(min(y for _, y in points))
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    low = _floor(min(y for _, y, *ends in points for y in (y, *ends) if math.isfinite(y)))
+    first, last = min(point[0] for point in points), max(point[0] for point in points)
 
     def x(value: float) -> float:
         return left + 8 + (value - first) / max(last - first, 1e-9) * (WIDTH - right - left - 16)
 
+    def y(value: float) -> float:
+        return _y(value, low, top, height - bottom)
+
     parts = [_axis(low, left, WIDTH - right, top, height - bottom, up)]
-    for tick in sorted({value for value, _ in points}):
+    for tick in sorted({point[0] for point in points}):
         parts.append(_text(x(tick), height - bottom + 16, f"{tick:g}", "middle"))
-    for number, (name, of_series) in enumerate(series):
-        path = " ".join(f"{x(a):.1f},{_y(b, low, top, height - bottom):.1f}" for a, b in of_series)
+    for number, (_, of_series) in enumerate(series):
+        path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value, *_ in of_series)
         parts.append(Markup('<polyline class="{} curve" points="{}"/>').format(colour_class(number), path))
-        a, b = of_series[-1]
-        parts.append(_text(x(a) + 9, _y(b, low, top, height - bottom) + 4, _short(name, 22)))
+        for at, _, lower, upper in of_series:
+            if math.isfinite(lower) and math.isfinite(upper):
+                place = x(at) + 3 * (number - (len(series) - 1) / 2)  # beside those of the other curves
+                parts.append(
+                    Markup('<line class="{} interval" x1="{x:.1f}" x2="{x:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                        colour_class(number), y(lower), y(upper), x=place
+                    )
+                )
+    ends = spread([y(of_series[-1][1]) for _, of_series in series], LINE)
+    for (name, of_series), place in zip(series, ends, strict=True):
+        parts.append(_text(x(of_series[-1][0]) + 12, place + 4, _short(name, 22)))
     parts.append(_text((left + WIDTH - right) / 2, height - 6, across, "middle"))
     return _svg(height, parts, title)
+
+
+def spread(places: Sequence[float], least: float) -> list[float]:
+    """Places moved downwards, as little as it takes, so that no two are nearer than `least` to one another."""
+    moved, taken = list(places), -math.inf
+    for index in sorted(range(len(places)), key=lambda i: places[i]):
+        moved[index] = taken = max(places[index], taken + least)
+    return moved
 
 
 def _svg(height: float, parts: Sequence[Markup], title: str) -> Markup:

@@ -14,6 +14,7 @@ from reports import HOSTILE, STRUCTURE
 
 from stages.artifacts.cohort import Cohort, Grid
 from stages.artifacts.sheets import FOLDED, KEPT, as_grey, as_sheet, from_sheet, read_sheet, write_sheet
+from stages.reporting.charts import lines, spread
 from stages.reporting.encoding import Layer, coarser, packed_labels
 from stages.reporting.folder import script_json
 
@@ -209,3 +210,13 @@ def test_a_truth_that_changed_is_left_out_and_the_page_does_not_say_where_it_lie
     assert "truth" not in [label["name"] for label in script["labels"]]
     assert "truth is not shown" in script["note"]
     assert str(tmp_path) not in text
+
+
+def test_names_at_the_ends_of_curves_do_not_lie_on_one_another():
+    assert spread([10.0, 50.0, 10.0, 12.0], 14.0) == [10.0, 52.0, 24.0, 38.0]
+    nan = float("nan")
+    one, two = [(1, 1.0, nan, nan), (2, 1.0, nan, nan)], [(2, 1.0, 0.8, 1.0)]
+    chart = lines("A title", "round", [("one", one), ("two", two)])
+    places = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start">(?:one|two)<', chart)]
+    assert places[1] - places[0] == pytest.approx(14.0)
+    assert chart.count(' interval"') == 1  # no interval, no line
