@@ -31,7 +31,10 @@ def run(
     ] = None,
     round: Annotated[int | None, typer.Option(help="The last round to run, of methods with rounds.")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Also write a report of the scores into this folder, as `lrls report` does.")
+        Path | None,
+        typer.Option(
+            help="Also write a report of the scores into this folder, as `lrls report` does; it replaces one."
+        ),
     ] = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -44,6 +47,7 @@ def run(
     from lrls_cli.tables import plan_document, print_json, print_plan, print_scores, scores_document
     from stages.artifacts.plan import Plan
     from stages.config import load_config
+    from stages.errors import LrlsError
     from stages.training.budget import Budget
     from stages.workflow import run as run_all
 
@@ -52,7 +56,13 @@ def run(
         from stages.report import check_out
         from stages.report import report as write_report
 
-        check_out(loaded, report, force=force)
+        if until is not Until.eval:
+            raise LrlsError(f"--report shows scores, and --until {until.value} makes none; leave one of them out.")
+        if not loaded.part(loaded.eval.part):
+            raise LrlsError(
+                f"--report shows scores, and data.{loaded.eval.part} lists no scan; list some, or leave it out."
+            )
+        check_out(loaded, report, force=True)
     plans: list[Plan] = []
     made = run_all(
         loaded, method, until=until.value, round=round,  # type: ignore[arg-type]
@@ -60,6 +70,9 @@ def run(
         force=force, tell=telling(as_json),
         show=plans.append if as_json else lambda plan: print_plan(plan.table, plan.budget_s),
     )  # fmt: skip
+    if report:
+        say = telling(as_json)
+        say(write_report(loaded, [method], report, force=True, tell=say))
     if as_json:
         print_json(
             {
@@ -71,6 +84,3 @@ def run(
     elif made.scores:
         print_scores(method, made.scores)
         tell(made.scores.folder)
-    if report and made.scores:
-        say = telling(as_json)
-        say(write_report(loaded, [method], report, force=force, tell=say))

@@ -48,6 +48,22 @@ def test_the_folder_holds_a_page_and_a_script_and_thumbnail_for_every_scan(made_
     assert (made_report.project.folder / "alone" / "index.html").is_file()  # of `lrls run --report`
 
 
+def test_a_run_replaces_its_report_and_refuses_one_without_scores(made_report):
+    project, folder = made_report.project, made_report.project.folder / "alone"
+    (folder / "index.html").touch()
+    before = (folder / "index.html").stat().st_ino
+    project.made("run", "--method", "unet", "--report", str(folder))
+    assert (folder / "index.html").stat().st_ino != before
+    done = project.lrls("run", "--method", "unet", "--report", str(folder), "--until", "train-seg")
+    line = "lrls: --report shows scores, and --until train-seg makes none; leave one of them out.\n"
+    assert (done.code, done.err) == (1, line)
+    done = project.lrls("run", "--method", "unet", "--report", str(folder), "--set", "data.test=[]")
+    assert (done.code, done.err) == (
+        1, "lrls: --report shows scores, and data.test lists no scan; list some, or leave it out.\n",
+    )  # fmt: skip
+    assert (folder / "index.html").is_file()
+
+
 def test_numbers_are_those_of_the_scores(made_report):
     table = made_report.project.workspace / "affine" / "scores" / "v0001" / "scores.csv"
     import pandas as pd
