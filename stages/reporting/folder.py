@@ -8,12 +8,13 @@ thumbs/<number>.webp  pictures/<number>.webp
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stages.artifacts.digests import digest_of
 from stages.errors import plural
@@ -24,6 +25,7 @@ from stages.reporting.scans import Reported, flagged
 
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = "lrls report"  # by which a folder is known as ours
+CODE = re.compile(r"`([^`]+)`")
 FEW_STRUCTURES = 8  # up to which two sets of outlines can be told apart
 PARTS = {"index.html", "cases", "thumbs", "pictures"}
 ENDINGS = {"cases": ".js", "thumbs": ".webp", "pictures": ".webp"}
@@ -66,6 +68,7 @@ def write_report(folder: Path, gathered: Gathered, scans: Sequence[Reported], ex
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["coded"] = coded
     page = environment.get_template("index.html.j2").render(**_content(gathered, scans, extra, pictures))
     (folder / "index.html").write_text(page, encoding="utf-8")
 
@@ -102,7 +105,8 @@ def _content(
         "shown": shown,
         "in_short": words.in_short(gathered, scans, rows),
         "done": words.done(gathered),
-        "plan": gathered.plan,
+        "plans": gathered.plans,
+        "is_planned": gathered.is_planned,
         "lineage": words.lineage(gathered),
         "versions": words.versions(gathered),
         "flags": flagged(scans),
@@ -138,6 +142,11 @@ def _content(
         "css": _asset("report.css"),
         "scripts": [_asset(name) for name in ("volumes.js", "viewer.js", "review.js", "report.js")],
     }  # fmt: skip
+
+
+def coded(text: str) -> Markup:
+    """A text in which names stand in backticks, these as code: a method called `best` is not the best method."""
+    return Markup(CODE.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def _asset(name: str) -> Markup:

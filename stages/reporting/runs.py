@@ -90,6 +90,21 @@ class Numbers:
 
 
 @dataclass(frozen=True)
+class Obeyed:
+    """A plan that runs obeyed.
+
+    Args:
+        table: its rows, as of `stages.artifacts.plan`.
+        names: of the runs.
+        told: where what was done differs from what was planned, a sentence each.
+    """
+
+    table: Sequence[Mapping[str, str]]
+    names: Sequence[str]
+    told: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Gathered:
     """Everything that a report is made of.
 
@@ -97,7 +112,8 @@ class Gathered:
         runs: in the order that the user gave; the first one is the reference of comparisons.
         cases: of the part.
         structures: as they are reported, and the class indices of each.
-        plan: rows of the plan that a run obeyed, if any.
+        plans: those that runs obeyed.
+        is_planned: the workspace has a plan for these settings, obeyed or not.
         found: the workspace's finished artifacts by digest.
         pictures: title, description, and file of pictures to show.
         others: sweeps and rounds as tables; see `stages.reporting.methods`.
@@ -110,8 +126,8 @@ class Gathered:
     names: Sequence[str]
     cohort: Cohort
     comparison: pd.DataFrame | None
-    plan: Sequence[Mapping[str, str]]
-    budget_s: float | None
+    plans: Sequence[Obeyed]
+    is_planned: bool
     found: Mapping[str, tuple[Path, Manifest]]
     artifacts: Sequence[Artifact] = ()
 
