@@ -193,6 +193,9 @@ def _row_of(table: pd.DataFrame, run: Run) -> dict[str, Any]:
 def _comparison(table: pd.DataFrame) -> dict[str, Any]:
     """The table of `lrls compare`, differences and tests beside DSC; columns that are empty throughout are left out."""
     rows = [dict(zip(HEADINGS, cells(row), strict=True)) for row in table.to_dict("records")]
+    for row in rows:  # intervals as they stand elsewhere on the page
+        row |= {name: row[name].replace("-", "–") for name in ("95 %", "range")}
+        row["diff. 95 %"] = row["diff. 95 %"].replace(" ", " to ")
     first = ("method", "output", "DSC", "95 %", "diff.", "diff. 95 %", "p")
     headings = [*first, *(name for name in HEADINGS if name not in first)]
     headings = [name for name in headings if any(row[name] for row in rows)]

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from stages.artifacts.digests import digest_of
 from stages.errors import plural
-from stages.reporting import charts, words
+from stages.reporting import charts, summary, words
 from stages.reporting.encoding import as_webp, hex_color
 from stages.reporting.runs import Gathered
 from stages.reporting.scans import Reported, flagged
@@ -68,7 +68,7 @@ def write_report(folder: Path, gathered: Gathered, scans: Sequence[Reported], ex
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["coded"] = coded
+    environment.filters |= {"coded": coded, "briefly": briefly}
     page = environment.get_template("index.html.j2").render(**_content(gathered, scans, extra, pictures))
     (folder / "index.html").write_text(page, encoding="utf-8")
 
@@ -91,7 +91,7 @@ def _content(
     estimates = [[scan.numbers.estimate[k] for scan in scans] for k in range(len(names))]
     shown, measure = (dsc, "DSC") if scored else (estimates, "estimated DSC")
     cases = [scan.case for scan in scans]
-    small = words.smallest(rows)
+    small = summary.smallest(rows)
     return {
         "generator": GENERATOR,
         "title": extra["title"],
@@ -103,8 +103,11 @@ def _content(
         "scans": scans,
         "order": _worst_first(shown[gathered.chief]),
         "shown": shown,
-        "in_short": words.in_short(gathered, scans, rows),
+        "in_short": summary.in_short(gathered, scans, rows),
         "done": words.done(gathered),
+        "missed": summary.missed(gathered.runs) if scored else [],
+        "too_few": summary.too_few(len(cases)) if scored and len(names) > 1 else "",
+        "has_change": any(i["kind"] == "change" for scan in scans for i in scan.script["images"]),
         "plans": gathered.plans,
         "is_planned": gathered.is_planned,
         "lineage": words.lineage(gathered),
@@ -147,6 +150,13 @@ def _content(
 def coded(text: str) -> Markup:
     """A text in which names stand in backticks, these as code: a method called `best` is not the best method."""
     return Markup(CODE.sub(r"<code>\1</code>", str(escape(text))))
+
+
+def briefly(flag: str) -> str:
+    """A flag as it stands on a card: at most two names after the colon."""
+    kind, colon, names = flag.partition(": ")
+    several = names.split(", ")
+    return f"{kind}{colon}{', '.join(several[:2])}{f' and {len(several) - 2} more' if several[2:] else ''}"
 
 
 def _asset(name: str) -> Markup:
