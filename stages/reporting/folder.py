@@ -20,6 +20,7 @@ from stages.artifacts.digests import digest_of
 from stages.errors import plural
 from stages.reporting import charts, summary, words
 from stages.reporting.encoding import as_webp, hex_color
+from stages.reporting.glossary import GLOSSARY
 from stages.reporting.runs import Gathered
 from stages.reporting.scans import Reported, flagged
 
@@ -108,6 +109,7 @@ def _content(
         "missed": summary.missed(gathered.runs) if scored else [],
         "too_few": summary.too_few(len(cases)) if scored and len(names) > 1 else "",
         "has_change": any(i["kind"] == "change" for scan in scans for i in scan.script["images"]),
+        "glossary": GLOSSARY,
         "plans": gathered.plans,
         "is_planned": gathered.is_planned,
         "lineage": words.lineage(gathered),

@@ -242,7 +242,7 @@ def _how(row: Mapping[str, Any], chief: int) -> str:
     if abs(share) < SMALL:
         size = "Its volume is right, so it lies elsewhere or has another shape"
     else:
-        size = f"The answer is {abs(share):.0%} {'larger' if share > 0 else 'smaller'} than the truth"
+        size = f"The answer is {100 * abs(share):.0f} % {'larger' if share > 0 else 'smaller'} than the truth"
     hd95 = of_run["hd95_mm"]
     distance = f"; 95 % of the surfaces are within {hd95:.1f} mm of one another (HD95)" if hd95 is not None else ""
     return f"{size}{distance}."

@@ -59,7 +59,7 @@ def test_the_reason_of_the_worst_scan_names_what_is_furthest_below_its_usual_and
     rows = [row("csf", 0.60, 1.32, 1.0), row("3rd-ventricle", 0.496, 0.34, 0.93)]
     text = _why(rows, 0, usual)
     assert text.startswith("Furthest below its usual: csf, DSC 0.600, usually 0.730 (the median of the scans).")
-    assert "32% larger than the truth; 95 % of the surfaces are within 7.3 mm of one another (HD95)." in text
+    assert "32 % larger than the truth; 95 % of the surfaces are within 7.3 mm of one another (HD95)." in text
     assert text.endswith("Lowest: 3rd-ventricle, DSC 0.496, usually 0.550; 0.34 ml, in truth 0.93 ml.")
     assert "Lowest" not in _why(rows[:1], 0, usual)
     assert "apart" not in text
