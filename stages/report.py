@@ -22,8 +22,9 @@ from stages.compare import HEADINGS, cells, compare, newest_scores
 from stages.config import Config
 from stages.errors import LrlsError, plural
 from stages.methods import METHODS
-from stages.planning.obeying import fitting_plans
+from stages.planning.obeying import newest_plan
 from stages.progress import Progress
+from stages.report_plans import obeyed_plans
 from stages.reporting import charts
 from stages.reporting.folder import strange, write_report
 from stages.reporting.runs import Gathered, Run
@@ -128,7 +129,7 @@ def gather(
     first = runs[0].artifact
     assert first is not None
     table = comparison.table
-    plan = next(fitting_plans(config), None)
+    obeyed, plans = obeyed_plans(config, runs, found)
     used = {digest for run in runs for m in run.manifests for digest in way_to(m, made)}
     gathered = Gathered(
         part=config.eval.part,
@@ -138,10 +139,10 @@ def gather(
         names=list(config.structures),
         cohort=_opened(Cohort, first.manifest.identity.inputs["cohort"], found),
         comparison=table,
-        plan=plan.table if plan else (),
-        budget_s=plan.budget_s if plan else None,
+        plans=obeyed,
+        is_planned=newest_plan(config) is not None,
         found=found,
-        artifacts=[comparison, *([plan] if plan else [])],
+        artifacts=[comparison, *plans],
     )
     main = [_row_of(table, run) for run in runs]
     minutes = [None if pd.isna(row["wall_time_s"]) else row["wall_time_s"] / 60 for row in main]
@@ -192,6 +193,9 @@ def _row_of(table: pd.DataFrame, run: Run) -> dict[str, Any]:
 def _comparison(table: pd.DataFrame) -> dict[str, Any]:
     """The table of `lrls compare`, differences and tests beside DSC; columns that are empty throughout are left out."""
     rows = [dict(zip(HEADINGS, cells(row), strict=True)) for row in table.to_dict("records")]
+    for row in rows:  # intervals as they stand elsewhere on the page
+        row |= {name: row[name].replace("-", "–") for name in ("95 %", "range")}
+        row["diff. 95 %"] = row["diff. 95 %"].replace(" ", " to ")
     first = ("method", "output", "DSC", "95 %", "diff.", "diff. 95 %", "p")
     headings = [*first, *(name for name in HEADINGS if name not in first)]
     headings = [name for name in headings if any(row[name] for row in rows)]

@@ -13,12 +13,13 @@ from stages.answering.quality import assess
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.store import history
 from stages.calibrate import calibrated_model
-from stages.config import Config
+from stages.config import Config, load_config
 from stages.data.writers import volumes_ml
 from stages.errors import LrlsError
 from stages.planning.obeying import newest_plan, settled
 from stages.progress import Progress
 from stages.report import check_out, write
+from stages.report_plans import obeyed_plans
 from stages.reporting.runs import Gathered, Run
 from stages.workflow import trained
 
@@ -53,7 +54,9 @@ def report_unlabeled(
         run, cohort = _run(settled(path, overrides, method).config, method, tell)
         runs.append(run)
     assert cohort is not None
-    plan = newest_plan(config)
+    found = {manifest.digest: (folder, manifest) for folder, manifest in history(config.workspace)}
+    by_hand = load_config(path, overrides)  # plans are known by what it leaves open
+    obeyed, plans = obeyed_plans(by_hand, runs, found)
     gathered = Gathered(
         part="unlabeled",
         runs=runs,
@@ -62,10 +65,10 @@ def report_unlabeled(
         names=list(config.structures),
         cohort=cohort,
         comparison=None,
-        plan=plan.table if plan else (),
-        budget_s=plan.budget_s if plan else None,
-        found={manifest.digest: (folder, manifest) for folder, manifest in history(config.workspace)},
-        artifacts=[plan] if plan else [],
+        plans=obeyed,
+        is_planned=newest_plan(by_hand) is not None,
+        found=found,
+        artifacts=plans,
     )
     extra: dict[str, Any] = {
         "title": title or f"{', '.join(methods)} on unlabelled scans", "comparison": {"headings": [], "rows": []},

@@ -8,22 +8,25 @@ thumbs/<number>.webp  pictures/<number>.webp
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stages.artifacts.digests import digest_of
 from stages.errors import plural
-from stages.reporting import charts, words
+from stages.reporting import charts, summary, words
 from stages.reporting.encoding import as_webp, hex_color
+from stages.reporting.glossary import GLOSSARY
 from stages.reporting.runs import Gathered
 from stages.reporting.scans import Reported, flagged
 
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = "lrls report"  # by which a folder is known as ours
+CODE = re.compile(r"`([^`]+)`")
 FEW_STRUCTURES = 8  # up to which two sets of outlines can be told apart
 PARTS = {"index.html", "cases", "thumbs", "pictures"}
 ENDINGS = {"cases": ".js", "thumbs": ".webp", "pictures": ".webp"}
@@ -66,6 +69,7 @@ def write_report(folder: Path, gathered: Gathered, scans: Sequence[Reported], ex
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters |= {"coded": coded, "briefly": briefly}
     page = environment.get_template("index.html.j2").render(**_content(gathered, scans, extra, pictures))
     (folder / "index.html").write_text(page, encoding="utf-8")
 
@@ -88,7 +92,7 @@ def _content(
     estimates = [[scan.numbers.estimate[k] for scan in scans] for k in range(len(names))]
     shown, measure = (dsc, "DSC") if scored else (estimates, "estimated DSC")
     cases = [scan.case for scan in scans]
-    small = words.smallest(rows)
+    small = summary.smallest(rows)
     return {
         "generator": GENERATOR,
         "title": extra["title"],
@@ -100,9 +104,14 @@ def _content(
         "scans": scans,
         "order": _worst_first(shown[gathered.chief]),
         "shown": shown,
-        "in_short": words.in_short(gathered, scans, rows),
+        "in_short": summary.in_short(gathered, scans, rows),
         "done": words.done(gathered),
-        "plan": gathered.plan,
+        "missed": summary.missed(gathered.runs) if scored else [],
+        "too_few": summary.too_few(len(cases)) if scored and len(names) > 1 else "",
+        "has_change": any(i["kind"] == "change" for scan in scans for i in scan.script["images"]),
+        "glossary": GLOSSARY,
+        "plans": gathered.plans,
+        "is_planned": gathered.is_planned,
         "lineage": words.lineage(gathered),
         "versions": words.versions(gathered),
         "flags": flagged(scans),
@@ -138,6 +147,18 @@ def _content(
         "css": _asset("report.css"),
         "scripts": [_asset(name) for name in ("volumes.js", "viewer.js", "review.js", "report.js")],
     }  # fmt: skip
+
+
+def coded(text: str) -> Markup:
+    """A text in which names stand in backticks, these as code: a method called `best` is not the best method."""
+    return Markup(CODE.sub(r"<code>\1</code>", str(escape(text))))
+
+
+def briefly(flag: str) -> str:
+    """A flag as it stands on a card: at most two names after the colon."""
+    kind, colon, names = flag.partition(": ")
+    several = names.split(", ")
+    return f"{kind}{colon}{', '.join(several[:2])}{f' and {len(several) - 2} more' if several[2:] else ''}"
 
 
 def _asset(name: str) -> Markup:

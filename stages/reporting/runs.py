@@ -90,6 +90,21 @@ class Numbers:
 
 
 @dataclass(frozen=True)
+class Obeyed:
+    """A plan that runs obeyed.
+
+    Args:
+        table: its rows, as of `stages.artifacts.plan`.
+        names: of the runs.
+        told: where what was done differs from what was planned, a sentence each.
+    """
+
+    table: Sequence[Mapping[str, str]]
+    names: Sequence[str]
+    told: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Gathered:
     """Everything that a report is made of.
 
@@ -97,7 +112,8 @@ class Gathered:
         runs: in the order that the user gave; the first one is the reference of comparisons.
         cases: of the part.
         structures: as they are reported, and the class indices of each.
-        plan: rows of the plan that a run obeyed, if any.
+        plans: those that runs obeyed.
+        is_planned: the workspace has a plan for these settings, obeyed or not.
         found: the workspace's finished artifacts by digest.
         pictures: title, description, and file of pictures to show.
         others: sweeps and rounds as tables; see `stages.reporting.methods`.
@@ -110,8 +126,8 @@ class Gathered:
     names: Sequence[str]
     cohort: Cohort
     comparison: pd.DataFrame | None
-    plan: Sequence[Mapping[str, str]]
-    budget_s: float | None
+    plans: Sequence[Obeyed]
+    is_planned: bool
     found: Mapping[str, tuple[Path, Manifest]]
     artifacts: Sequence[Artifact] = ()
 
@@ -181,7 +197,7 @@ def _flags(
         if row["truth_ml"] and (ml := row["runs"][gathered.chief]["ml"]) and abs(ml / row["truth_ml"] - 1) > OFF
     ]
     if off:
-        flags.append("volume off: " + ", ".join(row["structure"] for row in off[:2]) + (" ..." if off[2:] else ""))
+        flags.append("volume off: " + ", ".join(row["structure"] for row in off))
     if own is not None:
         known = [(value, each.name) for value, each in zip(dsc, gathered.runs, strict=True) if value is not None]
         better, name = max(known)
@@ -195,24 +211,41 @@ def _flags(
 
 
 def _why(rows: Sequence[Mapping[str, Any]], chief: int, usual: Mapping[str, float]) -> str:
-    """What is worst in a scan: the structure that is furthest below its median, how far, and in which way."""
+    """The structure that is furthest below its median over the scans, how far and in which way; and the lowest one."""
     scored = [row for row in rows if row["runs"][chief]["dsc"] is not None and row["structure"] in usual]
     if not scored:
         return ""
     row = min(scored, key=lambda row: row["runs"][chief]["dsc"] - usual[row["structure"]])
-    name, of_run, truth = row["structure"], row["runs"][chief], row["truth_ml"]
-    text = f"{name}: DSC {of_run['dsc']:.2f}, usually {usual[name]:.2f}."
+    lowest = min(scored, key=lambda row: row["runs"][chief]["dsc"])
+    how = _how(row, chief)
+    text = f"Furthest below its usual: {_dsc_of(row, chief, usual)} (the median of the scans). {how}".strip()
+    if lowest is row:
+        return text
+    of_run, truth = lowest["runs"][chief], lowest["truth_ml"]
+    has_both = truth is not None and of_run["ml"] is not None
+    volume = f"; {of_run['ml']:.2g} ml, in truth {truth:.2g} ml" if has_both else ""
+    return f"{text} Lowest: {_dsc_of(lowest, chief, usual)}{volume}."
+
+
+def _dsc_of(row: Mapping[str, Any], chief: int, usual: Mapping[str, float]) -> str:
+    return f"{row['structure']}, DSC {row['runs'][chief]['dsc']:.3f}, usually {usual[row['structure']]:.3f}"
+
+
+def _how(row: Mapping[str, Any], chief: int) -> str:
+    """In which way an answer differs from the truth in a structure; empty: unknown."""
+    of_run, truth = row["runs"][chief], row["truth_ml"]
     if truth and not of_run["ml"]:
-        return f"{text} The answer does not have it; the truth has {truth:.2g} ml."
+        return f"The answer does not have it; the truth has {truth:.2g} ml."
     if not truth or not of_run["ml"]:
-        return text if truth else f"{text} The answer has {of_run['ml']:.2g} ml of it, the truth has none."
+        return "" if truth or truth is None else f"The answer has {of_run['ml']:.2g} ml of it, the truth has none."
     share = of_run["ml"] / truth - 1
-    distance = f"{of_run['hd95_mm']:.1f} mm" if of_run["hd95_mm"] is not None else ""
     if abs(share) < SMALL:
         size = "Its volume is right, so it lies elsewhere or has another shape"
     else:
-        size = f"The answer is {abs(share):.0%} {'larger' if share > 0 else 'smaller'} than the truth"
-    return f"{text} {size}{f'; surfaces are up to {distance} apart (HD95)' if distance else ''}."
+        size = f"The answer is {100 * abs(share):.0f} % {'larger' if share > 0 else 'smaller'} than the truth"
+    hd95 = of_run["hd95_mm"]
+    distance = f"; 95 % of the surfaces are within {hd95:.1f} mm of one another (HD95)" if hd95 is not None else ""
+    return f"{size}{distance}."
 
 
 def low_mark(values: Sequence[float]) -> float | None:

@@ -1,10 +1,11 @@
-"""What was done and what came out, in words and tables: the page's own text, all of it plain."""
+"""What was done, in words and tables: the page's own text, names of methods in backticks."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,40 +28,7 @@ ROLES = {
 }
 
 
-def in_short(
-    gathered: Gathered, scans: Sequence[Reported], by_structure: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The main results, a sentence each: "text", and the place of the scan that it is about, if any, as "scan"."""
-    told: list[dict[str, Any]] = [{"text": _learned_from(gathered)}]
-    chief = gathered.runs[gathered.chief]
-    if len(chief.table):
-        told.append({"text": _best(gathered)})
-        known = [(scan.numbers.dsc[gathered.chief], place) for place, scan in enumerate(scans)]
-        value, place = min((v, p) for v, p in known if v is not None)
-        scan = scans[place]
-        told.append(
-            {"text": f"Worst scan: {scan.case}, DSC {value:.2f} by {chief.name}. {scan.numbers.why}", "scan": place}
-        )
-    elif known := [(v, p) for p, scan in enumerate(scans) if (v := scan.numbers.estimate[gathered.chief]) is not None]:
-        value, place = min(known)
-        mean = float(np.mean([v for v, _ in known]))
-        told.append(
-            {"text": f"There is no truth for these scans. {chief.name}'s estimated DSC is {mean:.2f} on average."}
-        )
-        told.append({"text": f"Lowest estimate: {scans[place].case}, {value:.2f}.", "scan": place})
-    else:
-        told.append(
-            {"text": "There is no truth for these scans, and no calibration: `lrls calibrate` makes estimates."}
-        )
-    if len(gathered.runs) > 1 and (row := smallest(by_structure)):
-        told.append({"text": _on_smallest(row, gathered.runs)})
-    flagged = sum(bool(scan.numbers.flags) for scan in scans)
-    told.append({"text": f"{plural(flagged, 'scan has a flag', 'scans have flags')}: look at these first."
-                 if flagged else "No scan has a flag."})  # fmt: skip
-    return told
-
-
-def _learned_from(gathered: Gathered) -> str:
+def learned_from(gathered: Gathered) -> str:
     parts = gathered.cohort.parts
     roles = [
         f"{plural(len(parts[role]), *nouns)}{_listed(parts[role]) if role != 'unlabeled' else ''}"
@@ -76,34 +44,6 @@ def _listed(cases: Sequence[str]) -> str:
     if not 0 < len(cases) <= MOST_NAMED:
         return ""
     return f" ({', '.join(cases)})"
-
-
-def _best(gathered: Gathered) -> str:
-    chief = gathered.runs[gathered.chief]
-    values = list(chief.by_scan().values())
-    low, high = bootstrap_interval(values)
-    text = f"{chief.name}: mean DSC {np.mean(values):.3f}"
-    if len(values) > 1:
-        text += f" (95 % interval {low:.3f} to {high:.3f}), {min(values):.2f} to {max(values):.2f}"
-    others = [run for run in gathered.runs if run is not chief]
-    if not others:
-        return f"{text}."
-    named = ", ".join(f"{run.name} {np.mean(list(run.by_scan().values())):.3f}" for run in others)
-    return f"Best on average is {text}. The others: {named}."
-
-
-def smallest(by_structure: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    known = [row for row in by_structure if row["ml"]]
-    return min(known, key=lambda row: row["ml"]) if len(known) > 1 else None
-
-
-def _on_smallest(row: Mapping[str, Any], runs: Sequence[Run]) -> str:
-    best = row["best"]
-    text = f"On the smallest structure, {row['structure']} ({row['ml']:.2g} ml), {runs[best].name} is best: "
-    text += f"mean DSC {row['runs'][best]['dsc']:.3f}"
-    rest = [f"{run.name} {row['runs'][k]['dsc']:.3f}" for k, run in enumerate(runs)
-            if k != best and row["runs"][k]["dsc"] is not None]  # fmt: skip
-    return f"{text}; {', '.join(rest)}."
 
 
 def by_structure(gathered: Gathered, scans: Sequence[Reported]) -> list[dict[str, Any]]:
@@ -154,7 +94,7 @@ def done(gathered: Gathered) -> list[tuple[str, str]]:
     """What was done: a heading and a sentence each."""
     cohort, grid = gathered.cohort, gathered.cohort.grid
     settings = cohort.manifest.identity.config.get("preprocess", {})
-    told = [("Scans", _learned_from(gathered))]
+    told = [("Scans", learned_from(gathered))]
     told.append(("Structures", f"{len(gathered.names)}: {', '.join(gathered.names)}"))
     if list(gathered.structures) != list(gathered.names):
         told.append(("Reported together", ", ".join(gathered.structures)))
@@ -180,7 +120,7 @@ def done(gathered: Gathered) -> list[tuple[str, str]]:
         told.append(("Flat borders", f"{'; '.join(borders)} meet in a plane, in the atlases and so in answers"))
     for run in gathered.runs:
         told.append(
-            (f"Method {run.name}", f"{_sentence(find_method(run.method).summary)} {_time_of(run, gathered)}".strip())
+            (f"Method `{run.name}`", f"{_sentence(find_method(run.method).summary)} {_time_of(run, gathered)}".strip())
         )
     return told
 
@@ -193,12 +133,23 @@ def _time_of(run: Run, gathered: Gathered) -> str:
     made = {digest: manifest for digest, (_, manifest) in gathered.found.items()}
     if run.artifact is None:
         return ""
-    way = way_to(run.artifact.manifest, made)
-    seconds = sum(manifest.wall_time_s for manifest in way.values() if manifest)
-    text = f"It took {_duration(seconds)} to the last weights on {run.artifact.manifest.device}."
-    if run.artifact.manifest.scan_s is not None:
-        text += f" An answer takes {run.artifact.manifest.scan_s:.2g} s a scan."
+    scores = run.artifact.manifest
+    seconds = sum(manifest.wall_time_s for manifest in way_to(scores, made).values() if manifest)
+    device = singular(scores.device)
+    if {"registration", "segmentation"} & scores.identity.inputs.keys():
+        text = f"It took {_duration(seconds)} to the last weights on {device}."
+    else:
+        text = f"Nothing is trained; preparing the scans took {_duration(seconds)} on {device}."
+    if scores.scan_s is not None:
+        is_aligned = gathered.cohort.manifest.identity.config.get("preprocess", {}).get("align") != "none"
+        apart = ", besides its alignment to the atlas" if is_aligned else ""
+        text += f" An answer takes {scores.scan_s:.2g} s a scan{apart}."
     return text
+
+
+def singular(text: str) -> str:
+    """A device as artifacts name it, "1 threads" put right."""
+    return re.sub(r"\b1 threads\b", "1 thread", text)
 
 
 def _duration(seconds: float) -> str:
@@ -236,7 +187,7 @@ def _line(manifest: Manifest, gathered: Gathered) -> dict[str, Any]:
         "created": manifest.created[:16].replace("T", " "),
         "time": _duration(manifest.wall_time_s),
         "memory": f"{manifest.peak_memory_mb / 1000:.1f} GB" if manifest.peak_memory_mb else "",
-        "device": manifest.device,
+        "device": singular(manifest.device),
         "seed": identity.seed,
         "round": identity.round,
         "settings": [(key, value) for group, values in settings.items() for key, value in _flat(group, values)],

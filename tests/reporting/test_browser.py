@@ -166,6 +166,21 @@ def test_filters_leave_what_was_asked_for(page):
     assert "test_1" in shown[0].text
 
 
+def test_a_filter_that_nothing_passes_says_so(page):
+    assert not named(page, "none-shown").is_displayed()
+    named(page, "find").send_keys("no such scan")
+    until(lambda: named(page, "none-shown").is_displayed())
+
+
+def test_the_table_of_a_scan_says_whose_numbers_it_holds(page):
+    opened(page, 0)
+    heads = [[cell.text for cell in row.find_elements("tag name", "th")]
+             for row in named(page, "structures-head").find_elements("tag name", "tr")]  # fmt: skip
+    chief = heads[0][2]
+    assert heads == [["structure", "DSC", chief, "truth"], ["", "affine", "unet", "HD95 mm", "ml", "ml"]]
+    assert chief in page.find_element("css selector", "#review-form legend").text
+
+
 def test_a_folder_that_is_not_whole_says_so(browser, made_report, tmp_path):
     copy = tmp_path / "report"
     shutil.copytree(made_report.folder, copy)

@@ -151,6 +151,15 @@ def test_scores_of_earlier_versions_are_reported_without_the_warped_atlas(made_r
     project.made("report", "--method", "affine", "--out", str(tmp_path / "out"))
     script = json.loads((tmp_path / "out" / "cases" / "0.js").read_text(encoding="utf-8")[len("lrlsCase(0, ") : -3])
     assert [image["name"] for image in script["images"]] == ["scan"]
+    assert "“volume change” shows where" not in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_volume_change_is_named_where_it_can_be_seen_and_flags_are_whole(made_report):
+    images = [image["kind"] for number in range(3) for image in case_file(made_report, number)["images"]]
+    assert ("“volume change” shows where" in made_report.index) == ("change" in images)
+    data = json.loads(CONFIG.search(made_report.index)[1])
+    assert not any(flag.endswith("...") for each in data["cases"] for flag in each["flags"])
+    assert "<caption>" not in made_report.index  # which would scroll away with a wide table
 
 
 def test_scans_are_shown_coarser_where_they_would_be_too_big(made_report, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ let listed = cards.map(card => Number(card.dataset.n)), back = null;
 
 function filter() {
   const text = $("find").value.trim().toLowerCase(), flag = $("flag").value, order = $("order").value;
-  const run = order === "name" ? DATA.chief : Number(order), most = $("most").value === "" ? Infinity : Number($("most").value);
+  const run = order === "name" || order === "flags" ? DATA.chief : Number(order), most = $("most").value === "" ? Infinity : Number($("most").value);
   const passes = each => {
     const value = shownBy(run)(each), told = isSaid(said[each.case]);
     if (text && !each.case.toLowerCase().includes(text)) return false;
@@ -18,12 +18,13 @@ function filter() {
   const value = number => shownBy(run)(DATA.cases[number]) ?? Infinity;
   numbers.sort((a, b) => order === "name"
     ? DATA.cases[a].case.localeCompare(DATA.cases[b].case, undefined, { numeric: true })
-    : value(a) - value(b) || a - b);
+    : (order === "flags" && DATA.cases[b].flags.length - DATA.cases[a].flags.length) || value(a) - value(b) || a - b);
   const byNumber = new Map(cards.map(card => [Number(card.dataset.n), card]));
   listed = numbers.filter(number => passes(DATA.cases[number]));
   const kept = new Set(listed);
   for (const [number, card] of byNumber) card.hidden = !kept.has(number);
   $("cards").append(...numbers.map(number => byNumber.get(number)));
+  $("none-shown").hidden = listed.length > 0;
   $("shown").textContent = listed.length === cards.length ? counted(cards.length) : `${listed.length} of ${counted(cards.length)}`;
 }
 
@@ -141,15 +142,20 @@ function cell(kind, text, name) {
 
 function fillStructures(scan) {
   const several = DATA.runs.length > 1, number = (value, digits) => (value === null ? "" : value.toFixed(digits));
-  const heads = ["structure", ...DATA.runs.map(name => (DATA.scored ? (several ? name : "DSC") : "")).filter(Boolean)];
-  if (DATA.scored) heads.push("HD95", "ml", "truth");
-  else heads.push("ml");
-  const top = document.createElement("tr");
-  top.append(...heads.map(text => cell("th", text)));
-  $("structures-head").replaceChildren(top);
-  if (DATA.scored) [...top.children].slice(-3).forEach((head, k) => {
-    head.title = ["distance of surfaces in mm, 95th percentile", "volume of the answer", "volume of the truth"][k] + `, ${DATA.runs[DATA.chief]}`;
-  });
+  const code = text => Object.assign(document.createElement("code"), { textContent: text });
+  const span = (head, count, title = "") => Object.assign(head, { colSpan: count, title });
+  const top = document.createElement("tr"), second = document.createElement("tr"), name = DATA.runs[DATA.chief];
+  const ml = span(cell("th", "ml"), 1, `volume of the answer of ${name}`);
+  top.append(cell("th", "structure"));
+  if (DATA.scored && several) { // whose DSC, and whose distance and volume
+    top.append(span(cell("th", "DSC"), DATA.runs.length), span(cell("th", code(name)), 2), cell("th", "truth"));
+    second.append(cell("th", ""), ...DATA.runs.map(each => cell("th", code(each))));
+  } else if (DATA.scored) top.append(cell("th", "DSC"));
+  if (DATA.scored) {
+    const hd95 = span(cell("th", "HD95 mm"), 1, `95 % of the surfaces of ${name} and truth are within it`);
+    (several ? second : top).append(hd95, ml, span(cell("th", several ? "ml" : "truth ml"), 1, "volume of the truth"));
+  } else top.append(ml);
+  $("structures-head").replaceChildren(top, ...(second.children.length ? [second] : []));
   const order = scan.rows.map((_, k) => k), chief = row => row.runs[DATA.chief];
   order.sort((a, b) => (chief(scan.rows[a]).dsc ?? 2) - (chief(scan.rows[b]).dsc ?? 2) || a - b);
   $("structures").replaceChildren(...order.map(k => {

@@ -161,12 +161,18 @@ function crosshair(context, plane, wide, high, ratio) {
 
 function letters(context, canvas, text, ratio) {
   context.font = `${12 * ratio}px system-ui, sans-serif`;
-  context.fillStyle = "rgba(255,255,255,.75)";
+  context.fillStyle = "#fff";
+  context.strokeStyle = "#000"; // so that they are read on white, too
+  context.lineWidth = 3 * ratio;
+  context.lineJoin = "round";
   context.textAlign = "center";
   context.textBaseline = "middle";
   const edge = 11 * ratio, { width, height } = canvas;
   const places = [[edge, height / 2], [width - edge, height / 2], [width / 2, edge], [width / 2, height - edge]];
-  places.forEach(([x, y], k) => context.fillText(text[k], x, y));
+  places.forEach(([x, y], k) => {
+    context.strokeText(text[k], x, y);
+    context.fillText(text[k], x, y);
+  });
 }
 
 function sideText(name) {
@@ -185,6 +191,7 @@ function draw() {
     const text = sideText(view.side);
     if ($("side").textContent !== text) $("side").textContent = text;
     $("side").className = `side side-${view.side}`;
+    $("scale").hidden = view.scan.images[view[view.side].image]?.kind !== "change";
     $("flick").textContent = `Show ${view.side === "A" ? "B" : "A"}`;
     Object.keys(PLANES).forEach(drawPlane);
   });
