@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.options import AsJson, ConfigFile, Force, MethodName, Round, Settings
 
 
 def suggest_next(
@@ -16,6 +16,7 @@ def suggest_next(
     settings: Settings = [],  # noqa: B006
     round: Round = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rank the unlabelled scans by what labelling them would bring a trained method, with reasons.
 
@@ -24,7 +25,7 @@ def suggest_next(
     Example: lrls suggest-next lrls.yaml --method best -n 3
     """
     # Imported here so that `lrls --help` does not wait for torch.
-    from lrls_cli.tables import print_next_scans
+    from lrls_cli.tables import next_scans_document, print_json, print_next_scans
     from stages.planning.obeying import settled
     from stages.suggest_next import suggest_next as stage
     from stages.workflow import trained
@@ -32,5 +33,8 @@ def suggest_next(
     settled_config = settled(config, settings, method).config
     made = trained(settled_config, method, round=round)
     suggested = stage(made, settled_config, method, count=number, force=force)
+    if as_json:
+        print_json(next_scans_document(suggested, settled_config.review))
+        return
     print_next_scans(suggested, max(top, number), settled_config.review)
     tell(suggested.folder)

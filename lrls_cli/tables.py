@@ -80,6 +80,14 @@ def suggestion_document(suggestion: Suggestion) -> dict:
     return {"folder": suggestion.folder, **suggestion.verdict, "scans": suggestion.table.to_dict("records")}
 
 
+def next_scans_document(suggested: NextScans, review: Review | None) -> dict:
+    """What `print_next_scans` prints, of all scans."""
+    return {
+        "folder": suggested.folder, **suggested.verdict, "asked_for": _asked_for(review),
+        "scans": suggested.table.to_dict("records"),
+    }  # fmt: skip
+
+
 def comparison_document(comparison: Comparison, part: str) -> dict:
     """What `print_comparison` prints."""
     return {"folder": comparison.folder, "part": part, "rows": comparison.table.to_dict("records")}
@@ -242,10 +250,15 @@ def print_next_scans(suggested: NextScans, top: int, review: Review | None) -> N
         table.add_row(f"{row['rank']:g}", _plain(row["case"]), f"{row['gain']:.3f}", *estimate, _plain(row["reason"]))
     Console(width=None if Console().is_terminal else 160).print(table)
     tell(f"Label next, or correct the answers of: {', '.join(verdict['chosen'])}.")
-    if asked := [case for case, said in review.overlay.cases.items() if said.label_next] if review else []:
+    if asked := _asked_for(review):
         tell(f"People asked in their review for: {', '.join(asked)}.")
     if not verdict["calibrated"]:
         tell("note: not calibrated, so doubtful answers are told by agreement alone; `lrls calibrate` estimates DSC")
+
+
+def _asked_for(review: Review | None) -> list[str]:
+    """The scans whose label people asked for."""
+    return [case for case, said in review.overlay.cases.items() if said.label_next] if review else []
 
 
 def print_faults(faults: Sequence[Fault]) -> None:

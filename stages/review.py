@@ -14,6 +14,7 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,9 @@ def review(
     """Write what was said of scans, on top of what earlier reviews said, into the overlay.
 
     The overlay is the file that `data.review` names, otherwise `review.yaml` beside the configuration. Where that is
-    not a review of this configuration as lrls wrote it, it stays as it is, and the next free name is taken. A line
-    replaces what was said of its scan before; corrected label maps stay until there are others.
+    not a review of this configuration as lrls wrote it, it stays as it is, and the next name is taken; see `_place`. A
+    line replaces what was said of its scan before; corrected label maps stay until there are others, or until the scan
+    is excluded.
 
     Args:
         ratings: the table; None: there are only corrected label maps.
@@ -71,17 +73,15 @@ def review(
     config = unreviewed(config_file, [*overrides, *([f"data.review={named}"] if named else [])])
     if fault := folder_fault(config):
         refuse([fault])
-    before = _before(config, config_file)
-    target, cases = _target(config, config_file, before), dict(before.overlay.cases if before else {})
+    target, before = _place(config, config_file)
+    cases = dict(before.overlay.cases if before else {})
     known = {case: part for part in reversed(PARTS) for case in config.said(part)}
     rows = read_ratings(ratings, known) if ratings else {}
     for case, said in rows.items():
-        cases[case] = said.model_copy(update={"label": cases[case].label if case in cases else None})
+        earlier = cases.get(case, Said())
+        label = None if said.exclude or earlier.exclude else earlier.label  # who excludes a scan gives its label up
+        cases[case] = said.model_copy(update={"label": label})
     maps = _corrected(config, corrected, known) if corrected else {}
-    moved = before is not None and before.file.parent != target.parent
-    for case, said in list(cases.items()):
-        if said.label and moved and before:
-            cases[case] = said.model_copy(update={"label": _relative(before.file.parent / said.label, target.parent)})
     for case, path in maps.items():
         if case in rows and rows[case].exclude:
             raise LrlsError(f"case {case}: is excluded, and has a corrected label map; decide for one of them.")
@@ -284,39 +284,36 @@ def _without_review(overrides: Sequence[str]) -> tuple[list[str], str]:
     return others, named
 
 
-def _before(config: Config, config_file: Path) -> Review | None:
-    """The review to go on top of: the one that the configuration names, or else ours beside it."""
-    if config.data.review is not None:
-        file = (config.base / config.data.review.expanduser()).resolve()
-        return read_review(file) if os.path.lexists(file) else None
-    file = config.base / NAME
-    return read_review(file) if _is_ours(file, config_file) else None
+def _place(config: Config, config_file: Path) -> tuple[Path, Review | None]:
+    """The file to write, in the same folder as the review to go on top of, and that review.
 
-
-def _is_ours(file: Path, config_file: Path) -> bool:
-    """Whether a file is a review of this configuration as lrls wrote it."""
-    try:
-        overlay = read_review(file).overlay
-    except LrlsError:
-        return False
-    return overlay.is_as_written and overlay.configuration == config_file.name
-
-
-def _target(config: Config, config_file: Path, before: Review | None) -> Path:
-    """Where the overlay is written: a file of ours, or one that does not exist."""
-    wanted = config.base / NAME
+    They are one file where lrls wrote it for this configuration and nobody has edited it: the one that the
+    configuration names, otherwise the first such of `review.yaml`, `review-2.yaml`, ... beside it. Where there is none,
+    a new file goes on top of the named one, otherwise of the last that was edited.
+    """
+    wanted, named = config.base / NAME, None
     if config.data.review is not None:
         wanted = (config.base / config.data.review.expanduser()).resolve()
-    if not os.path.lexists(wanted) or _is_ours(wanted, config_file):
-        if not wanted.parent.is_dir():
-            raise LrlsError(f"data.review: {wanted.parent.name} is no folder; name a file in one that exists.")
-        return wanted
-    number = 2
-    while os.path.lexists(free := wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")):
-        if before is None and _is_ours(free, config_file):
-            return free
+        named = read_review(wanted) if os.path.lexists(wanted) else None
+    if not wanted.parent.is_dir():
+        raise LrlsError(f"data.review: {wanted.parent.name} is no folder; name a file in one that exists.")
+    file, before, number = wanted, named, 1
+    while os.path.lexists(file):
+        found = _of_this(file, config_file)
+        if found and found.overlay.is_as_written and (named is None or file == wanted):
+            return file, found
+        before = named or found or before
         number += 1
-    return free
+        file = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+    return file, before
+
+
+def _of_this(file: Path, config_file: Path) -> Review | None:
+    """The review in a file, if it was written for this configuration."""
+    with suppress(LrlsError):  # something else has this name
+        found = read_review(file)
+        return found if found.overlay.configuration == config_file.name else None
+    return None
 
 
 def _relative(path: Path, folder: Path) -> str:

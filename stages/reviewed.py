@@ -3,8 +3,8 @@
 The file is an overlay. The configuration and its lists stay as they are; what was said comes on top of them:
 
     exclude      the scan leaves `atlases`, `unlabeled` and `supervised`; what is scored stays as it is
-    label        a corrected label map: an unlabelled scan becomes an atlas, after those that the file lists; of a scan
-                 that is labelled, it replaces the label map
+    label        a corrected label map: an unlabelled scan becomes an atlas, after those that the file lists, in the
+                 order of the unlabelled ones; of a scan that is labelled, it replaces the label map
     rating, note, correct, label_next      are kept for the record
 
     format: 1
@@ -100,12 +100,12 @@ class Review:
         self.labels = {case: file.parent / said.label for case, said in cases if said.label and not said.exclude}
 
     def added(self, said: Mapping[str, Sequence[str]]) -> list[str]:
-        """The unlabelled scans that become atlases, in the order in which they were corrected.
+        """The unlabelled scans that become atlases, in the order in which they are listed.
 
         Args:
             said: the cases of each part, as the configuration lists them.
         """
-        return [case for case in self.labels if case in said["unlabeled"] and case not in said["atlases"]]
+        return [case for case in said["unlabeled"] if case in self.labels and case not in said["atlases"]]
 
     def part(self, name: str, said: Mapping[str, Sequence[str]]) -> list[str]:
         """The cases of a part, with what was said of them; arguments as of `added`."""

@@ -46,7 +46,7 @@ COARSE_VOXELS = 2**15  # of the grid on which scans are compared
 FREE = ("agreement", "stability", "confidence")  # measures that say without a calibration how bad an answer is
 MOST_SHOWN = 6  # scans in the picture
 FLOOR = 0.5  # of c_j: what a scan is worth that nothing labelled is like
-NOTABLE = 2 / 3  # share of the scans that a scan must exceed for a reason
+NOTABLE = 2 / 3  # share of the other scans that a scan must exceed for a reason
 
 
 def suggest_next(made: Made, config: Config, method_name: str, *, count: int = 5, force: bool = False) -> NextScans:
@@ -248,24 +248,31 @@ def ranking(
 def reasons(table: pd.DataFrame) -> list[str]:
     """Why each scan stands where it does, in words."""
     n = len(table)
-    of = {name: table[name].rank(pct=True) for name in ("expected_error", "shape_distance", "look_distance")}
+    beyond = {name: exceeded(table[name]) for name in ("expected_error", "shape_distance", "look_distance")}
+    less_agreed = exceeded(-table["agreement"])
     typical = table["gain"].rank(ascending=False, method="first")
     worst, agreement = table["expected_error"].rank(ascending=False, method="first"), table["agreement"]
     lines = []
     for i, row in enumerate(table.to_dict("records")):
-        said = [f"number {int(typical[i])} of {n} in what its label alone brings to the others"]
+        place = f"number {int(typical[i])} of {n} in what its label alone brings to the others"
+        said = [place if n > 1 else "the only unlabelled scan"]
         if row["stands_for"]:
             verb = "is" if row["stands_for"] == 1 else "are"
             said.append(f"{plural(row['stands_for'], 'scan')} {verb} nearer to it than to a labelled one")
-        if of["expected_error"][i] > NOTABLE:
+        if beyond["expected_error"][i] > NOTABLE:
             known = not np.isnan(row["estimated_dsc"])
             what = f"estimated DSC {row['estimated_dsc']:.2f}" if known else "the answer is doubtful"
             said.append(f"{what}, number {int(worst[i])} from the worst")
-        if n > 2 and not np.isnan(agreement[i]) and (agreement < agreement[i]).mean() < 1 - NOTABLE:
+        if less_agreed[i] > NOTABLE:
             of_all = f"DSC {agreement[i]:.2f}, median {agreement.median():.2f}"
             said.append(f"network and registration agree less than elsewhere ({of_all})")
         for name in ("shape", "look"):
-            if (share := of[f"{name}_distance"][i]) > NOTABLE:
-                said.append(f"its {name} is farther from the labelled scans than that of {share:.0%} of the scans")
+            if (share := beyond[f"{name}_distance"][i]) > NOTABLE:
+                said.append(f"its {name} is farther from the labelled scans than {share:.0%} of the other scans' are")
         lines.append("; ".join(said))
     return lines
+
+
+def exceeded(values: pd.Series) -> pd.Series:
+    """The share of the other scans whose value is smaller than a scan's, in [0, 1]; 0 of fewer than three scans."""
+    return (values.rank(method="min") - 1) / (len(values) - 1) if len(values) > 2 else values * 0

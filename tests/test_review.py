@@ -15,6 +15,7 @@ import yaml
 from stages.config import load_config
 from stages.errors import LrlsError
 from stages.review import HEADER, changes, read_ratings, review
+from stages.reviewed import read_review
 from tests.conftest import Project
 
 HEAD = "\t".join(HEADER)
@@ -116,6 +117,34 @@ def test_a_second_review_goes_on_top_and_spares_edited_files(project: Project, t
     overlay.write_text("mine: 1\n", encoding="utf-8")
     project.made("review", str(table(tmp_path, row("free_1", "1"))))
     assert overlay.read_text(encoding="utf-8") == "mine: 1\n"
+
+
+def test_a_review_goes_on_top_of_the_file_that_it_writes(project: Project, tmp_path: Path) -> None:
+    def said(file: str) -> dict[str, int | None]:
+        return {case: told.rating for case, told in read_review(project.folder / file).overlay.cases.items()}
+
+    project.made("review", str(table(tmp_path, row("free_1", "2"))))
+    overlay = project.folder / "review.yaml"
+    overlay.write_text(overlay.read_text(encoding="utf-8").replace(": 2}", ": 3}"), encoding="utf-8")
+    for case, rating in (("free_2", "1"), ("atlas_1", "4")):
+        done = project.made("review", str(table(tmp_path, row(case, rating))))
+        assert "review: review-2.yaml" in done.out
+    assert said("review.yaml") == {"free_1": 3} and said("review-2.yaml") == {"free_1": 3, "free_2": 1, "atlas_1": 4}
+    other = shutil.copy(project.config_file, project.folder / "other.yaml")  # another configuration, the same folder
+    files = [review(other, table(tmp_path, row(case, "5"))).file.name for case in ("free_1", "test_1")]
+    assert files == ["review-3.yaml"] * 2 and said("review-3.yaml") == {"free_1": 5, "test_1": 5}
+
+
+def test_a_corrected_label_map_goes_with_its_excluded_scan(project: Project, scans: Path, tmp_path: Path) -> None:
+    named = ["data.review=review.yaml"]
+    project.made("review", str(table(tmp_path, row("free_2", "3"))))
+    project.made("review", "--corrected", str(corrected(tmp_path, scans, "free_1", "free_2")))
+    config = load_config(project.config_file, named)
+    assert config.part("atlases") == ["atlas_1", "free_1", "free_2"]  # as listed, whichever was spoken of first
+    project.made("review", str(table(tmp_path, row("free_1", exclude="yes"))))
+    done = project.made("review", str(table(tmp_path, row("free_1"))))
+    assert "atlases added: 1 (free_2)" in done.out
+    assert load_config(project.config_file, named).part("unlabeled") == ["free_1"]
 
 
 def test_what_is_scored_is_never_learned_from(project: Project, scans: Path, tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.image import imread
 
 from stages.pictures import next_scans_page
-from stages.suggest_next import batch, coarse, gains, look_distances, ranking, shape_distances
+from stages.suggest_next import batch, coarse, exceeded, gains, look_distances, ranking, shape_distances
 
 # Three scans on a line at 0, 1 and 5; the labelled one is at -1.
 PLACES = np.array([0.0, 1.0, 5.0])
@@ -63,11 +64,21 @@ def test_reasons_name_what_is_notable() -> None:
     for told in (
         "estimated DSC 0.50, number 1 from the worst",
         "network and registration agree less than elsewhere (DSC 0.40, median 0.88)",
-        "its shape is farther from the labelled scans than that of 100% of the scans",
+        "its shape is farther from the labelled scans than 100% of the other scans' are",
     ):
         assert told in reason["c"] and told not in reason["a"]
     flat = ranking(["a"], ["atlas"], [{"confidence": 0.9}], None, np.zeros((2, 2)), np.zeros((2, 2)), 3)
-    assert len(flat) == 1 and flat["estimated_dsc"].isna().all()
+    assert flat["reason"].tolist() == ["the only unlabelled scan"] and flat["estimated_dsc"].isna().all()
+
+
+def test_of_few_or_equal_scans_none_is_notable() -> None:
+    assert exceeded(pd.Series([1.0, 3.0, 2.0, 3.0])).tolist() == pytest.approx([0, 2 / 3, 1 / 3, 2 / 3])
+    distance = np.array([[0, 0.2, 0.3], [0.2, 0, 0.9], [0.3, 0.9, 0]])
+    two = ranking(["a", "b"], ["atlas"], [{"agreement": v} for v in (0.9, 0.4)], None, distance, distance, 2)
+    assert not any(word in line for line in two["reason"] for word in ("farther", "doubtful", "agree"))
+    alike = 1 - np.eye(4)
+    three = ranking(["a", "b", "c"], ["atlas"], [{"agreement": 0.9}] * 3, None, alike, alike, 2)
+    assert not any(word in line for line in three["reason"] for word in ("farther", "doubtful", "agree"))
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
