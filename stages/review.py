@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.answering.unchanged import refuse_answers
 from stages.artifacts.files import atomic_write_text
 from stages.config import PARTS, Config, unreviewed
 from stages.data.checks import folder_fault, scan_faults
@@ -266,6 +267,7 @@ def _corrected(config: Config, folder: Path, known: dict[str, str]) -> dict[str,
         if case in maps:
             raise LrlsError(f"case {case}: --corrected holds several label maps of it; keep one of them.")
         maps[case] = path.resolve()
+    refuse_answers(maps.values())
     return maps
 
 

@@ -13,6 +13,8 @@ import SimpleITK as sitk
 import yaml
 
 from stages.config import load_config
+from stages.data.contents import bytes_digest
+from stages.data.phantoms import STRUCTURES
 from stages.errors import LrlsError
 from stages.review import HEADER, changes, read_ratings, review
 from stages.reviewed import read_review
@@ -184,6 +186,23 @@ def test_corrected_label_maps_are_checked(project: Project, scans: Path, tmp_pat
     assert not (project.folder / "review.yaml").exists()
     done = project.lrls("review", str(table(tmp_path, row("atlas_1", exclude="yes"))))
     assert done.code == 1 and "excludes every atlas" in done.err
+
+
+def test_answers_that_nobody_changed_are_no_corrected_label_maps(project: Project, scans: Path, tmp_path: Path) -> None:
+    folder = corrected(tmp_path, scans, "free_1", "free_2")
+    record = {"files": {name: bytes_digest(folder / name) for name in ("free_1.nii.gz", "free_2.nii.gz")}}
+    (folder / ".lrls").mkdir()
+    (folder / ".lrls" / "damaged.json").write_text('{"files": 3}')
+    (folder / ".lrls" / "key.json").write_text(json.dumps(record))
+    label = sitk.ReadImage(str(folder / "free_2.nii.gz"))
+    label[0, 0, 0] = label[0, 0, 0] + STRUCTURES["core"]
+    sitk.WriteImage(label, str(folder / "free_2.nii.gz"))
+    done = project.lrls("review", "--corrected", str(folder))
+    assert done.code == 1 and done.err.count("\n") == 1
+    assert "--corrected: free_1.nii.gz is an answer of lrls that nobody has changed; correct" in done.err
+    assert not (project.folder / "review.yaml").exists()
+    (folder / "free_1.nii.gz").unlink()
+    assert "atlases added: 1 (free_2)" in project.made("review", "--corrected", str(folder)).out
 
 
 def test_artifacts_that_a_review_does_not_change_stay(

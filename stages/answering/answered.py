@@ -2,6 +2,7 @@
 
 .lrls/<key>.json   a record per scan that is done: digests of the scan, the model and the files, and the rows of the
                    tables. A stopped command goes on behind these scans.
+.lrls/former.json  files of other models' answers, and their digests; only `lrls review` asks for them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from stages.data.writers import remove_leftovers
 from stages.errors import LrlsError
 
 RECORDS = ".lrls"
+FORMER = "former.json"
+MOST_BYTES = 50_000_000  # of a record
 FOLDERS = ("qc", "probabilities", "transforms")
 
 
@@ -64,10 +67,13 @@ class AnswerFolder:
         if out.is_dir() and any(out.iterdir()) and not force and not self._is_of_this_model():
             raise LrlsError(f"--out {out} is not empty; name another folder, or write into it with --force.")
         try:
+            former = {} if self._is_of_this_model() else recorded_files(out)
             if not self._is_of_this_model():
                 shutil.rmtree(out / RECORDS, ignore_errors=True)
             (out / "qc").mkdir(parents=True, exist_ok=True)
             (out / RECORDS).mkdir(exist_ok=True)
+            if former:
+                atomic_write_text(out / RECORDS / FORMER, json.dumps({"files": former}))
             atomic_write_text(out / RECORDS / "model.json", json.dumps({"model": model}))
         except OSError as error:
             raise LrlsError(f"--out {out} cannot be written to ({error.strerror}); name another folder.") from None
@@ -128,6 +134,22 @@ class AnswerFolder:
             return record if digest == digest_of(record) and record["model"] == self.model else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+
+
+def recorded_files(folder: Path) -> dict[str, str]:
+    """Digests of the files that the records of a folder of answers list, whatever model gave them, by path in it.
+
+    Records that are damaged list none.
+    """
+    files: dict[str, str] = {}
+    for record in sorted((folder / RECORDS).glob("*.json"), key=lambda file: file.name != FORMER):
+        try:
+            if record.is_file() and record.stat().st_size <= MOST_BYTES:
+                listed = json.loads(record.read_text(encoding="utf-8"))["files"]
+                files |= {name: digest for name, digest in listed.items() if isinstance(digest, str)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return files
 
 
 def _answered(record: Mapping[str, Any]) -> Answered:
