@@ -69,7 +69,7 @@ def write_report(folder: Path, gathered: Gathered, scans: Sequence[Reported], ex
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"coded": coded, "briefly": briefly}
+    environment.filters |= {"coded": coded, "briefly": briefly, "singular": words.singular}
     page = environment.get_template("index.html.j2").render(**_content(gathered, scans, extra, pictures))
     (folder / "index.html").write_text(page, encoding="utf-8")
 
@@ -107,7 +107,7 @@ def _content(
         "in_short": summary.in_short(gathered, scans, rows),
         "done": words.done(gathered),
         "missed": summary.missed(gathered.runs) if scored else [],
-        "too_few": summary.too_few(len(cases)) if scored and len(names) > 1 else "",
+        "too_few": summary.too_few(len(cases)) if scored and len(extra["comparison"]["rows"]) > 1 else "",
         "has_change": any(i["kind"] == "change" for scan in scans for i in scan.script["images"]),
         "glossary": GLOSSARY,
         "plans": gathered.plans,

@@ -159,6 +159,7 @@ def test_volume_change_is_named_where_it_can_be_seen_and_flags_are_whole(made_re
     assert ("“volume change” shows where" in made_report.index) == ("change" in images)
     data = json.loads(CONFIG.search(made_report.index)[1])
     assert not any(flag.endswith("...") for each in data["cases"] for flag in each["flags"])
+    assert "With 3 scans no p below 0.25 is possible" in made_report.index
     assert "<caption>" not in made_report.index  # which would scroll away with a wide table
 
 
