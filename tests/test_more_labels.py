@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.next_scans import NextScans
 from stages.artifacts.weights_file import read_weights
 from stages.data import alignments
+from stages.reviewed import Overlay, Review, Said
+from stages.training.starting import Past
 from tests.conftest import Project, draw_no_pictures, work_here
 from tests.test_review import corrected
 
@@ -99,8 +102,10 @@ def test_training_starts_from_the_weights_that_it_has(grown: tuple[Project, list
     assert project.versions("best/segmentation") == ["v0001", "v0002"]  # up to date
     done = project.made("train-seg", "--method", "best", *WITH)  # from scratch: another artifact
     assert project.versions("best/segmentation") == ["v0001", "v0002", "v0003"] and "starts" not in done.out
+    found = project.made("train-seg", "--method", "best", *WITH, *latest)  # the one that started from v0001, not that
+    assert "v0002" in found.out
     again = project.made("train-seg", "--method", "best", *latest)  # nothing learned from fewer labels
-    assert "training starts from scratch" in again.out
+    assert "starts" not in again.out and "v0001" in again.out
     assert project.versions("best/segmentation") == ["v0001", "v0002", "v0003"]
     warm, cold = (
         read_weights(project.workspace / "best" / "segmentation" / v / "weights.safetensors")[0]
@@ -129,9 +134,47 @@ def test_the_next_scans_are_suggested_with_reasons(grown: tuple[Project, list[st
     assert "number 1 of 3 in what its label alone brings" in table["reason"][0] and "lrls calibrate" in done.out
     project.made("suggest-next", "--method", "best", "-n", "2")
     assert project.versions("best/next") == ["v0001"]
+    document = json.loads(project.made("suggest-next", "--method", "best", "-n", "2", "--json").out)
+    assert document["chosen"] == verdict["chosen"] and document["asked_for"] == []
+    assert [scan["case"] for scan in document["scans"]] == table["case"].tolist()
     after = project.made("suggest-next", "--method", "best", "-n", "5", *WITH)
     assert sorted(NextScans.open(project.workspace / "best" / "next" / "v0002").verdict["chosen"]) == [
         "atlas_2",
         "free_2",
     ]
     assert "2 labelled scans" in after.out
+
+
+def test_weights_answer_for_all_that_they_started_from(grown: tuple[Project, list[str], str]) -> None:
+    project, _, _ = grown
+
+    def versions() -> list[str]:
+        return project.versions("best/segmentation")
+
+    latest = ("--set", "train_seg.start_from=latest")
+    fewer = ("--method", "best", "--set", "data.unlabeled=[free_2, atlas_2]")
+    project.made("run", *fewer, "--until", "train-seg")  # from scratch, as nothing else was asked for
+    before = versions()
+    warm = project.made("train-seg", *fewer, *latest)
+    assert "training starts from v" in warm.out and len(versions()) == len(before) + 1
+    assert versions()[-1] in project.made("train-seg", *fewer, *latest).out
+    # What v0001 saw is scored now; the cohort, and so what would be found again, is the same.
+    scored = project.made("train-seg", *fewer, *latest, "--set", "data.dev=[free_1]")
+    assert "starts from v" not in scored.out and versions()[-1] not in scored.out
+    # Once again the first command of all: there are weights of another cohort now, and still nothing is trained.
+    first = project.made("train-seg", "--method", "best", *latest)
+    assert "best/segmentation/v0001" in first.out and len(versions()) == len(before) + 1
+
+
+def test_what_was_corrected_excluded_or_lost_stands_against_weights(grown: tuple[Project, list[str], str]) -> None:
+    project, _, _ = grown
+    config, cohort = project.config, Cohort.open(project.workspace / "cohort" / "v0002")
+    first, second = (project.manifest("best/segmentation", v) for v in ("v0001", "v0002"))
+    assert all(Past(cohort, config).may_stay(weights) for weights in (first, second))
+    lost, corrected = Past(cohort, config), Past(cohort, config)
+    del lost.made[first.digest]
+    assert lost.may_stay(first) and not lost.may_stay(second)
+    corrected.labelled["atlas_1"] = "0" * 64  # another label map, or another image
+    assert not corrected.may_stay(first) and not corrected.may_stay(second)
+    without = Overlay(configuration="lrls.yaml", cases={"free_2": Said(exclude=True)})
+    assert not Past(cohort, config.reviewed(Review(project.folder, without))).may_stay(first)
