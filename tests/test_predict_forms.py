@@ -119,7 +119,7 @@ def test_ants_lays_the_atlas_where_lrls_laid_it(answers, scans):
 
 @pytest.fixture(scope="module")
 def derivatives(project, scans, tmp_path_factory) -> Path:
-    """A BIDS folder with the answers to two of its scans, and to one of another name."""
+    """A BIDS folder with the answers to two of its scans, and to three of other names."""
     raw = tmp_path_factory.mktemp("bids") / "ds"
     for stem, case in (("sub-01/ses-a/anat/sub-01_ses-a_T1w", "test_1"), ("sub-02/anat/sub-02_run-1_T1w", "test_2")):
         (raw / stem).parent.mkdir(parents=True)
@@ -127,9 +127,12 @@ def derivatives(project, scans, tmp_path_factory) -> Path:
     (raw / "dataset_description.json").write_text(
         json.dumps({"Name": "x", "BIDSVersion": "1.10.0", "DatasetDOI": "doi:10.18112/openneuro.ds000001.v1.0.0"})
     )
-    other = shutil.copy(scans / "images" / "dev_1.nii.gz", raw.parent / "p_3.nii.gz")
+    others = [
+        str(shutil.copy(scans / "images" / f"{case}.nii.gz", raw.parent / f"p_{place}.nii.gz"))
+        for place, case in enumerate(("dev_1", "free_1", "free_2"), start=3)
+    ]
     out = raw / "derivatives" / "lrls"
-    done = predict(project, out, str(raw), str(other), "--bids", "--transforms")
+    done = predict(project, out, str(raw), *others, "--bids", "--transforms")
     assert done.code == 0, done.err
     return out
 
@@ -146,13 +149,18 @@ def issues(folder: Path) -> list[str]:
 
 def test_the_validator_of_bids_accepts_the_answers(derivatives):
     names = {path.relative_to(derivatives).as_posix() for path in derivatives.rglob("*_dseg*")}
-    stems = ("sub-01/ses-a/anat/sub-01_ses-a", "sub-02/anat/sub-02_run-1", "sub-p3/anat/sub-p3")
+    stems = (
+        "sub-01/ses-a/anat/sub-01_ses-a",
+        "sub-02/anat/sub-02_run-1",
+        *(f"sub-p{k}/anat/sub-p{k}" for k in (3, 4, 5)),
+    )
     assert names == {f"{stem}_desc-lrls_dseg.{end}" for stem in stems for end in ("nii.gz", "json", "tsv")}
     about = json.loads((derivatives / f"{stems[0]}_desc-lrls_dseg.json").read_text(encoding="utf-8"))
     assert about["Sources"] == ["bids:raw:sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz"]
     whole = json.loads((derivatives / "dataset_description.json").read_text(encoding="utf-8"))
     assert whole["SourceDatasets"] == [{"DOI": "doi:10.18112/openneuro.ds000001.v1.0.0"}]
     assert whole["DatasetLinks"] == {"raw": "../../"}
+    assert (derivatives / "outliers.csv").is_file() and (derivatives / "outliers.png").is_file()
     assert issues(derivatives) == []
 
 

@@ -17,8 +17,10 @@ from conftest import Done, Project, work_here
 from pytest import MonkeyPatch
 
 from stages.answering.answers import Answering
+from stages.answering.unchanged import refuse_answers
 from stages.data import writers
 from stages.data.nifti import GEOMETRY
+from stages.errors import LrlsError
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,29 @@ def test_answers_of_another_model_or_with_other_files_are_not_mixed(shared, scan
         1,
         f"lrls: --out {out} is not empty; name another folder, or write into it with --force.\n",
     )
+
+
+def test_tables_of_other_answers_go_and_their_label_maps_are_known_to_be_answers(shared, scans, scan, tmp_path):
+    out = tmp_path / "out"
+    several = sorted((scans / "images").glob("*_[12].nii.gz"))[:5]
+    assert predict(shared, *several, "--out", out).code == 0
+    others = {path.name for path in out.iterdir()} - {"outliers.csv", "outliers.png"}
+    former = [out / path.name for path in several]
+    assert (out / "outliers.csv").is_file()
+    assert predict(shared, scan, "--out", out, "--format", "seg.nrrd", "--force").code == 0
+    assert {path.name for path in out.iterdir()} == others | {"test_1.seg.nrrd"}
+    assert pd.read_csv(out / "volumes.csv")["case"].tolist() == ["test_1"]
+    for unchanged in (former, [out / "test_1.seg.nrrd"]):
+        with pytest.raises(LrlsError, match=f"^--corrected: {unchanged[0].name}"):
+            refuse_answers(unchanged)
+    assert predict(shared, scan, "--out", out, "--format", "seg.nrrd").code == 0
+    with pytest.raises(LrlsError, match="of lrls that nobody has changed"):
+        refuse_answers(former)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "outliers.csv").write_text("mine")
+    assert predict(shared, scan, "--out", mine, "--force").code == 0
+    assert (mine / "outliers.csv").read_text() == "mine"
 
 
 def test_one_failed_write_stops_no_other_scan(shared, scans, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ RECORDS = ".lrls"
 FORMER = "former.json"
 MOST_BYTES = 50_000_000  # of a record
 FOLDERS = ("qc", "probabilities", "transforms")
+OF_ALL = ("volumes.csv", "qc.csv", "outliers.csv", "outliers.png")  # of all scans of the folder
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class AnswerFolder:
         try:
             former = {} if self._is_of_this_model() else recorded_files(out)
             if not self._is_of_this_model():
+                is_of_another = (out / RECORDS / "model.json").is_file()
+                for name in OF_ALL if is_of_another else ():
+                    (out / name).unlink(missing_ok=True)
                 shutil.rmtree(out / RECORDS, ignore_errors=True)
             (out / "qc").mkdir(parents=True, exist_ok=True)
             (out / RECORDS).mkdir(exist_ok=True)

@@ -20,9 +20,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.data.folders import Files, are_of_one_size, scans_below, stem_of
+from stages.data.folders import NOT_PLAIN, Files, are_of_one_size, scans_below, stem_of
 from stages.data.label_tables import ENDINGS
 from stages.data.neutral import ending_of
+from stages.errors import printable
 
 DESCRIPTION = "dataset_description.json"
 CONTRASTS = (
@@ -31,7 +32,7 @@ CONTRASTS = (
 )  # fmt: skip
 OWN_SPACES = ("T1w", "T2w", "FLAIR", "orig", "scanner", "individual", "anat")
 OF_KIND = ("desc", "seg", "atlas", "label", "res")
-OF_LABELS = (*OF_KIND, "space", "den", "hemi")  # entities that images do not have
+OF_LABELS = (*OF_KIND, "space", "den")  # entities that images do not have
 MOST_SHOWN = 1
 
 
@@ -92,7 +93,7 @@ def files_in_bids(folder: Path) -> Files:
         name = parsed(Path(path.name))
         is_map = name is not None and name.suffix == "dseg"
         reason = "a label map that no image goes with" if is_map else "not in a subject's folder anat"
-        left_out[reason].append(Path(path.name))
+        left_out[reason if path.name.isprintable() else NOT_PLAIN].append(Path(printable(path.name)))
     files = Files()
     maps = _one_kind(labels, left_out)
     for name in _one_image_each(images, maps, left_out):
@@ -147,6 +148,9 @@ def _one_kind(labels: Sequence[BidsName], left_out: dict[str, list[Path]]) -> di
             continue
         if name.get("desc") == "lrls":
             left_out["label maps that lrls answered"].append(name.path)
+            continue
+        if name.get("hemi"):
+            left_out["a label map of one hemisphere; half of the structures would be background"].append(name.path)
             continue
         place = name.path.parts[1] if name.path.parts[0] == "derivatives" else ""
         of_kind = (f"{key}-{value}" for key, value in name.entities if key in OF_KIND)

@@ -30,6 +30,8 @@ OF_SCANS = ("sub", "ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "p
 NOT_BIDS = (
     "volumes.csv",
     "qc.csv",
+    "outliers.csv",
+    "outliers.png",
     "qc",
     "labels.txt",
     "labels.ctbl",

@@ -25,6 +25,7 @@ NOT_READ = (
     ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".gipl", ".gipl.gz", ".mnc", ".nia", ".nii.bz2", ".nii.xz", ".zip",
     ".tar", ".tgz", ".tar.gz", ".rec", ".vtk", ".vti", ".tif", ".tiff", ".npy", ".npz", ".mat", ".bval", ".h5", ".nhdr",
 )  # fmt: skip
+NOT_PLAIN = "a name that is not plain text; rename it"
 LOOSE_DICOM = (".dcm", ".ima", ".dicom")
 LABEL_ENDS = "dseg|probseg|segmentation|segm|segs|seg|labels|label|masks|mask|gt"  # on these words no image ends
 LABEL_WORDS = f"{LABEL_ENDS}|lbl|groundtruth|truth|annotation|manual|roi|aseg"
@@ -128,7 +129,7 @@ def scans_below(folder: Path, inside: Path, left_out: list[str]) -> list[Path]:
         for entry in entries:
             path, lower = place / entry.name, entry.name.lower()
             if not entry.name.isprintable():  # control characters, or bytes that are not UTF-8
-                left_out.append(f"{_printable(path)}: a name that is not plain text; rename it")
+                left_out.append(f"{_printable(path)}: {NOT_PLAIN}")
             elif entry.name.startswith("."):
                 hidden += lower.endswith(SUFFIXES)
             elif entry.is_symlink() and not entry.exists():

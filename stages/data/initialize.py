@@ -21,7 +21,7 @@ from stages.data.intake import read_image
 from stages.data.label_tables import best_table, by_name, tables_in
 from stages.data.labels import as_integers
 from stages.data.segments import of_segments, segments_of
-from stages.errors import LrlsError
+from stages.errors import LrlsError, printable
 from stages.text_files import read_json
 
 MOST_ATLASES = 5
@@ -193,10 +193,10 @@ def config_text(description: Description, output: Path) -> str:
     folder = description["folder"].resolve()
     base = output.resolve().parent
     where = folder.relative_to(base) if folder.is_relative_to(base) else folder
-    name = folder.name or "scans"
+    name, file = folder.name or "scans", printable(output.name)
     spacings = sorted({" x ".join(f"{mm:g}" for mm in spacing) for spacing in description["spacings_mm"]})
-    notes = "".join(f"  # {note}\n" for note in description["notes"])
-    notes += "".join(f"  # Left out: {line}\n" for line in description["left_out"])
+    notes = "".join(f"  # {printable(note)}\n" for note in description["notes"])
+    notes += "".join(f"  # Left out: {printable(line)}\n" for line in description["left_out"])
     structures = "".join(f"  {_scalar(name)}: {value}\n" for name, value in description["structures"].items())
     colours = "".join(f"  {_scalar(name)}: '{colour}'\n" for name, colour in description["colours"].items())
     colours = f"# Colours of structures, in tables, segmentations and pictures.\ncolours:\n{colours}" if colours else ""
@@ -214,7 +214,7 @@ def config_text(description: Description, output: Path) -> str:
             "    percentiles: [0.5, 99.5]  # of the scan's foreground, become 0 and 1\n"
         )
     return f"""\
-# Written by `lrls init`. Next: `lrls check {output.name}`, then `lrls run {output.name} --method brbs`.
+# Written by `lrls init`. Next: `lrls check {file}`, then `lrls run {file} --method brbs`.
 # Paths are relative to this file.
 workspace: {_scalar(f"runs/{name}")}  # everything that is made goes here
 
@@ -359,8 +359,9 @@ def _window(images: dict[str, sitk.Image], label_maps: dict[str, np.ndarray]) ->
 
 
 def _scalar(text: str) -> str:
-    """A string as YAML, quoted where it would otherwise be read as something else."""
-    return yaml.safe_dump(text, allow_unicode=True, width=10**6).splitlines()[0]
+    """A string as YAML in one line, quoted where it would otherwise be read as something else."""
+    quotes = None if text.isprintable() else '"'  # only in these are line breaks escaped
+    return yaml.safe_dump(text, allow_unicode=True, width=10**6, default_style=quotes).splitlines()[0]
 
 
 def _files(files: Mapping[str, Sequence[str | list[str]]]) -> str:

@@ -48,7 +48,8 @@ def tables_in(folders: Iterable[Path]) -> dict[Path, dict[int, Entry]]:
             files = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
         except OSError:
             continue
-        found |= {file: table for file in files if not file.name.startswith(".") and (table := read_table(file))}
+        files = [file for file in files if file.name.isprintable() and not file.name.startswith(".")]
+        found |= {file: table for file in files if (table := read_table(file))}
     return found
 
 

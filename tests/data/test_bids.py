@@ -1,12 +1,15 @@
 """A BIDS folder comes in: sessions, pipelines, label tables, and a reason for every file that is left out."""
 
+import json
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
 
 from stages.config import PARTS, load_config
 from stages.data.checks import cohort_faults
-from stages.data.initialize import describe_folder, write_config
+from stages.data.initialize import config_text, describe_folder, write_config
 
 SIZE = (8, 9, 10)
 
@@ -89,3 +92,38 @@ def test_without_any_t1w_the_most_frequent_contrast_is_taken(tmp_path):
         volume(tmp_path / f"sub-{number}/anat/sub-{number}_FLAIR.nii.gz")
     volume(tmp_path / "sub-01/anat/sub-01_T2w.nii.gz")
     assert describe_folder(tmp_path)["unlabeled"] == ["sub-01_FLAIR", "sub-02_FLAIR", "sub-03_FLAIR"]
+
+
+def test_label_maps_of_one_hemisphere_are_left_out(tmp_path):
+    (tmp_path / "dataset_description.json").write_text("{}", encoding="utf-8")
+    for number in ("01", "02"):
+        volume(tmp_path / f"sub-{number}/anat/sub-{number}_T1w.nii.gz")
+        for side in "LR":
+            label_map(tmp_path / f"sub-{number}/anat/sub-{number}_hemi-{side}_dseg.nii.gz")
+    label_map(tmp_path / "sub-02/anat/sub-02_dseg.nii.gz")
+    found = describe_folder(tmp_path)
+    assert (found["atlases"], found["unlabeled"]) == (["sub-02_T1w"], ["sub-01_T1w"])
+    assert found["files"]["sub-02_T1w"][1] == "sub-02/anat/sub-02_dseg.nii.gz"
+    assert any("and 3 more: a label map of one hemisphere" in line for line in found["left_out"])
+
+
+@pytest.mark.parametrize(
+    "inside", ["t\n  review: evil.yaml\n  #", "t\u2028workspace: evil\u2028#", "t\x85seed: 7\x85#"]
+)
+def test_no_name_of_a_file_becomes_a_setting(dataset, tmp_path, inside):
+    (dataset / "derivatives" / "manual" / "dseg.tsv").rename(dataset / f"{inside}_dseg.tsv")
+    label_map(dataset / f"{inside}.nii.gz")
+    config = load_config(write_config(describe_folder(dataset), tmp_path / "lrls.yaml"))
+    assert (config.data.review, config.seed) == (None, 0) and config.workspace.name == "ds"
+    assert config.structures == {"structure_3": 3, "structure_17": 17}
+    assert "a name that is not plain text; rename it" in (tmp_path / "lrls.yaml").read_text(encoding="utf-8")
+
+
+def test_no_name_of_a_dataset_becomes_a_setting(tmp_path):
+    volume(tmp_path / "images/p1.nii.gz")
+    label_map(tmp_path / "labels/p1.nii.gz")
+    name = "a: 9\nseed: 7"
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {name: 3}}), encoding="utf-8")
+    text = config_text(describe_folder(tmp_path), tmp_path / "lrls.yaml")
+    assert yaml.safe_load(text)["structures"] == {name: 3, "structure_17": 17}
+    assert yaml.safe_load(text)["seed"] == 0
