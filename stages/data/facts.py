@@ -27,7 +27,7 @@ from stages.data.labels import as_integers, class_indices, classes_of
 from stages.data.outliers import wrapped
 from stages.data.segments import with_own_values
 
-CHECKS = 4  # version of the checks and digests; after a change everything is decoded again
+CHECKS = 5  # version of the checks and digests; after a change everything is decoded again
 
 
 Told = tuple[str, str, str, Severity]

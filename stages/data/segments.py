@@ -95,12 +95,16 @@ def _in_one_layer(image: sitk.Image, segments: Sequence[Segment], case: str) -> 
             raise IntakeError(Fault(case, f"label map: {problem}", remedy, "segments"))
         owner[inside] = place + 1
     if (nameless := int(((layers != 0).any(-1) & (owner == 0)).sum())) > 0:
-        problem = f"label map has {nameless} voxels with values that none of its segments has"
-        raise IntakeError(Fault(case, problem, "save the segmentation in 3D Slicer again", "segments"))
+        raise IntakeError(_of_no_segment(case, nameless))
     merged = np.array([0, *values], np.min_scalar_type(max(values)))[owner]
     label = sitk.GetImageFromArray(merged)
     label.CopyInformation(image)
     return label, [Segment(s.name, value, 0, s.colour) for s, value in zip(segments, values, strict=True)]
+
+
+def _of_no_segment(case: str, voxels: int) -> Fault:
+    problem = f"label map has {voxels} voxels with values that none of its segments has"
+    return Fault(case, problem, "save the segmentation in 3D Slicer again", "segments")
 
 
 def _whole(image: sitk.Image, case: str) -> sitk.Image:
@@ -129,13 +133,25 @@ def with_own_values(label: sitk.Image, config: Config, case: str) -> sitk.Image:
     Only if a segment has a structure's name; otherwise values are what they are in every other label map.
 
     Raises:
-        IntakeError: a segment has no structure's name, and `others` is not "background".
+        IntakeError: a segment has no structure's name, and `others` is not "background"; it has the names of two; or
+            voxels are of no segment.
     """
     segments = segments_of(label)
-    own = {plain_name(name): values for name, values in config.structure_values().items()}
+    own: dict[str, list[int]] = {}
+    named: dict[str, list[str]] = {}
+    for name, values_of_name in config.structure_values().items():
+        own[plain_name(name)] = values_of_name
+        named.setdefault(plain_name(name), []).append(name)
     if not any(plain_name(segment.name) in own for segment in segments):
         return label
+    for segment in segments:
+        if len(alike := named.get(plain_name(segment.name), [])) > 1:
+            problem = f"segment '{segment.name}' has the name of two structures, '{alike[0]}' and '{alike[1]}'"
+            raise IntakeError(Fault(case, problem, "rename one of them in structures", "segments"))
     voxels = sitk.GetArrayFromImage(label)
+    segments = [segment for segment in segments if segment.value != 0]  # 0 is what lies around them
+    if nameless := int((~np.isin(voxels, [0, *(segment.value for segment in segments)])).sum()):
+        raise IntakeError(_of_no_segment(case, nameless))
     found = voxels.copy()
     for segment in segments:
         values = own.get(plain_name(segment.name))

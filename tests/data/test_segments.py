@@ -80,6 +80,28 @@ def test_a_segment_that_is_no_structure_is_named(scans, tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read_label(config, "p2")).transpose(2, 1, 0), 2 * liver)
 
 
+def test_voxels_of_no_segment_are_no_structure_where_names_decide(scans, tmp_path):
+    liver, vein = masks()
+    config = load_config(write_config(describe_folder(scans), tmp_path / "lrls.yaml"))
+    voxels = (1 * liver + 2 * vein).astype(np.uint8)
+    for others in ("error", "background"):
+        config = config.model_copy(update={"others": others})
+        write_segmentation(scans / "labels" / "p2.seg.nrrd", voxels, [("liver", 1, 0)])
+        with pytest.raises(LrlsError, match=rf"^case p2: label map has {vein.sum()} voxels with values that none of"):
+            read_label(config, "p2")
+    write_segmentation(scans / "labels" / "p2.seg.nrrd", voxels * liver, [("liver", 1, 0), ("vein", 0, 0)])
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_label(config, "p2")).transpose(2, 1, 0), liver)
+    write_segmentation(scans / "labels" / "p2.seg.nrrd", voxels, [("tumour", 1, 0)])  # no structure's name: values
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_label(config, "p2")).transpose(2, 1, 0), voxels)
+
+
+def test_a_segment_with_the_name_of_two_structures_is_refused(scans, tmp_path):
+    config = load_config(write_config(describe_folder(scans), tmp_path / "lrls.yaml"))
+    config = config.model_copy(update={"structures": {"Liver": 1, "liver": 2, "vein": 3}})
+    with pytest.raises(LrlsError, match=r"^case p1: segment 'Liver' has the name of two structures, 'Liver' and"):
+        read_label(config, "p1")
+
+
 def test_segments_that_overlap_are_refused_by_name(tmp_path):
     liver, vein = masks()
     vein[2, 3, 3] = True
