@@ -56,6 +56,26 @@ def _end_with_parent(folder: str) -> None:
     os._exit(1)
 
 
+def _start_tracker() -> None:
+    """Start Python's tracker of semaphores, which outlives this process, without a place to print to.
+
+    It cleans up behind processes that were told to stop, and what it says of that would stand behind our last line.
+    """
+    if os.name != "posix":
+        return
+    from multiprocessing.resource_tracker import ensure_running
+
+    with suppress(OSError):
+        shown, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)  # which it inherits
+            ensure_running()
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+            os.close(nowhere)
+
+
 class Processes:
     """Worker processes that start when there is something to do and end with the `with` block.
 
@@ -118,6 +138,7 @@ class Processes:
 
     def _submit(self, function: Callable[..., Any], case: tuple) -> Future:
         if self._pool is None:
+            _start_tracker()
             self._folder = _folder_for_temporary_files()
             _folders.add(self._folder)
             self._pool = ProcessPoolExecutor(

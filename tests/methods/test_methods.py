@@ -112,7 +112,7 @@ def test_every_training_number_is_set_by_the_recipe(name):
     for stage in ("train_reg", "train_seg"):
         if getattr(METHODS[name], stage):
             numbers = training_of(METHODS[name], config(), stage).model_dump()
-            only_of_some = set() if numbers["schedule"] == "exponential" else {"epochs"}
+            only_of_some = {"start_from"} if numbers["schedule"] == "exponential" else {"start_from", "epochs"}
             assert {number for number, value in numbers.items() if value is None} == only_of_some
 
 
