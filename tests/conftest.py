@@ -22,10 +22,12 @@ from stages.artifacts.digests import digest_of
 from stages.artifacts.manifest import MANIFEST, SEAL, Manifest, read_manifest
 from stages.artifacts.store import history, versions
 from stages.config import Config, load_config
+from stages.cores import available_cores
 from stages.data.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 from stages.parts import losses
 from stages.planning.choosing import Cost, GridOption, Measured
 
+MOST_PROCESSES = 8  # for tests: the longest file takes longer than an eighth of all
 NAMES = ("light", "full", "brbs")  # of segmentation networks
 CASES = ("atlas_1", "atlas_2", "free_1", "free_2", "dev_1", "test_1", "test_2")
 SETTINGS = {
@@ -58,6 +60,12 @@ SETTINGS = {
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `-n auto`: one a core, of those that this process may use."""
+    return min(available_cores(), MOST_PROCESSES)
 
 
 @dataclass(frozen=True)
