@@ -220,15 +220,17 @@ MADE_UP = Measured(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is timed for plans and devices: that takes seconds in every workspace."""
+@pytest.fixture(autouse=True, scope="session")
+def made_up_costs() -> Iterator[None]:
+    """Nothing is timed for plans and devices, in workspaces that tests share neither: that takes seconds in each."""
 
     def measure(config: Config, *_: object, **__: object) -> Measured:
         return replace(MADE_UP, scans=len(config.part("unlabeled")), atlases=len(config.part("atlases")))
 
-    monkeypatch.setattr("stages.planning.plans.measure", measure)
-    monkeypatch.setattr("stages.speed._measured", lambda ways: ways[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.planning.plans.measure", measure)
+        patch.setattr("stages.speed._measured", lambda ways: ways[0])
+        yield
 
 
 PICTURES = (
