@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 import yaml
 
 from lrls_cli.main import main
@@ -210,6 +211,12 @@ def made_report(scans: Path, new_project: Callable[..., Project], tmp_path_facto
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     work_here(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """A test draws the same numbers whatever ran before it: which files share a process is left to chance."""
+    torch.manual_seed(0)
 
 
 MADE_UP = Measured(
