@@ -39,7 +39,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=15
 
 test-browser: $(READY)  # fails where there is no chromium
 	LRLS_BROWSER=required $(BIN)/python -m pytest tests/reporting

@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 import yaml
 
 from lrls_cli.main import main
@@ -22,10 +23,12 @@ from stages.artifacts.digests import digest_of
 from stages.artifacts.manifest import MANIFEST, SEAL, Manifest, read_manifest
 from stages.artifacts.store import history, versions
 from stages.config import Config, load_config
+from stages.cores import available_cores
 from stages.data.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 from stages.parts import losses
 from stages.planning.choosing import Cost, GridOption, Measured
 
+MOST_PROCESSES = 8  # for tests: the longest file takes longer than an eighth of all
 NAMES = ("light", "full", "brbs")  # of segmentation networks
 CASES = ("atlas_1", "atlas_2", "free_1", "free_2", "dev_1", "test_1", "test_2")
 SETTINGS = {
@@ -58,6 +61,12 @@ SETTINGS = {
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `-n auto`: one a core, of those that this process may use."""
+    return min(available_cores(), MOST_PROCESSES)
 
 
 @dataclass(frozen=True)
@@ -204,6 +213,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     work_here(monkeypatch)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """A test draws the same numbers whatever ran before it: which files share a process is left to chance."""
+    torch.manual_seed(0)
+
+
 MADE_UP = Measured(
     grids=(GridOption((2.0, 2.0, 2.0), (24, 16, 24)),),
     align_s=0.01, couple=Cost(0.0, 1e-7),
@@ -212,15 +227,17 @@ MADE_UP = Measured(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def made_up_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is timed for plans and devices: that takes seconds in every workspace."""
+@pytest.fixture(autouse=True, scope="session")
+def made_up_costs() -> Iterator[None]:
+    """Nothing is timed for plans and devices, in workspaces that tests share neither: that takes seconds in each."""
 
     def measure(config: Config, *_: object, **__: object) -> Measured:
         return replace(MADE_UP, scans=len(config.part("unlabeled")), atlases=len(config.part("atlases")))
 
-    monkeypatch.setattr("stages.planning.plans.measure", measure)
-    monkeypatch.setattr("stages.speed._measured", lambda ways: ways[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.planning.plans.measure", measure)
+        patch.setattr("stages.speed._measured", lambda ways: ways[0])
+        yield
 
 
 PICTURES = (

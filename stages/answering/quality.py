@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
 from stages.answering.answers import Answer, Answering, GridScan
@@ -341,6 +340,8 @@ def _deviation(values: Sequence[float]) -> float:
 
 def _non_negative(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
     """Weights >= 0 and level of the least-squares fit y = x @ weights + level, with a small ridge penalty."""
+    from scipy.optimize import lsq_linear  # commands that estimate nothing need not wait for it
+
     count, names = x.shape
     scale = np.maximum(x.std(0), 1e-3)
     penalty = RIDGE * math.sqrt(count) * np.eye(names)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from matplotlib.colors import to_hex
 
 from stages.artifacts.files import atomic_write_text, fsync, is_disk_full
 from stages.data.neutral import ending_of
@@ -127,6 +126,8 @@ def write_label_tables(structures: Mapping[str, int], folder: Path, colours: Seq
 
 def colours_of(structures: Iterable[str], chosen: Mapping[str, str]) -> list[str]:
     """The colour of each structure as "#rrggbb": the one that was chosen, or that of its class."""
+    from matplotlib.colors import to_hex  # workers that read scans need nothing of this file that waits for it
+
     return [chosen.get(name, to_hex(class_color(index))).lower() for index, name in enumerate(structures, start=1)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 Values = Sequence[float] | np.ndarray
 
@@ -89,12 +88,14 @@ def paired_wilcoxon(a: Values, b: Values) -> float:
         a: one value per scan.
         b: values of the same scans, in the same order.
     """
+    from scipy.stats import wilcoxon  # commands that compare nothing need not wait for it
+
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
         raise ValueError(f"paired values have shapes {a.shape} and {b.shape}")
     difference = a - b
     difference = difference[difference != 0]
-    return float(stats.wilcoxon(difference).pvalue) if difference.size else 1.0
+    return float(wilcoxon(difference).pvalue) if difference.size else 1.0
 
 
 def holm(pvalues: Values) -> list[float]:

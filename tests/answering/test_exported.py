@@ -22,7 +22,7 @@ from stages.errors import LrlsError
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, new_project) -> Project:
+def shared(tmp_path_factory, new_project, no_pictures_in_module) -> Project:
     project = new_project(
         tmp_path_factory.mktemp("exported"),
         methods={"best": {"coarse_steps": 1, "fine_steps": 1}, "unet": {"train_seg": {"steps": 2}}},

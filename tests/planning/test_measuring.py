@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -119,6 +120,14 @@ def test_phantoms_are_measured(tmp_path, new_project, in_this_process, few_voxel
     again = measure(config, looked_at(project), choose_device(config), networks=["light"])
     assert again.residual_scaling == measured.residual_scaling
     assert set(asdict(again)["step"]) == {"light"}
+
+
+def test_a_run_measures_for_itself(project, few_voxels, in_this_process, no_pictures, monkeypatch):
+    monkeypatch.setattr("stages.planning.plans.measure", measure)
+    project.made("run", "--method", "best", "--until", "preprocess")
+    (plan,) = project.workspace.glob("**/plan.json")
+    measured = json.loads(plan.read_text(encoding="utf-8"))["measured"]
+    assert measured["took_s"] > 0 and measured["scans"] == 2
 
 
 def test_a_grid_that_is_open_comes_with_coarser_ones(tmp_path, new_project, few_voxels):

@@ -11,7 +11,7 @@ import torch
 from conftest import Project
 
 from stages.config import PreprocessSettings
-from stages.cores import available_cores
+from stages.cores import available_cores, shares
 from stages.data.grid import derive_grid
 from stages.device import Device
 from stages.errors import LrlsError
@@ -147,6 +147,31 @@ def test_systems_without_an_affinity_of_cores_work(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "process_cpu_count", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, [1.5]),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "50000 100000\n",
+          "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, [0.5]),
+        ({"proc/self/cgroup": "4:memory:/m\n3:cpu,cpuacct:/docker/7\n0::/\n",  # a path that the container does not see
+          "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, [3.0]),
+        ({"proc/self/cgroup": "3:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, []),
+        ({}, []),
+    ],
+)  # fmt: skip
+def test_a_containers_share_of_the_processor_is_known(files, expected, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert list(shares(tmp_path)) == expected
+
+
+def test_cores_are_as_many_as_the_share_allows(monkeypatch):
+    monkeypatch.setattr("stages.cores.shares", lambda: iter([0.5, 3.0]))
     assert available_cores() == 1
 
 
