@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stages import stopping
-from stages.artifacts.files import is_disk_full
+from stages.artifacts.files import PASSING, is_disk_full
 from stages.errors import shortened
 
 INTERRUPTED = 128 + signal.SIGINT  # what typer makes of Ctrl-C
@@ -24,6 +24,8 @@ REMEDIES = {
     errno.EROFS: "name another place",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOTDIR: "name another place",
+    errno.EXDEV: "name a place that lies on one disk",
+    **dict.fromkeys(PASSING, "run the same command again"),
     errno.EMFILE: "close other programs, or raise the limit of open files",
 }
 
