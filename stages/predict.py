@@ -147,7 +147,7 @@ def predict(
             except (OSError, MemoryError) as error:
                 failures.append(Failure(case, f"case {case}: its answer cannot be written ({_why(error)}); make room."))
                 tell(failures[-1].reason)
-    if part is None:
+    if part is None and folder.all():
         _write_tables(folder)
         _write_outliers(folder)
     asked_for = {case for case, _ in scans}

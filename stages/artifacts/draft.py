@@ -32,8 +32,10 @@ from stages.artifacts.manifest import (
     verified_manifest,
 )
 from stages.errors import LrlsError
+from stages.progress import say
 
 DRAFT = ".draft-"  # a folder of this name and an identity is unfinished
+SILENT_S = 5.0  # who waits longer for another process says so
 VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder
 
 
@@ -225,8 +227,14 @@ def locked(target: Path, name: str | None = None, *, wait_s: float | None = None
     try:
         target.mkdir(parents=True, exist_ok=True)
         file = target / (f".lock-{name}" if name else ".lock")
-        lock = FileLock(file, timeout=_wait_s() if wait_s is None else wait_s)
-        lock.acquire(poll_interval=0.5)
+        lock, wait_s = FileLock(file), _wait_s() if wait_s is None else wait_s
+        try:
+            lock.acquire(timeout=min(wait_s, SILENT_S))
+        except Timeout:
+            if wait_s <= SILENT_S:
+                raise
+            say(f"waiting for another lrls process that writes in {shown(target)}")
+            lock.acquire(timeout=wait_s - SILENT_S, poll_interval=1.0)
     except Timeout:
         raise LrlsError(f"another lrls process is writing in {shown(target)}; wait for it or stop it.") from None
     except OSError as error:
