@@ -22,11 +22,12 @@ from pathlib import Path
 
 from stages.artifacts.files import atomic_write_text, is_on_network_without_locks, shown
 from stages.config import Config
-from stages.errors import LrlsError, shortened
+from stages.errors import UNPRINTABLE, LrlsError, shortened
 from stages.methods import check_unlabeled, find_method, plan_of
 from stages.methods.recipe import STAGE_OF, Method
 from stages.planning.obeying import BEST, RIVALS
 from stages.stopping import STOPPED
+from stages.workflow import check_scored
 
 MARK = "# Written by `lrls slurm`"
 MOST_RESTARTS = 100  # of a job: one that gets nowhere must not take turns for ever
@@ -151,10 +152,12 @@ def jobs_of(
     seeds = list(dict.fromkeys(seeds)) or [config.seed]
     if new and (len(found), len(seeds)) != (1, 1):
         raise LrlsError("--predict: new scans are predicted by one trained method; give one --method and one --seed.")
-    file = os.path.abspath(path)
+    file = _plain(path)
     settings = [f"--set={override}" for override in overrides]
     timed = [f"--budget={budget}"] if budget else []
     scored = bool(config.part(config.eval.part))
+    if scored:
+        check_scored(config)  # a label map that cannot be scored with would end the chain after its trainings
 
     def plans(method: Method) -> bool:
         return bool(budget) or method.name in (BEST, *RIVALS)
@@ -190,13 +193,24 @@ def jobs_of(
         command = shlex.join([*words, *(f"--seed={seed}" for seed in seeds)])
         jobs.append(Job("compare", "the methods in one table", [command], last, gpus=False))
     if new:
-        words = ["lrls", "predict", file, os.path.abspath(new.scans), f"--out={os.path.abspath(new.out)}"]
+        words = ["lrls", "predict", file, _plain(new.scans), f"--out={_plain(new.out)}"]
         command = shlex.join([*words, f"--method={found[0].name}", *settings, f"--set=seed={seeds[0]}"])
         part = f'{command} --part="$SLURM_ARRAY_TASK_ID/{new.parts}"'
         trains = bool(found[0].train_reg or found[0].train_seg)
         jobs.append(Job("predict", f"new scans in {new.parts} parts", [part], last, trains, new.parts))
         jobs.append(Job("tables", "the tables of all new scans", [command], ["predict"], trains))
     return jobs
+
+
+def _plain(path: Path) -> str:
+    """The path from the root; nothing in it can end a line of a script.
+
+    Raises:
+        LrlsError: a name in it has control characters, or is not UTF-8.
+    """
+    if UNPRINTABLE.search(text := os.path.abspath(path)):
+        raise LrlsError(f"{shown(path)}: its path has control characters, or is not UTF-8; give it plain names.")
+    return text
 
 
 def files_of(jobs: Sequence[Job], resources: Resources, activate: Sequence[str]) -> dict[str, str]:
@@ -322,7 +336,7 @@ def write_files(out: Path, files: Mapping[str, str], *, overwrite: bool = False)
     Raises:
         LrlsError: a file there is different, and is not to be replaced, or was not written by lrls.
     """
-    if "\\" in os.path.abspath(out) and os.sep == "/":  # then SLURM reads no pattern in a path
+    if "\\" in _plain(out) and os.sep == "/":  # then SLURM reads no pattern in a path
         raise LrlsError(f"--out {shown(out)}: its path has a backslash, which SLURM cannot write to; name another one.")
     if out.exists() and not out.is_dir():
         raise LrlsError(f"--out {shown(out)} is a file; name a folder.")

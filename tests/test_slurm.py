@@ -229,6 +229,19 @@ def test_what_slurm_would_refuse_is_refused_before_anything_is_written(asked, to
     assert not (tmp_path / "jobs").exists()
 
 
+def test_names_that_end_a_line_are_refused(project, tmp_path):
+    for name in ("a\nrm b", "a\\b"):
+        (tmp_path / name).mkdir()
+        done = project.lrls("slurm", "--method", "unet", "--out", str(tmp_path / name))
+        assert done.code == 1 and len(done.err.splitlines()) == 1 and "path has" in done.err
+        assert not list((tmp_path / name).iterdir())
+
+
+def test_label_maps_that_cannot_be_scored_with_are_told_before_jobs_are_written(project, tmp_path):
+    done = project.lrls("slurm", "--method", "unet", "--out", str(tmp_path / "jobs"), "--set", "data.test=[nobody]")
+    assert done.code == 1 and "nobody" in done.err and not (tmp_path / "jobs").exists()
+
+
 def test_times_are_read_as_sbatch_reads_them():
     given = ["90", "90:30", "1:30:00", "1-6", "1-06:30", "1-06:30:05"]
     assert [seconds_of(time) for time in given] == [5400, 5430, 5400, 108000, 109800, 109805]
