@@ -12,12 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
-from stages.artifacts.files import is_disk_full
+from stages import stopping
+from stages.artifacts.files import PASSING, is_disk_full
 from stages.errors import shortened
 
-STOPPING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 INTERRUPTED = 128 + signal.SIGINT  # what typer makes of Ctrl-C
 REMEDIES = {
     errno.EACCES: "change its permissions, or name another place",
@@ -25,17 +24,15 @@ REMEDIES = {
     errno.EROFS: "name another place",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOTDIR: "name another place",
+    errno.EXDEV: "name a place that lies on one disk",
+    **dict.fromkeys(PASSING, "run the same command again"),
     errno.EMFILE: "close other programs, or raise the limit of open files",
 }
 
 
 def stopped_by(code: object) -> bool:
     """Whether an exit code says that the user or the system stopped the command."""
-    return code == INTERRUPTED or code in [128 + number for number in _signals()]
-
-
-def _signals() -> list[signal.Signals]:
-    return [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
+    return code == INTERRUPTED or code in stopping.codes().values()
 
 
 @contextmanager
@@ -44,15 +41,11 @@ def ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the first one's work short
-        sys.exit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in _signals()}
+    stopping.forget()
+    before = {number: signal.getsignal(number) for number in stopping.codes()}
     for number, handler in before.items():
         if handler == signal.SIG_DFL:  # under nohup, SIGHUP stays ignored
-            signal.signal(number, stop)
+            signal.signal(number, stopping.stop)
     try:
         yield
     finally:

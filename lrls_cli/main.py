@@ -25,6 +25,7 @@ from lrls_cli.preprocess import preprocess
 from lrls_cli.report import report
 from lrls_cli.review import review
 from lrls_cli.run import run
+from lrls_cli.slurm import slurm
 from lrls_cli.suggest_atlas import suggest_atlas
 from lrls_cli.suggest_next import suggest_next
 from lrls_cli.sweep import sweep
@@ -58,6 +59,7 @@ app.command()(review)
 app.command()(compare)
 app.command()(report)
 app.command()(sweep)
+app.command()(slurm)
 app.command()(methods)
 app.command()(history)
 app.command()(info)

@@ -1,5 +1,6 @@
 """`lrls predict`: label maps of new scans."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,10 @@ def predict(
         typer.Option("--transforms", help="Also write where each atlas went, as ITK transforms (antsApplyTransforms)."),
     ] = False,
     bids: Annotated[bool, typer.Option("--bids", help="Write label maps as a BIDS derivative dataset.")] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(help="3/10: the third of ten parts of the scans; all write into one folder, tables come without."),
+    ] = None,
     settings: Settings = [],  # noqa: B006
     round: Round = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
@@ -55,10 +60,14 @@ def predict(
     from stages.answering.answered import Answered
     from stages.answering.exported import is_model, open_model
     from stages.answering.model import running_on
-    from stages.errors import LrlsError
+    from stages.errors import LrlsError, shortened
     from stages.predict import Forms
     from stages.predict import predict as stage
 
+    numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", part or "1/1")
+    chosen = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    if not 1 <= chosen[0] <= chosen[1]:
+        raise LrlsError(f"--part {shortened(part or '')}: expected a part and how many there are, such as 3/10.")
     tell = telling(as_json)
     rows: list[Answered] = []
     if is_model(model):
@@ -81,7 +90,9 @@ def predict(
     if opened.calibration is None:
         tell("no estimates of DSC: `lrls calibrate` makes them possible; flags are fewer without")
     forms = Forms(label_format.value, probabilities, rtstruct, transforms, bids)
-    failures = stage(opened, scans, out, forms=forms, force=force, tell=tell, show=rows.extend)
+    failures = stage(
+        opened, scans, out, forms=forms, part=chosen if part else None, force=force, tell=tell, show=rows.extend
+    )
     if as_json:
         print_json(predictions_document(out, rows, failures))
     else:

@@ -10,7 +10,12 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """Cores that this process may use, at least 1; all of the machine's where the system does not say."""
+    """Cores that this process may use, at least 1; all of the machine's where nobody says. A job of SLURM is told."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(_of_the_system(), int(given)) if given.isdecimal() and int(given) else _of_the_system()
+
+
+def _of_the_system() -> int:
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         cores = os.process_cpu_count()
     elif hasattr(os, "sched_getaffinity"):  # Linux; macOS and Windows have none

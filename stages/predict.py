@@ -69,6 +69,7 @@ def predict(
     out: Path,
     *,
     forms: Forms = Forms(),
+    part: tuple[int, int] | None = None,
     force: bool = False,
     tell: Callable[[str], None] = print,
     show: Callable[[list[Answered]], object] = lambda rows: None,
@@ -89,6 +90,8 @@ def predict(
     answered into the folder are not answered again.
 
     Args:
+        part: (3, 10): every tenth scan from the third on. Other processes may write the other parts into the same
+            folder; the tables and pictures of all scans are written by a command without a part.
         force: write into a folder that holds other files already.
         tell: receives a line per scan, flagged ones first; a scan without an answer is reported when it fails.
         show: receives the scans that have an answer, flagged ones first.
@@ -109,14 +112,19 @@ def predict(
         raise LrlsError(f"--format {forms.labels}: label maps of BIDS are NIfTI files; leave out --format or --bids.")
     if forms.bids:
         forms = replace(forms, names=names_in_bids(scans, channels))
-    folder = AnswerFolder(out, scans, forms.asked(model), force=force, channels=channels)
+    folder = AnswerFolder(out, scans, forms.asked(model), force=force, channels=channels, is_shared=part is not None)
     for line in left_out:
         tell(line)
     predictor = Predictor(model)
     colours = colours_of(predictor.structures, model.config.colours)
-    write_label_tables(predictor.structures, out, colours)
-    if forms.bids:
-        write_dataset(out, scans, model.method)
+    if part:
+        number, of = part
+        tell(f"part {number} of {of}: {len(scans[number - 1 :: of])} of {len(scans)} scans")
+        scans = scans[number - 1 :: of]
+    else:
+        write_label_tables(predictor.structures, out, colours)
+        if forms.bids:
+            write_dataset(out, scans, model.method)
     done = {case: answered for case, scan in scans if (answered := folder.done(case, scan))}
     if done:
         tell(f"{len(done)} of {len(scans)} scans were answered before and have not changed")
@@ -131,14 +139,17 @@ def predict(
                     raise LrlsError(result.reason)
                 files = _write(result, scan, out, model, colours, forms, tell)
                 folder.add(Answered(case, result.volumes_ml, result.quality), scan, files)
-                _write_tables(folder)
+                if part is None:
+                    _write_tables(folder)
             except LrlsError as error:
                 failures.append(Failure(case, str(error)))
                 tell(str(error))
             except (OSError, MemoryError) as error:
                 failures.append(Failure(case, f"case {case}: its answer cannot be written ({_why(error)}); make room."))
                 tell(failures[-1].reason)
-    _write_outliers(folder)
+    if part is None and folder.all():
+        _write_tables(folder)
+        _write_outliers(folder)
     asked_for = {case for case, _ in scans}
     answers = _flagged_first([row for row in folder.all() if row.case in asked_for])
     show(answers)

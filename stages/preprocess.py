@@ -90,7 +90,8 @@ def preprocess(
 
     def write(draft: Draft) -> None:
         draft.add_elapsed(way.took_s())
-        reference, grid = way.run(f"preprocess {part}")
+        with working_in(target):  # scans on the grid lie beside the draft
+            reference, grid = way.run(f"preprocess {part}")
         for case, current in way.facts.items():
             if current.digest != facts[case].digest:
                 raise LrlsError(f"case {case}: its files have changed since the command began; run it again.")

@@ -45,6 +45,8 @@ def begin_process(folder: str) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once and without a traceback
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGUSR1"):  # Windows has none
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # sent to a whole group; the parent decides
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
 
 

@@ -21,9 +21,11 @@ import torch
 import yaml
 from conftest import Done, Project, aged
 
+from stages.artifacts.weights_file import load_state
 from stages.data.facts import Looked
 from stages.errors import LrlsError
 from stages.processes import in_processes
+from stages.training import loop
 
 pytestmark = pytest.mark.usefixtures("no_pictures_in_module")
 
@@ -248,7 +250,7 @@ def test_data_that_would_not_fit_is_refused_before_it_is_written(copied, monkeyp
     assert copied.versions("brbs/generated") == ["v0001"]
 
 
-def test_a_second_run_in_the_same_workspace_is_refused(copied):
+def test_a_second_run_of_the_same_is_refused(copied):
     command = [sys.executable, "-m", "lrls_cli.main", "train-seg", str(copied.config_file), "--method", "unet"]
     first = subprocess.Popen([*command, "--set", "train_seg.steps=1000000"], stderr=subprocess.DEVNULL)
     try:
@@ -258,11 +260,12 @@ def test_a_second_run_in_the_same_workspace_is_refused(copied):
             assert first.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
-        for second in (("train-seg",), ("run", "--set", "seed=0"), ("train-seg", "--set", "train_seg.steps=1000000")):
-            line = fault(copied.lrls(*second, "--method", "unet"))
+        for second in ("train-seg",), ("run", "--set", "seed=0"):
+            line = fault(copied.lrls(*second, "--set", "train_seg.steps=1000000", "--method", "unet"))
             assert line.startswith("another lrls process is writing in ")
             assert line.endswith("unet/segmentation; wait for it or stop it.")
         copied.made("run", "--method", "affine", "--until", "train-seg")  # writes elsewhere
+        copied.made("train-seg", "--method", "unet", "--set", "seed=1")  # another seed
         assert first.poll() is None
     finally:
         first.kill()
@@ -280,6 +283,35 @@ def test_an_interrupted_run_says_that_it_resumes(copied, monkeypatch):
     assert done.code == 130
     assert done.err.splitlines()[-1] == "lrls: stopped; the same command resumes."
     copied.made("train-seg", "--method", "unet")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_training_that_a_signal_stops_goes_on_behind_its_last_step(name, copied, monkeypatch):
+    """Between checkpoints: of four steps the third is the last, and only the fourth is left."""
+    taken = []
+
+    def counted(*arguments: object) -> object:
+        taken.append(arguments)
+        if len(taken) == 3:
+            for _ in range(2):  # a second one changes nothing
+                os.kill(os.getpid(), getattr(signal, name))
+        return move(*arguments)
+
+    move = loop._move
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_move", counted)
+        done = copied.lrls("train-seg", "--method", "unet")
+        assert (done.code, done.err.splitlines()[-1]) == (75, "lrls: stopped; the same command resumes.")
+        assert len(taken) == 3
+        (draft,) = (copied.workspace / "unet" / "segmentation").glob(".draft-*")
+        assert load_state(draft / "resume" / "training.pt")["step"] == 3
+        taken.clear()
+        copied.made("train-seg", "--method", "unet")
+        assert len(taken) == 1
+    copied.made("train-seg", "--method", "unet", "--force")
+    resumed, undisturbed = (copied.manifest("unet/segmentation", version) for version in ("v0001", "v0002"))
+    assert resumed.digest == undisturbed.digest
 
 
 # What the data do

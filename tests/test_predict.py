@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from conftest import Project, work_here
 from pytest import MonkeyPatch
 
 from stages import Prediction, Predictor, load_model
+from stages.answering.answered import AnswerFolder
 from stages.calibrate import calibrated_model
 from stages.data.new_scans import find_scans
 from stages.data.phantoms import STRUCTURES, make_phantom
@@ -151,6 +153,45 @@ def test_volumes_have_intervals_and_five_scans_show_which_is_unlike_the_others(s
     found = pd.read_csv(out / "outliers.csv")
     assert list(found.columns) == ["case", "what", "value", "median", "z"] and (found["z"].abs() >= 3.5).all()
     assert (out / "outliers.png").stat().st_size > 5000
+
+
+def test_parts_of_the_scans_come_into_one_folder_and_tables_with_the_command_without_a_part(
+    shared, exported, scans, tmp_path
+):
+    given = [str(scans / "images" / f"{name}.nii.gz") for name in ("free_1", "test_1", "test_2")]
+    answers = {}
+    for out, parts in ((tmp_path / "whole", [[]]), (tmp_path / "parts", [["--part", f"{k}/4"] for k in (2, 4, 1, 3)])):
+        for part in parts:
+            assert not (out / "volumes.csv").exists() and not (out / "labels.txt").exists()
+            done = predict(shared, exported["unet"], *given, "--out", str(out), *part)
+            assert done.code == 0, done.err
+        if out.name == "parts":
+            done = predict(shared, exported["unet"], *given, "--out", str(out))
+            assert "3 of 3 scans were answered before and have not changed" in done.out
+        files = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+        answers[out.name] = {path.relative_to(out): path.read_bytes() for path in files}
+    assert answers["parts"] == answers["whole"]
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "2", "1/2/3", "a/b"])
+def test_a_part_that_is_none_is_refused(part, shared, exported, scans, tmp_path):
+    done = predict(shared, exported["unet"], str(scans), "--out", str(tmp_path / "out"), "--part", part)
+    assert done.code == 1 and not (tmp_path / "out").exists()
+    assert done.err == f"lrls: --part {part}: expected a part and how many there are, such as 3/10.\n"
+
+
+def test_parts_that_begin_at_the_same_time_open_one_folder_and_leave_a_strange_one_alone(tmp_path):
+    out, scans = tmp_path / "out", [("p1", tmp_path / "new" / "p1.nii.gz")]
+    with ThreadPoolExecutor(8) as pool:
+        opened = [pool.submit(AnswerFolder, out, scans, "d1", force=False, is_shared=True) for _ in range(8)]
+        assert [each.result().all() for each in opened] == [[]] * 8
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "notes.txt").write_text("mine")
+    for model, folder in (("d1", strange), ("d2", out)):
+        with pytest.raises(LrlsError, match="is not empty"):
+            AnswerFolder(folder, scans, model, force=False, is_shared=True)
+    assert [path.name for path in strange.iterdir()] == ["notes.txt"]
 
 
 def test_export_writes_the_network_for_other_programs_and_says_how_near_it_comes(shared, tmp_path):

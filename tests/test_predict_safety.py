@@ -184,7 +184,7 @@ def test_one_failed_write_stops_no_other_scan(shared, scans, tmp_path, monkeypat
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(writers.os, "replace", sometimes)
+    monkeypatch.setattr(os, "replace", sometimes)
     done = predict(shared, new, "--out", tmp_path / "out")
     assert done.code == 1
     path = tmp_path / "out" / "b.nii.gz"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from stages.answering.quality import Quality
 from stages.artifacts.digests import digest_of
+from stages.artifacts.draft import locked
 from stages.artifacts.files import atomic_write_text
 from stages.data.contents import bytes_digest, files_of
 from stages.data.new_scans import files_of_scan
@@ -25,6 +25,8 @@ from stages.errors import LrlsError
 
 RECORDS = ".lrls"
 FORMER = "former.json"
+LOCK = ".lock"
+OPENING_S = 600.0  # that parts of a folder wait for one another when they begin
 MOST_BYTES = 50_000_000  # of a record
 FOLDERS = ("qc", "probabilities", "transforms")
 OF_ALL = ("volumes.csv", "qc.csv", "outliers.csv", "outliers.png")  # of all scans of the folder
@@ -53,38 +55,61 @@ class AnswerFolder:
         model: digest of the model and of what is asked of it; answers of one folder have one.
         force: write into a folder with other files.
         channels: files of a scan.
+        is_shared: other processes answer other scans into the folder at the same time.
 
     Raises:
         LrlsError: it cannot be written to, holds other files, or a scan lies in it.
     """
 
     def __init__(
-        self, out: Path, scans: Sequence[tuple[str, Path]], model: str, *, force: bool, channels: int = 1
-    ) -> None:
-        self.out, self.model, self.channels = out, model, channels
+        self, out: Path, scans: Sequence[tuple[str, Path]], model: str, *, force: bool, channels: int = 1,
+        is_shared: bool = False,
+    ) -> None:  # fmt: skip
+        self.out, self.model, self.channels, self.is_shared = out, model, channels, is_shared
+        if not is_shared or (out.exists() and not out.is_dir()):
+            self._open(scans, force)
+            return
+        refuse_overlap(out, scans)
+        if out.is_dir() and not self._is_empty() and not force and not (out / RECORDS).is_dir():
+            raise not_empty(out)
+        with locked(out / RECORDS, wait_s=OPENING_S):  # one after the other
+            self._open(scans, force)
+
+    def _open(self, scans: Sequence[tuple[str, Path]], force: bool) -> None:
+        out, model = self.out, self.model
         if out.exists() and not out.is_dir():
             raise LrlsError(f"--out {out} is a file; name a folder.")
         refuse_overlap(out, scans)
-        if out.is_dir() and any(out.iterdir()) and not force and not self._is_of_this_model():
-            raise LrlsError(f"--out {out} is not empty; name another folder, or write into it with --force.")
+        if out.is_dir() and not self._is_empty() and not force and not self._is_of_this_model():
+            raise not_empty(out)
         try:
             former = {} if self._is_of_this_model() else recorded_files(out)
             if not self._is_of_this_model():
                 is_of_another = (out / RECORDS / "model.json").is_file()
                 for name in OF_ALL if is_of_another else ():
                     (out / name).unlink(missing_ok=True)
-                shutil.rmtree(out / RECORDS, ignore_errors=True)
+                for entry in (out / RECORDS).iterdir() if (out / RECORDS).is_dir() else ():
+                    if entry.name != LOCK:
+                        entry.unlink()
             (out / "qc").mkdir(parents=True, exist_ok=True)
             (out / RECORDS).mkdir(exist_ok=True)
             if former:
                 atomic_write_text(out / RECORDS / FORMER, json.dumps({"files": former}))
-            atomic_write_text(out / RECORDS / "model.json", json.dumps({"model": model}))
+            if not self._is_of_this_model():
+                atomic_write_text(out / RECORDS / "model.json", json.dumps({"model": model}))
         except OSError as error:
             raise LrlsError(f"--out {out} cannot be written to ({error.strerror}); name another folder.") from None
-        for folder in (out, out / "qc"):
+        for folder in () if self.is_shared else (out, out / "qc"):
             remove_leftovers(folder)
         records = (self._read(file) for file in sorted((out / RECORDS).glob("*.json")))
         self._records: dict[str, dict[str, Any]] = {record["case"]: record for record in records if record}
+
+    def _is_empty(self) -> bool:
+        """Whether nothing lies in it but the lock of a process that is about to begin."""
+        if any(entry.name != RECORDS for entry in self.out.iterdir()):
+            return False
+        records = self.out / RECORDS
+        return not records.exists() or (records.is_dir() and all(each.name == LOCK for each in records.iterdir()))
 
     def _is_of_this_model(self) -> bool:
         try:
@@ -138,6 +163,10 @@ class AnswerFolder:
             return record if digest == digest_of(record) and record["model"] == self.model else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+
+
+def not_empty(out: Path) -> LrlsError:
+    return LrlsError(f"--out {out} is not empty; name another folder, or write into it with --force.")
 
 
 def recorded_files(folder: Path) -> dict[str, str]:

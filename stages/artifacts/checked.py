@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts.files import atomic_write_bytes, fsync
+from stages.artifacts.files import atomic_write_bytes, fsync, is_passing, rename
 from stages.progress import say
 
 MARK = b"\nlrls-sha256:"
@@ -26,10 +26,16 @@ def write_checked(path: Path, data: bytes | memoryview) -> None:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """The content of a file of `write_checked`; None: it is missing or damaged."""
+    """The content of a file of `write_checked`; None: it is missing or damaged.
+
+    Raises:
+        OSError: a network file system is away; what a stopped run left is not lost.
+    """
     try:
         stored = path.read_bytes() if path.is_file() else b""
-    except OSError:
+    except OSError as error:
+        if is_passing(error):
+            raise
         return None
     data, end = stored[:-LENGTH], stored[-LENGTH:]
     return data if end == MARK + hashlib.sha256(data).hexdigest().encode() else None
@@ -42,7 +48,7 @@ def publish_checked(temporary: Path, path: Path) -> None:
         file.write(MARK + digest.hexdigest().encode())
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    rename(temporary, path)
     fsync(path.parent)
 
 
@@ -64,7 +70,9 @@ def is_sound(path: Path, what: str) -> bool:
                 digest.update(piece)
                 left -= len(piece)
             sound = left == 0 and file.read() == MARK + digest.hexdigest().encode()
-    except OSError:
+    except OSError as error:
+        if is_passing(error):
+            raise
         sound = False
     if not sound:
         say_damaged(what)

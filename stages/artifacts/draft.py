@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from stages.artifacts.checked import read_record, say_damaged, write_record
 from stages.artifacts.digests import file_digest
-from stages.artifacts.files import atomic_write_text, fsync, is_disk_full, shown
+from stages.artifacts.files import atomic_write_text, fsync, is_disk_full, is_left_by_nfs, plain, rename, shown
 from stages.artifacts.intact import bytes_digest
 from stages.artifacts.kinds import KINDS
 from stages.artifacts.manifest import (
@@ -31,8 +32,10 @@ from stages.artifacts.manifest import (
     verified_manifest,
 )
 from stages.errors import LrlsError
+from stages.progress import say
 
 DRAFT = ".draft-"  # a folder of this name and an identity is unfinished
+SILENT_S = 5.0  # who waits longer for another process says so
 VOLATILE = ("log.jsonl", "*.png")  # fnmatch patterns of the path in the folder
 
 
@@ -69,8 +72,18 @@ class Draft:
         write_record(self.resume / "wall_time_s", round(self.elapsed_s(), 3))
 
 
+class MadeMeanwhile(Exception):
+    """Another process has made the artifact, while this one waited for it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
 @contextmanager
-def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] = ()) -> Iterator[Draft]:
+def new_artifact(
+    target: Path, identity: Identity, *, volatile: tuple[str, ...] = (), unless: Callable[[], Path | None] | None = None
+) -> Iterator[Draft]:
     """Write the next version of `target`: complete if the block ends normally, absent otherwise.
 
     If a stopped run left a draft of the same identity, that draft is yielded again, unchanged. This always makes a new
@@ -78,16 +91,22 @@ def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] 
 
     Args:
         volatile: patterns of files that stay out of the content digest, besides `VOLATILE`.
+        unless: looks for a finished version, once no other process can make one.
 
     Raises:
-        LrlsError: another process writes in `target`, it is not writable, or the disk is full.
+        MadeMeanwhile: `unless` found one.
+        LrlsError: another process makes the same, `target` is not writable, or the disk is full.
     """
     assert identity.format_version == KINDS[identity.kind].FORMAT, (
         "artifacts are written only in their kind's current format"
     )
-    with working_in(target):
+    with working_in(target, identity):
+        if unless and (done := unless()):
+            raise MadeMeanwhile(done)
         publish_complete_drafts(target)
-        draft = Draft(target / f"{DRAFT}{identity.digest[:16]}")
+        folder = target / f"{DRAFT}{identity.digest[:16]}"
+        _publish_if_complete(folder)
+        draft = Draft(folder)
         try:
             yield draft
         except BaseException:
@@ -99,14 +118,16 @@ def new_artifact(target: Path, identity: Identity, *, volatile: tuple[str, ...] 
 
 
 @contextmanager
-def working_in(target: Path) -> Iterator[None]:
-    """Hold `target` so that no other process writes in it.
+def working_in(target: Path, identity: Identity | None = None) -> Iterator[None]:
+    """Hold `target`, or its draft of an identity, so that no other process writes there.
+
+    Runs with other seeds or settings have drafts of their own, and may be made at the same time.
 
     Raises:
-        LrlsError: another process writes in `target`, it is not writable, or the disk is full.
+        LrlsError: another process holds it, `target` is not writable, or the disk is full.
     """
     try:
-        with locked(target):
+        with locked(target, identity.digest[:16] if identity else None):
             yield
     except LrlsError:
         raise
@@ -123,7 +144,7 @@ def _complete(draft: Draft, identity: Identity, volatile: tuple[str, ...]) -> No
     for leftover in draft.folder.rglob(".*.tmp"):  # left by atomic writes that were killed
         leftover.unlink()
     files, raw, left_out = dict[str, str](), dict[str, str](), list[str]()
-    for path in sorted(path for path in draft.folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in draft.folder.rglob("*") if path.is_file() and not is_left_by_nfs(path)):
         name = path.relative_to(draft.folder).as_posix()
         if name.startswith("resume/"):
             continue
@@ -155,32 +176,65 @@ def _publish(draft: Path) -> Path:
     """Make a complete draft the next version. Its resume/ is deleted only now, when it is no longer needed."""
     shutil.rmtree(draft / "resume", ignore_errors=True)
     target = draft.parent
-    taken = [version_number(path) for path in target.iterdir()]
-    version = target / f"v{max(taken, default=0) + 1:04d}"
-    os.rename(draft, version)
+    number = max((version_number(path) for path in target.iterdir()), default=0) + 1
+    while True:
+        version = target / f"v{number:04d}"
+        try:
+            rename(draft, version)  # over no version: a folder that is not empty is not replaced
+            break
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES) or not version.exists():
+                raise
+            number += 1  # another process has just taken it
     fsync(target)
     return version
 
 
 def publish_complete_drafts(target: Path) -> None:
-    """Rename drafts that were complete when a crash prevented the rename; one that was damaged since is unfinished."""
+    """Rename drafts that were complete when a crash prevented the rename; what a process still holds is left to it."""
     for manifest in sorted(target.glob(f"{DRAFT}*/{MANIFEST}")):
-        try:
-            verified_manifest(manifest.parent)
-        except LrlsError:
-            say_damaged(shown(target))
-            manifest.unlink()
-        else:
-            _publish(manifest.parent)
+        with suppress(LrlsError), locked(target, manifest.parent.name.removeprefix(DRAFT), wait_s=0.0):
+            _publish_if_complete(manifest.parent)
+
+
+def _publish_if_complete(draft: Path) -> None:
+    """One that was damaged since is unfinished."""
+    if not (draft / MANIFEST).is_file():
+        return
+    try:
+        verified_manifest(draft)
+    except LrlsError:
+        say_damaged(shown(draft.parent))
+        (draft / MANIFEST).unlink()
+    else:
+        _publish(draft)
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of a target; LrlsError if another process holds it or the folder is not writable."""
+def locked(target: Path, name: str | None = None, *, wait_s: float | None = None) -> Iterator[None]:
+    """Hold the lock of a target, or of one of its drafts.
+
+    The lock is freed with the process, whatever ends it. Its file stays: to delete a file that others may have open
+    would give them a lock of their own.
+
+    Args:
+        name: of the draft.
+        wait_s: for another process that holds it; None: what `LRLS_WAIT_S` says, or 0.
+
+    Raises:
+        LrlsError: another process holds it, or the folder is not writable.
+    """
     try:
         target.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target / ".lock", timeout=0)
-        lock.acquire()
+        file = target / (f".lock-{name}" if name else ".lock")
+        lock, wait_s = FileLock(file), _wait_s() if wait_s is None else wait_s
+        try:
+            lock.acquire(timeout=min(wait_s, SILENT_S))
+        except Timeout:
+            if wait_s <= SILENT_S:
+                raise
+            say(f"waiting for another lrls process that writes in {shown(target)}")
+            lock.acquire(timeout=wait_s - SILENT_S, poll_interval=1.0)
     except Timeout:
         raise LrlsError(f"another lrls process is writing in {shown(target)}; wait for it or stop it.") from None
     except OSError as error:
@@ -191,6 +245,13 @@ def locked(target: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _wait_s() -> float:
+    given = os.environ.get("LRLS_WAIT_S", "0")
+    if not re.fullmatch(r"[0-9]{1,9}", given):
+        raise LrlsError(f"LRLS_WAIT_S: found {plain(given)}, expected a number of seconds; correct it, or unset it.")
+    return float(given)
 
 
 def version_number(version: Path) -> int:

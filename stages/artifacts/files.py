@@ -1,4 +1,4 @@
-"""Atomic writes, detection of full disks, and paths as users write them."""
+"""Atomic writes, what network file systems do otherwise, detection of full disks, and paths as users write them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import re
 import stat
 import time
 import zlib
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
 SETTLED_S = 2.0
+PASSING = (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN)
+"""Errors of a network file system that say nothing of the file: its server was away, or replaced it."""
+NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR, errno.ENOSYS)
 
 
 def temporary_of(path: Path) -> Path:
@@ -28,9 +32,10 @@ def atomic_write_bytes(path: Path, *parts: bytes | memoryview) -> None:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        rename(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the server may be away for this, too
+            temporary.unlink(missing_ok=True)
         error.filename, error.filename2 = str(path), None  # users know this name
         raise
     fsync(path.parent)
@@ -42,12 +47,65 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk; of folders, not all file systems can say it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDERS or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Rename a file, over another one if there is one, or a folder.
+
+    On NFS a server may rename, and its answer be lost: the request is sent again, and the answer is then that nothing
+    is there any more. What lies at the new name tells.
+
+    Raises:
+        OSError: it was not renamed.
+    """
+    before = os.lstat(old)
+    try:
+        (os.rename if stat.S_ISDIR(before.st_mode) else os.replace)(old, new)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, *PASSING):
+            raise
+        try:
+            after = os.lstat(new)
+        except OSError:
+            raise error from None
+        if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino):
+            raise
+
+
+def is_left_by_nfs(path: Path) -> bool:
+    """Whether a file was deleted while it was open on NFS: it lies there under this name until it is closed."""
+    return bool(re.fullmatch(r"\.nfs[0-9a-f]+", path.name))
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether a network file system was away, or a server replaced a file: the same command may read it next time."""
+    return isinstance(error, OSError) and error.errno in PASSING
+
+
+def is_on_network_without_locks(folder: Path) -> bool:
+    """Whether locks in a folder, or where it will lie, are known to hold on this machine only."""
+    place = Path(os.path.realpath(folder))
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return False
+    options, deepest = "", -1
+    for _, at, _, given, *_ in (line.split(" ") for line in mounts):
+        at = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), at)  # a space is \040
+        if place.is_relative_to(at) and len(at) >= deepest:
+            options, deepest = given, len(at)
+    return bool({"nolock", "local_lock=all", "local_lock=flock", "localflock"} & set(options.split(",")))
 
 
 def stamp(descriptor: int) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.artifacts.files import open_regular, shown, stamp
+from stages.artifacts.files import is_passing, open_regular, shown, stamp
 from stages.errors import LrlsError
 
 if TYPE_CHECKING:
@@ -36,12 +36,10 @@ def open_h5(path: Path) -> h5py.File:
         LrlsError: another program has it open for writing, or it cannot be read.
         DamagedH5: it is damaged, or holds what lrls does not write.
     """
-    import h5py
-
     try:
         with open_regular(path) as raw:
             key, num_bytes = stamp(raw.fileno()), path.stat().st_size
-        file = h5py.File(path, "r")
+        file = _opened(path)
     except BlockingIOError:
         raise open_elsewhere(path) from None
     except FileNotFoundError:
@@ -49,6 +47,8 @@ def open_h5(path: Path) -> h5py.File:
     except PermissionError:
         raise LrlsError(f"{shown(path)} cannot be read (permission denied); correct its permissions.") from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise LrlsError(f"{shown(path)} cannot be read ({error.strerror}); run the same command again.") from None
         raise DamagedH5("is damaged or truncated") from error
     if key in _checked:
         return file
@@ -63,6 +63,21 @@ def open_h5(path: Path) -> h5py.File:
     if key:
         _checked.add(key)
     return file
+
+
+def _opened(path: Path) -> h5py.File:
+    """HDF5 locks what it reads, too, so that nobody writes. Where the file system has no locks, it is read without:
+    finished files never change, and their digests say so."""
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if "unable to lock file" not in str(error):
+            raise
+        return h5py.File(path, "r", locking=False)
 
 
 def open_elsewhere(path: Path) -> LrlsError:

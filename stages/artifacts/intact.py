@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.artifacts.digests import file_digest
-from stages.artifacts.files import open_regular, plain, shown, stamp
+from stages.artifacts.files import is_passing, open_regular, plain, shown, stamp
 from stages.artifacts.h5 import DamagedH5, is_locked, open_elsewhere
 from stages.errors import LrlsError
 
@@ -54,7 +54,8 @@ def verify_files(folder: Path, files: Mapping[str, str], raw: Mapping[str, str],
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise LrlsError(f"{told} is missing; {remedy}") from None
         except OSError as error:
-            raise LrlsError(f"{told} cannot be read ({error.strerror or 'damaged'}); {remedy}") from None
+            what_to_do = "run the same command again." if is_passing(error) else remedy
+            raise LrlsError(f"{told} cannot be read ({error.strerror or 'damaged'}); {what_to_do}") from None
         except DamagedH5 as error:
             raise LrlsError(f"{told} {error}; {remedy}") from None
         except (RuntimeError, KeyError, ValueError):  # h5py raises these for damaged files

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from stages.artifacts.digests import digest_of
-from stages.artifacts.files import open_regular, plain, shown
+from stages.artifacts.files import is_passing, open_regular, plain, shown
 from stages.artifacts.intact import verify_files
 from stages.errors import LrlsError
 
@@ -181,7 +181,10 @@ def peek_manifest(folder: Path, *, kind: type[Artifact] | None = None) -> Manife
         raise LrlsError(f"{shown(folder)} holds no {missing} ({MANIFEST} is missing); {made_with}") from None
     except PermissionError:
         raise LrlsError(f"{shown(folder)}: {MANIFEST} cannot be read; correct its permissions.") from None
-    except UNREADABLE:
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and is_passing(error):
+            why = f"{MANIFEST} cannot be read ({error.strerror})"
+            raise LrlsError(f"{shown(folder)}: {why}; run the same command again.") from None
         raise _unreadable(folder) from None
     told = plain(stored_kind, most=40)
     if kind and stored_kind != kind.KIND:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stages.artifacts.files import fsync, is_disk_full, shown
+from stages.artifacts.files import fsync, is_disk_full, is_left_by_nfs, rename, shown
 from stages.errors import LrlsError
 
 Strange = Callable[[Path], str | None]
@@ -62,15 +62,16 @@ def placed(out: Path, *, force: bool, strange: Strange) -> Iterator[Path]:
                 made.append(folder)
         yield draft
         for path in (draft, *draft.rglob("*")):
-            fsync(path)
+            if not is_left_by_nfs(path):
+                fsync(path)
         check_place(out, force=force, strange=strange)  # it may have come in the meantime
         if os.path.lexists(out):
-            os.rename(out, before)
+            rename(out, before)
         try:
-            os.rename(draft, out)
+            rename(draft, out)
         except OSError:
             if before.exists():
-                os.rename(before, out)
+                rename(before, out)
             raise
         made.clear()
         fsync(out.parent)

@@ -3,7 +3,8 @@
 An artifact is a folder `target/vNNNN` with an `artifact.json`. It is complete or absent: a stage works in a hidden
 draft beside it, writes `artifact.json` last, and one rename makes the draft a version. Versions are never overwritten.
 
-    target/.lock                 held by the process that writes in this folder
+    target/.lock-<identity>      held by the process that makes this; other seeds are made beside it
+    target/.lock                 held by the process that reads scans for a cohort
     target/.draft-<identity>/    unfinished; its resume/ holds training state and progress and is deleted at the end
     target/v0001/                finished
 
@@ -14,12 +15,11 @@ digest* covers the result, without times, hosts and logs; later stages list it a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stages.artifacts.draft import Draft, locked, new_artifact, publish_complete_drafts, version_number
+from stages.artifacts.draft import Draft, MadeMeanwhile, new_artifact, publish_complete_drafts, version_number
 from stages.artifacts.files import shown
 from stages.artifacts.found import look_through
 from stages.artifacts.kinds import KINDS
@@ -65,7 +65,7 @@ def make(
         ready: cheap checks that may raise; called only if something will be made, before the draft exists.
 
     Raises:
-        LrlsError: an input changed since it was made; also raised by `new_artifact`, `write` and `ready`.
+        LrlsError: an input changed since it was made; also raised by `working_in`, `write` and `ready`.
     """
     given = {role: source for role, source in inputs.items() if source is not None}
     identity = Identity(
@@ -84,8 +84,13 @@ def make(
     for source in given.values():
         if isinstance(source, Artifact):
             verify(source.folder)
-    with new_artifact(target, identity) as draft:
-        write(draft)
+    # On NFS, who opens the lock sees what other machines renamed since, so it is looked for again.
+    unless = None if force else lambda: find_finished(target, identity)
+    try:
+        with new_artifact(target, identity, unless=unless) as draft:
+            write(draft)
+    except MadeMeanwhile as made:
+        return kind.open(made.folder)
     return kind.open(draft.result)
 
 
@@ -169,10 +174,7 @@ def with_digest(target: Path, digest: str) -> Path | None:
 
 def find_finished(target: Path, identity: Identity) -> Path | None:
     """The newest finished version with this identity (which includes the format): it is up to date."""
-    if any(target.glob(f".draft-*/{MANIFEST}")):
-        # If another process holds the lock, it publishes them itself, and `new_artifact` reports that process.
-        with suppress(LrlsError), locked(target):
-            publish_complete_drafts(target)
+    publish_complete_drafts(target)
     for folder in reversed(versions(target)):
         if peek_manifest(folder).identity.digest == identity.digest:
             return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 import yaml
 
+from stages.artifacts.files import rename
 from stages.config import load_config
 from stages.data.bids import files_in_bids, is_bids, label_table_folders
 from stages.data.channels import counted, split_name
@@ -182,7 +182,7 @@ def write_config(description: Description, output: Path, *, force: bool = False)
         output.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(config_text(description, output), encoding="utf-8")
         load_config(draft)
-        os.replace(draft, output)
+        rename(draft, output)
     finally:
         draft.unlink(missing_ok=True)
     return output

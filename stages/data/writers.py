@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from stages.artifacts.files import atomic_write_text, fsync, is_disk_full
+from stages.artifacts.files import atomic_write_text, fsync, is_disk_full, rename
 from stages.data.neutral import ending_of
 from stages.data.nifti import NIFTI_BYTES, nifti_header, with_geometry_of
 from stages.errors import LrlsError
@@ -49,11 +49,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         LrlsError: the file cannot be written.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{ending_of(path) or path.suffix}")
+    token = secrets.token_hex(8)  # process numbers of two machines may be the same
+    temporary = path.with_name(f"{TEMPORARY}{token}{ending_of(path) or path.suffix}")
     try:
         write(temporary)
         fsync(temporary)
-        os.replace(temporary, path)
+        rename(temporary, path)
     except (OSError, RuntimeError) as error:  # ITK's messages quote the hidden name
         why = "there is no room on the disk" if is_disk_full(error) else "no permission, or no room on the disk"
         raise LrlsError(f"{path} cannot be written ({why}); free some, or name another folder.") from None

@@ -24,6 +24,7 @@ from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
 from stages.progress import Progress, say
+from stages.stopping import at_step_ends, is_told
 from stages.training.clock import Clock
 from stages.training.fitting import Size, told_in_one_line
 from stages.training.schedules import learning_rate
@@ -107,8 +108,9 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
         torch.set_rng_state(state["global"])
 
     watch = _Watch(phase.name)
-    with Progress(f"train {phase.name}", steps, start=step) as progress, _memory_told(run, phase):
-        while step < steps:
+    with at_step_ends(), Progress(f"train {phase.name}", steps, start=step) as progress, _memory_told(run, phase):
+        stops = is_told()
+        while step < steps and not stops:
             batch = phase.batches(run.data, draw)
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
                 if step % player.every:
@@ -125,7 +127,8 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             step += 1
             if clock and (corrected := clock.steps(step, steps, run.draft.elapsed_s())) != steps:
                 steps = progress.total = corrected
-            saves = step % settings.checkpoint_steps == 0 or step == steps
+            stops = is_told()
+            saves = step % settings.checkpoint_steps == 0 or step == steps or stops
             if step % LOG_STEPS == 0 or saves:
                 record = watch.record(step)
                 run.log.append(record)

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -244,7 +246,10 @@ def test_history_lists_every_finished_artifact_so_that_inputs_match_by_digest(tm
 
 
 def test_second_process_is_refused(tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(LrlsError, match="another lrls process is writing in"):
+    with (
+        FileLock(tmp_path / f".lock-{IDENTITY.digest[:16]}"),
+        pytest.raises(LrlsError, match="another lrls process is writing in"),
+    ):
         written(tmp_path)
     written(tmp_path)
 
@@ -252,9 +257,48 @@ def test_second_process_is_refused(tmp_path):
 def test_second_writer_is_refused_and_the_first_one_finishes(tmp_path):
     with new_artifact(tmp_path, IDENTITY) as draft:
         with pytest.raises(LrlsError, match=r"wait for it or stop it\.$"):
-            written(tmp_path, replace(IDENTITY, seed=1))
+            written(tmp_path)
         assert find_finished(tmp_path, IDENTITY) is None
     assert versions(tmp_path) == [draft.result]
+
+
+def test_another_seed_is_made_at_the_same_time(tmp_path):
+    with new_artifact(tmp_path, IDENTITY) as draft:
+        other = written(tmp_path, replace(IDENTITY, seed=1))
+    assert (other.name, draft.result.name) == ("v0001", "v0002")
+    assert [read_manifest(folder).identity.seed for folder in versions(tmp_path)] == [1, 0]
+
+
+def test_a_number_that_was_just_taken_is_not_taken_twice(tmp_path, monkeypatch):
+    written(tmp_path)
+    listed = Path.iterdir
+    with monkeypatch.context() as patch:  # a list of names that is a moment old, as network file systems give
+        patch.setattr(Path, "iterdir", lambda folder: [] if folder == tmp_path else listed(folder))
+        assert written(tmp_path, replace(IDENTITY, seed=1)).name == "v0002"
+    assert [read_manifest(folder).identity.seed for folder in versions(tmp_path)] == [0, 1]
+
+
+def test_who_waits_for_another_process_finds_what_it_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("LRLS_WAIT_S", "60")
+    wrote = []
+
+    def finish() -> None:
+        with held:
+            begun.set()
+            while not waiting.is_set():
+                time.sleep(0.01)
+            written(tmp_path / "elsewhere").rename(tmp_path / "v0001")
+
+    held, begun, waiting = FileLock(tmp_path / f".lock-{IDENTITY.digest[:16]}"), threading.Event(), threading.Event()
+    other = threading.Thread(target=finish)
+    other.start()
+    begun.wait()
+    made = make(
+        Registration, tmp_path, wrote.append, made_by="train-reg", settings=IDENTITY.config, seed=0,
+        inputs={"cohort": "c0ffee"}, ready=waiting.set,
+    )  # fmt: skip
+    other.join()
+    assert (made.folder, wrote) == (tmp_path / "v0001", [])
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def outcome_of(ended: Ended, expected: dict[str, Any]) -> str:
 
 def files_below(workspace: Path, places: tuple[str, ...]) -> list[Path]:
     files = [path for place in places for path in (workspace / place).rglob("*") if path.is_file()]
-    return sorted(path for path in files if path.name != ".lock" and path.suffix != ".png")
+    return sorted(path for path in files if not path.name.startswith(".lock") and path.suffix != ".png")
 
 
 def attack(project: Path, *, tries: int, seed: int, scratch: Path, only: int | None = None) -> dict[str, Counter[str]]:
