@@ -52,6 +52,7 @@ def choose_device(config: Config) -> Device:
     asked = None if config.precision == "auto" else config.precision
     if config.device != "cpu" and torch.cuda.is_available():
         torch.set_num_threads(config.threads or available_cores())
+        torch.backends.cudnn.allow_tf32 = False  # torch's default rounds float32 convolutions to ten bits
         fast = asked == "bf16" or (asked is None and torch.cuda.is_bf16_supported())
         return Device(torch.device("cuda"), torch.bfloat16 if fast else torch.float32)
     limit_memory()  # not with CUDA, which reserves addresses beyond the memory

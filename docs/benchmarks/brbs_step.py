@@ -73,11 +73,13 @@ def next_draws(batch: Triplet) -> Draws:
 class Ours:
     """The recipe's networks and players, moved by the training loop's own step."""
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int, seed: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, seed: int, device: Device = FP32) -> None:
         method, settings = brbs.METHOD, brbs.Settings()
         self.recipe = method.recipe(Task(shape, num_classes, num_atlases=1, seed=seed), settings)
         (_, register), _ = self.recipe.training_steps()
         (self.phase,) = register.phases
+        for network in self.recipe.networks.values():
+            network.to(device.torch)
         assert method.train_reg is not None
         self.optimizers = [training._optimizer(player, method.train_reg(settings)) for player in self.phase.players]
         for optimizer in self.optimizers:

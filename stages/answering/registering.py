@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from stages.artifacts.sheets import as_grey
 from stages.config import Config
 from stages.device import Device, keep_freed_memory
 from stages.generating.writer import ImagePair
+from stages.memory import is_out_of_memory
 from stages.methods.recipe import Classical
 from stages.parts.channels import as_images, first_channel
 from stages.parts.classical import displacement_of
@@ -49,9 +51,7 @@ def displacements(
         arguments = [(registers, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
         yield from in_processes(displacement_of, arguments, workers=config.preprocess.workers)
     elif device.torch.type != "cpu":
-        for i, (moving, fixed) in enumerate(pairs):
-            field = registers(as_image(moving, device), as_image(fixed, device))
-            yield i, field[0].float().cpu().numpy()
+        yield from _in_batches(registers, pairs, device)
     elif len(pairs) == 1:
         threads = torch.get_num_threads()  # starting a process would take as long as the pair itself
         try:
@@ -70,6 +70,39 @@ def _by_network(network: nn.Module, pairs: Sequence[ImagePair], device: Device) 
         with torch.inference_mode(), device.autocast():
             field = network(as_image(moving, device), as_image(fixed, device))
         yield i, field[0].float().cpu().numpy()
+
+
+MOST_PAIRS, MOST_VOXELS = 32, 2**25  # of a batch: more do not fill a GPU better
+BYTES_A_VOXEL, BYTES_A_CHANNEL = 200, 30  # that a pair takes on its grid, with a margin
+
+
+def pairs_at_once(device: Device, image: np.ndarray) -> int:
+    """How many pairs of such an image instance optimisation takes at once; 1 on the CPU, where processes share them."""
+    free = device.free_bytes() if device.torch.type != "cpu" else None
+    if free is None:
+        return 1
+    voxels, channels = math.prod(image.shape[-3:]), image.shape[0] if image.ndim == 4 else 1
+    fitting = int(0.8 * free) // (voxels * (BYTES_A_VOXEL + BYTES_A_CHANNEL * channels))
+    return max(1, min(fitting, MOST_PAIRS, MOST_VOXELS // voxels))
+
+
+def _in_batches(
+    optimisation: InstanceOptimisation, pairs: Sequence[ImagePair], device: Device
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Several pairs of one grid at once; half as many where memory runs out, since others may use the same GPU."""
+    at_once, done = pairs_at_once(device, pairs[0][0]) if pairs else 1, 0
+    while done < len(pairs):
+        some = pairs[done : done + at_once]
+        try:
+            moving, fixed = (torch.cat([as_image(pair[side], device) for pair in some]) for side in (0, 1))
+            fields = optimisation(moving, fixed).cpu().numpy()
+        except RuntimeError as error:
+            if len(some) == 1 or not is_out_of_memory(error):
+                raise
+            at_once = len(some) // 2
+            continue
+        yield from enumerate(fields, start=done)
+        done += len(some)
 
 
 def as_image(array: np.ndarray, device: Device) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from stages.parts.warps import affine_displacement, compose, resize, voxel_grid
+from stages.parts.warps import affine_displacement, compose, on_device, resize, voxel_grid
 
 
 def uniform(size: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
@@ -53,7 +53,7 @@ class SpatialAugmentation:
             knots = [max(4, round((n - 1) * s / apart_mm) + 1) for n, s in zip(shape, spacing_mm, strict=True)]
             noise = torch.randn((count, 3, *knots), generator=generator, device=generator.device)
             amplitude = uniform((count, 1, 1, 1, 1), 0, self.elastic * unit, generator)
-            per_voxel = torch.tensor(spacing_mm, device=noise.device).view(1, 3, 1, 1, 1)
+            per_voxel = on_device(spacing_mm, noise).view(1, 3, 1, 1, 1)
             elastic = resize(noise * amplitude * active[..., None, None] / per_voxel, shape)
             displacement = compose(displacement, elastic)
         return displacement
@@ -79,7 +79,7 @@ class AffineAugmentation:
         """(count, 3, D, H, W), voxels; the map does not depend on the voxel size."""
         noise = torch.randn((count, 3, 4), generator=generator, device=generator.device) * self.deviation
         noise = noise * (uniform((count, 1, 1), 0, 1, generator) < self.probability)
-        half = (torch.tensor(shape, dtype=torch.float32, device=noise.device) - 1).clamp(min=1) / 2
+        half = (on_device(shape, noise) - 1).clamp(min=1) / 2
         half = half.view(1, 3, 1, 1, 1)
         places = voxel_grid(shape, noise) / half - 1
         moved = torch.einsum("nij,mjdhw->nidhw", noise[:, :, :3], places) + noise[:, :, 3].view(count, 3, 1, 1, 1)
@@ -137,7 +137,7 @@ class IntensityAugmentation:
         image = image * resize(knots, tuple(image.shape[2:])).exp()
         sigmas = uniform((n * channels,), 0, 2 * self.blur, generator) - self.blur  # half of the images stay sharp
         each = image.flatten(0, 1)[:, None].split(1)
-        blurred = [gaussian_blur(one, float(sigma)) for one, sigma in zip(each, sigmas, strict=True)]
+        blurred = [gaussian_blur(one, sigma) for one, sigma in zip(each, sigmas.tolist(), strict=True)]
         image = torch.cat(blurred).view(image.shape)
         noise = torch.randn(image.shape, generator=generator, device=generator.device)
         return (image + noise * uniform(column, 0, self.noise, generator)).clamp(0, 1.5)

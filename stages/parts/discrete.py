@@ -9,7 +9,7 @@ Siebert, Hansen, Heinrich, "Fast 3D registration with accurate optimisation and 
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 import torch.nn.functional as F
@@ -53,11 +53,11 @@ def mind_ssc(image: Tensor) -> Tensor:
     differences = torch.cat([(seen_from(a) - seen_from(b)).square() for a, b in PAIRS], 1)
     distance = patch_mean(differences)
     distance = distance - distance.amin(1, keepdim=True)
-    spread = distance.mean(1, keepdim=True)
-    usual = spread.mean()
-    if not usual > 0:  # a flat image
-        return torch.ones(n, len(PAIRS) * channels, *shape, device=image.device)
-    return torch.exp(-distance / spread.clamp(1e-3 * usual, 1e3 * usual)).reshape(n, -1, *shape)
+    spread = distance.mean(1, keepdim=True).unflatten(0, (n, channels))
+    usual = spread.mean((1, 2, 3, 4, 5), keepdim=True)
+    spread = spread.clamp(1e-3 * usual, 1e3 * usual).flatten(0, 1)
+    features = torch.exp(-distance / spread).reshape(n, -1, *shape)
+    return torch.where(usual[:, 0] > 0, features, 1.0)  # 1: a flat image
 
 
 def patch_mean(image: Tensor) -> Tensor:
@@ -71,31 +71,32 @@ def convex_displacement(moving: Tensor, fixed: Tensor, *, reach: int = REACH) ->
         alternately  d(x) = argmin_k cost(x, k) + theta |k - u(x)|^2,  u = smooth(d),  theta rising
 
     Args:
-        moving, fixed: features (1, C, D, H, W).
+        moving, fixed: features (N, C, D, H, W).
         reach: voxels along each axis.
 
     Returns:
-        (1, 3, D, H, W), voxels.
+        (N, 3, D, H, W), voxels.
     """
-    shape = tuple(fixed.shape[2:])
+    n, shape = len(fixed), tuple(fixed.shape[2:])
     padded = F.pad(moving, [reach] * 6, mode="replicate")
     axis = torch.arange(2 * reach + 1, device=fixed.device)
     places = torch.cartesian_prod(axis, axis, axis)
-    costs = torch.empty(len(places), *shape, device=fixed.device)
-    for cost, (d, h, w) in zip(costs, places.tolist(), strict=True):
+    costs = torch.empty(n, len(places), *shape, device=fixed.device)
+    for place, (d, h, w) in enumerate(product(range(2 * reach + 1), repeat=3)):
         there = padded[..., d : d + shape[0], h : h + shape[1], w : w + shape[2]]
-        torch.mean((there - fixed).square(), dim=(0, 1), out=cost)
-    costs = patch_mean(costs[:, None])[:, 0].flatten(1)
-    costs = costs / costs.std(0).mean().clamp(min=1e-12)
+        torch.mean((there - fixed).square(), dim=1, out=costs[:, place])
+    costs = patch_mean(costs).flatten(2)
+    costs = costs / costs.std(1).mean(1).clamp(min=1e-12).view(-1, 1, 1)
     steps = (places - reach).float()  # (K, 3)
 
     def smooth(choice: Tensor) -> Tensor:
-        return patch_mean(patch_mean(steps[choice].T.reshape(1, 3, *shape)))
+        return patch_mean(patch_mean(steps[choice].transpose(1, 2).reshape(n, 3, *shape)))
 
-    displacement = smooth(costs.argmin(0))
+    displacement = smooth(costs.argmin(1))
     for theta in COUPLINGS:
-        away = steps.square().sum(1, keepdim=True) - 2 * steps @ displacement.flatten(2)[0]  # |k - u|^2 - |u|^2
-        displacement = smooth((costs + theta * away).argmin(0))
+        along = torch.stack([2 * steps @ each for each in displacement.flatten(2)])
+        away = steps.square().sum(1, keepdim=True) - along  # |k - u|^2 - |u|^2
+        displacement = smooth((costs + theta * away).argmin(1))
     return displacement
 
 
@@ -105,11 +106,11 @@ def start_velocity(moving: Tensor, fixed: Tensor, spacing: tuple[float, float, f
     Both directions are searched and made inverses of each other.
 
     Args:
-        moving, fixed: images (1, C, D, H, W).
+        moving, fixed: images (N, C, D, H, W).
         spacing: of their voxels, (D, H, W).
 
     Returns:
-        (1, 3, D', H', W').
+        (N, 3, D', H', W').
     """
     with torch.no_grad():
         levels = levels_of(moving.shape[2:], spacing, HALVINGS + 1)

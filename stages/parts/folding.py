@@ -47,17 +47,20 @@ def _determinant(along_d: Tensor, along_h: Tensor, along_w: Tensor) -> Tensor:
     return d[0] * (h[1] * w[2] - h[2] * w[1]) - d[1] * (h[0] * w[2] - h[2] * w[0]) + d[2] * (h[0] * w[1] - h[1] * w[0])
 
 
-def folding_loss(displacement: Tensor, *, least: float = 0.2) -> Tensor:
+def folding_losses(displacement: Tensor, *, least: float = 0.2) -> Tensor:
     """Mean of what the determinant lacks to `least`, differences to the next voxel; 0: nothing is near a fold.
 
     Args:
         displacement: (N, 3, D, H, W), voxels.
 
+    Returns:
+        Of each field, (N,).
+
     Source: the penalty of Mok and Chung, "Fast symmetric diffeomorphic image registration", CVPR 2020, Eq. 8.
     """
     d, h, w = (displacement.diff(dim=axis) for axis in (2, 3, 4))
     determinant = _determinant(d[..., :-1, :-1], h[:, :, :-1, :, :-1], w[:, :, :-1, :-1])
-    return F.relu(least - determinant).mean()
+    return F.relu(least - determinant).mean((1, 2, 3))
 
 
 def without_folds(velocity: Tensor, displacement_of: Callable[[Tensor], Tensor]) -> Tensor:

@@ -66,6 +66,8 @@ def shrunk(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 def blurred(image: Tensor, sigmas: Sequence[float]) -> Tensor:
     """Separable Gaussian blur, border repeated, sigmas (D, H, W) in voxels; 0: none. (N, C, D, H, W)."""
+    if len(image) > 1:  # one by one: a convolution rounds otherwise in a batch than alone
+        return torch.cat([blurred(one, sigmas) for one in image.split(1)])
     shape = image.shape
     image = image.flatten(0, 1)[:, None]
     for axis, sigma in enumerate(sigmas):

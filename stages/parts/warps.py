@@ -7,6 +7,7 @@ lists its components in axis order (D, H, W), and pulls: warped(x) = moving(x + 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,12 @@ def voxel_grid(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Voxel coordinates of a grid, (1, 3, D, H, W), in voxels, components (D, H, W)."""
     axes = [torch.arange(n, dtype=torch.float32, device=like.device) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+def on_device(values: Sequence[float] | Sequence[bool], like: Tensor) -> Tensor:
+    """A few numbers (float32) or bools as a tensor; `torch.tensor(values, device=...)` waits for what a GPU does."""
+    dtype = torch.bool if isinstance(values[0], bool) else torch.float32
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 
 def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: str = "border") -> Tensor:
@@ -31,8 +38,8 @@ def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: st
     Returns:
         (N, C, D', H', W'), float32.
     """
-    sizes = torch.tensor(image.shape[2:], dtype=torch.float32, device=image.device)
-    scale = 2 / (sizes - 1).clamp(min=1)
+    sizes = torch.tensor(image.shape[2:], dtype=torch.float32)
+    scale = (2 / (sizes - 1).clamp(min=1)).to(image.device, non_blocking=True)
     grid = (points.float().permute(0, 2, 3, 4, 1) * scale - 1).flip(-1)  # grid_sample lists (x, y, z)
     image = image.float()
     slabs = _slabs(image, grid)
@@ -138,27 +145,36 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     return inner + warp(outer, inner)
 
 
-def integrate(velocity: Tensor, *, steps: int = 7) -> Tensor:
+def integrate(velocity: Tensor, *, steps: int | Sequence[int] = 7) -> Tensor:
     """Displacement exp(v) of a stationary velocity field by scaling and squaring.
 
     exp(-v) is its inverse and exp(alpha v) a part of the way; all are diffeomorphic.
 
     Args:
         velocity: (N, 3, D, H, W), voxels per unit time.
-        steps: squarings; 2^steps Euler steps.
+        steps: squarings; 2^steps Euler steps. Of each field of the batch, or of all.
 
     Source: Arsigny et al., "A Log-Euclidean framework for statistics on diffeomorphisms", MICCAI 2006.
     """
-    displacement = velocity / 2**steps
-    for _ in range(steps):
-        displacement = compose(displacement, displacement)
+    of_each = [steps] * len(velocity) if isinstance(steps, int) else steps
+    if len(set(of_each)) == 1:
+        displacement = velocity / 2 ** of_each[0]
+    else:
+        displacement = velocity / on_device([2.0**k for k in of_each], velocity).view(-1, 1, 1, 1, 1)
+    for step in range(max(of_each)):
+        squared = compose(displacement, displacement)
+        if step < min(of_each):
+            displacement = squared
+        else:
+            further = on_device([step < k for k in of_each], velocity).view(-1, 1, 1, 1, 1)
+            displacement = torch.where(further, squared, displacement)
     return displacement
 
 
-def squarings_for(velocity: Tensor) -> int:
-    """Squarings after which a velocity's first step is at most half a voxel along each axis; 1 to 8."""
-    largest = float(velocity.detach().abs().max())
-    return min(8, max(1, math.ceil(math.log2(max(2 * largest, 2.0)))))
+def squarings_for(velocity: Tensor) -> list[int]:
+    """Squarings after which the first step of each field of a batch is at most half a voxel along an axis; 1 to 8."""
+    largest = velocity.detach().abs().amax((1, 2, 3, 4)).tolist()
+    return [min(8, max(1, math.ceil(math.log2(max(2 * each, 2.0))))) for each in largest]
 
 
 def affine_displacement(matrix: Tensor, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Tensor:
@@ -172,10 +188,10 @@ def affine_displacement(matrix: Tensor, shape: tuple[int, int, int], spacing_mm:
     Returns:
         (N, 3, D, H, W), voxels.
     """
-    spacing = torch.tensor(spacing_mm, dtype=torch.float32, device=matrix.device)
+    spacing = on_device(spacing_mm, matrix)
     in_voxels = matrix.float() * spacing[None, None, :] / spacing[None, :, None]
     grid = voxel_grid(shape, matrix)
-    centre = (torch.tensor(shape, dtype=torch.float32, device=matrix.device) - 1) / 2
+    centre = (on_device(shape, matrix) - 1) / 2
     offset = grid - centre.view(1, 3, 1, 1, 1)
     return torch.einsum("nij,mjdhw->nidhw", in_voxels, offset) - offset
 
@@ -189,7 +205,7 @@ def rescale(displacement: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A displacement or velocity field on another grid over the same extent, in voxels of that grid."""
     old = displacement.shape[2:]
     ratio = [(new - 1) / max(n - 1, 1) for new, n in zip(shape, old, strict=True)]
-    return resize(displacement, shape) * torch.tensor(ratio, device=displacement.device).view(1, 3, 1, 1, 1)
+    return resize(displacement, shape) * on_device(ratio, displacement).view(1, 3, 1, 1, 1)
 
 
 def halved(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
 from stages.progress import Progress, say
+from stages.seeds import derive
 from stages.stopping import at_step_ends, is_told
 from stages.training.clock import Clock
 from stages.training.fitting import Size, told_in_one_line
@@ -104,7 +105,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             for optimizer, average, saved in zip(optimizers, averages, state["players"], strict=True):
                 optimizer.load_state_dict(saved["optimizer"])
                 average.load(saved["average"])
-        run.generator.set_state(state["generator"])
+        _restore(run.generator, state["generator"], derive(run.seed, "resumed", phase.name, step))
         torch.set_rng_state(state["global"])
 
     watch = _Watch(phase.name)
@@ -141,6 +142,15 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             if saves:
                 run.draft.save_elapsed()
                 _save(run, checkpoint, index, step, steps, optimizers, averages)
+
+
+def _restore(generator: torch.Generator, state: Tensor, otherwise: int) -> None:
+    """Draw on from a stored state, or from a seed where it is the state of another kind of device's generator."""
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+    else:
+        say("training: another kind of device than before; it goes on with other random draws.")
+        generator.manual_seed(otherwise)
 
 
 def step_seconds(

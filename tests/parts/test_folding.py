@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.parts.folding import folding_loss, least_determinant, without_folds
+from stages.parts.folding import folding_losses, least_determinant, without_folds
 from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.warps import integrate, rescale, voxel_grid
 
@@ -30,9 +30,9 @@ def test_one_voxel_that_passes_its_neighbour_is_found_where_central_differences_
 
 
 def test_the_loss_is_what_the_determinant_lacks():
-    assert float(folding_loss(linear(1.0, 1.0, 1.0))) == 0
-    assert float(folding_loss(linear(0.1, 1.0, 1.0), least=0.2)) == pytest.approx(0.1, abs=1e-5)
-    assert float(folding_loss(linear(-1.0, 1.0, 1.0), least=0.2)) == pytest.approx(1.2, abs=1e-5)
+    assert float(folding_losses(linear(1.0, 1.0, 1.0))) == 0
+    assert float(folding_losses(linear(0.1, 1.0, 1.0), least=0.2)) == pytest.approx(0.1, abs=1e-5)
+    assert float(folding_losses(linear(-1.0, 1.0, 1.0), least=0.2)) == pytest.approx(1.2, abs=1e-5)
 
 
 def displacement_of(velocity):

@@ -6,9 +6,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from stages.answering.registering import on_arrays
+from stages.parts import instance
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.metrics import folding_fraction, jacobian_determinant
-from stages.parts.warps import halved, rescale, voxel_grid, warp
+from stages.parts.warps import halved, rescale, squarings_for, voxel_grid, warp
 
 SHAPE = (28, 32, 30)
 
@@ -97,3 +98,39 @@ def test_rescaled_displacements_are_in_voxels_of_their_grid():
     assert small.shape[2:] == (5, 9, 3)
     assert torch.allclose(small, torch.tensor([0.5, 1.0, 2.0]).view(1, 3, 1, 1, 1).expand_as(small))
     assert torch.allclose(rescale(small, shape), field)
+
+
+def small(seed, shape=(16, 18, 20)):
+    noise = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5)
+    return torch.from_numpy((noise - noise.min()) / np.ptp(noise)).float()[None, None]
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_pairs_of_a_batch_get_what_each_gets_alone(monkeypatch, one_thread):
+    moving = [small(0), small(1), torch.zeros_like(small(0))]
+    shift = torch.zeros(1, 3, 16, 18, 20)
+    shift[:, 2] = 3.0
+    fixed = [warp(moving[0], shift), small(4), small(5)]
+    optimise = InstanceOptimisation(30, 12, smoothness=0.1)
+    seen = []
+    with monkeypatch.context() as patched:
+        patched.setattr(instance, "squarings_for", lambda v: seen.append(squarings_for(v)) or seen[-1])
+        together = optimise(torch.cat(moving), torch.cat(fixed))
+    assert any(len(set(of_batch)) > 1 for of_batch in seen)  # so unlike are they
+    assert 2 in {len(of_batch) for of_batch in seen}  # and one ends before the others
+    for pair, found in enumerate(together.split(1)):
+        assert torch.allclose(found, optimise(moving[pair], fixed[pair]), rtol=0, atol=1e-4)
+    assert together[2].abs().max() == 0 and together[0].abs().max() > 2
+
+
+def test_each_pair_goes_on_from_its_better_start():
+    first, second, third = (torch.full((2, 3, 2, 2, 2), value) for value in (1.0, 2.0, 3.0))
+    better = instance._better([(first, [0.3, 0.2]), (second, [0.1, 0.2]), (third, [0.4, 0.1])])
+    assert better.mean((1, 2, 3, 4)).tolist() == [2.0, 3.0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stages.parts import losses
 from stages.parts.batches.drawing import Draw, pick
-from stages.parts.batches.scans import Scans
+from stages.parts.batches.scans import Scans, on_training_device
 from stages.parts.warps import one_hot, warp, warp_one_hot
 
 
@@ -54,8 +54,8 @@ def generated_samples(data: Scans, draw: Draw) -> Labelled:
     assert data.samples is not None
     couples = [data.samples[c] for c in pick(range(len(data.samples)), draw.batch_size, draw.generator)]
     device = data.images.device
-    image = torch.stack([couple.image for couple in couples]).to(device).float()
-    label = torch.stack([couple.label for couple in couples]).to(device)
+    image = on_training_device([couple.image for couple in couples], device).float()
+    label = on_training_device([couple.label for couple in couples], device)
     scans, atlases = [couple.scan for couple in couples], [couple.atlas for couple in couples]
     return _augmented(scans, atlases, image, label, data, draw)
 
@@ -79,8 +79,8 @@ def triples(data: Scans, draw: Draw, *, real: bool = False) -> Triple:
     couples = [data.samples[c] for c in pick(range(len(data.samples)), draw.batch_size, draw.generator)]
     device = data.images.device
     scan = data.image([data.names.index(couple.scan) for couple in couples])
-    image = scan if real else torch.stack([couple.image for couple in couples]).to(device).float()
-    label = torch.stack([couple.label for couple in couples]).to(device)
+    image = scan if real else on_training_device([couple.image for couple in couples], device).float()
+    label = on_training_device([couple.label for couple in couples], device)
     displacement = draw.displacement(data)
     images = torch.cat([image, scan])
     if displacement is None:

@@ -131,7 +131,7 @@ def two_scans(data: Scans, draw: Draw, *, jitter: Literal["none", "pair", "each"
         images = torch.where(images > 0, brighten(images, brightness, contrast).clamp(min=1e-3), 0.0)
     names = [data.names[place] for place in (*moving, *fixed)]
     first, second = images.chunk(2)
-    owner, fixed_owner = torch.tensor([moving, fixed], device=images.device)
+    owner, fixed_owner = torch.tensor([moving, fixed]).to(images.device, non_blocking=True)
     return TwoScans(names, first, second, owner, draw, plain, fixed_owner, fixed_plain)
 
 

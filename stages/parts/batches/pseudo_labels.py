@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ class PseudoLabel:
     trusted: Tensor  # whether a voxel counts, (D, H, W), bool
     accepted: Tensor  # whether a class counts, (C,), bool
 
-    @property
+    @cached_property
     def counts(self) -> bool:
         """Whether a structure was accepted; the background alone makes no label."""
         return bool(self.accepted[1:].any())

@@ -78,10 +78,15 @@ class Scans:
         return d, h, w
 
     def image(self, places: Sequence[int]) -> Tensor:
-        return self.images[list(places)].float()
+        return torch.stack([self.images[place] for place in places]).float()  # a list of indices waits for a GPU
 
     def label(self, places: Sequence[int]) -> Tensor:
         return torch.stack([self.labels[place] for place in places])
+
+
+def on_training_device(read: Sequence[Tensor], device: torch.device) -> Tensor:
+    """What was read from a file, as a batch on the device; what a GPU does meanwhile is not waited for."""
+    return torch.stack(list(read)).to(device, non_blocking=True)
 
 
 class Paths(Protocol):

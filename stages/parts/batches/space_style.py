@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from stages.parts.batches.drawing import Draw, pick
 from stages.parts.batches.labelled import Labelled
-from stages.parts.batches.scans import Scans
+from stages.parts.batches.scans import Scans, on_training_device
 from stages.parts.warps import warp, warp_one_hot
 
 Degree = Callable[[int, Generator], Tensor]  # (count, generator) -> (count, 1, 1, 1, 1) in [0, 1]
@@ -84,8 +84,8 @@ class SpaceStyleSampling:
             styles += pick([c for c, (a, _) in enumerate(bank.couples) if a == atlas], 1, draw.generator)
         scans = [bank.couples[c][1] for c in spaces]
         device = data.images.device
-        path = torch.stack([bank.displacement(c) for c in spaces]).to(device).float()
-        psi = torch.stack([bank.style(c) for c in styles]).to(device).float() if self.needs_style else None
+        path = on_training_device([bank.displacement(c) for c in spaces], device).float()
+        psi = on_training_device([bank.style(c) for c in styles], device).float() if self.needs_style else None
         around = draw.displacement(data)
         others = None
         if self.mixing and self.any_pair:

@@ -11,7 +11,7 @@ from stages.errors import LrlsError
 from stages.parts.augmentation import uniform
 from stages.parts.batches.drawing import Draw, pick
 from stages.parts.batches.labelled import Labelled
-from stages.parts.batches.scans import Scans
+from stages.parts.batches.scans import Scans, on_training_device
 from stages.parts.fourier import mix_amplitudes
 from stages.parts.warps import one_hot, warp, warp_one_hot
 
@@ -33,8 +33,8 @@ def styled_warps(data: Scans, draw: Draw, *, pseudo: bool = False) -> StyledWarp
     assert data.samples is not None
     couples = [data.samples[c] for c in pick(range(len(data.samples)), draw.batch_size, draw.generator)]
     device, places = data.images.device, [data.names.index(couple.scan) for couple in couples]
-    scan, image = data.image(places), torch.stack([couple.image for couple in couples]).to(device).float()
-    label = torch.stack([couple.label for couple in couples]).to(device)
+    scan, image = data.image(places), on_training_device([couple.image for couple in couples], device).float()
+    label = on_training_device([couple.label for couple in couples], device)
     labels = torch.cat([label, _pseudo_labels(data, places)]) if pseudo else label
     share = uniform((len(couples), 1, 1, 1, 1), 0, 1, draw.generator)
     images = torch.cat([mix_amplitudes(image, scan, share).clamp(0, 1), scan])

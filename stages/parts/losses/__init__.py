@@ -37,6 +37,7 @@ from stages.parts.losses.smoothness import (
     absolute_gradient_loss,
     bending_energy_loss,
     diffusion_loss,
+    diffusion_losses,
     masked_smoothness_loss,
 )
 
@@ -55,6 +56,7 @@ __all__ = [
     "dice_cross_entropy_loss",
     "dice_loss",
     "diffusion_loss",
+    "diffusion_losses",
     "hardest_cross_entropy_loss",
     "info_nce_loss",
     "inverse_consistency_loss",

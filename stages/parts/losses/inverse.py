@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from stages.parts.warps import warp
+from stages.parts.warps import on_device, warp
 
 
 def inverse_consistency_loss(forward: Tensor, backward: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ def robust_inverse_loss(forward: Tensor, backward: Tensor, *, of_grid: bool = Fa
     """
     residual = forward + warp(backward, forward)
     if of_grid:
-        sizes = torch.tensor(residual.shape[2:], dtype=torch.float32, device=residual.device)
+        sizes = on_device(residual.shape[2:], residual)
         residual = residual * (2 / (sizes - 1).clamp(min=1)).view(1, 3, 1, 1, 1)
     return robust_penalty(residual).mean()
 

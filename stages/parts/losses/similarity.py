@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -81,9 +82,9 @@ def lncc_of_means_loss(warped: Tensor, fixed: Tensor, *, window: int = 9) -> Ten
 
 
 class LnccTo:
-    """`lncc_loss` to one fixed image, for registration that asks it again and again: in a third of the time.
+    """`lncc_loss` of each pair of a batch, for registration that asks it again and again: in a third of the time.
 
-    What depends on the fixed image alone is computed once, the gradient is written out, and windows may lie on every
+    What depends on the fixed images alone is computed once, the gradient is written out, and windows may lie on every
     second voxel only, since neighbours share most of theirs.
 
     Args:
@@ -102,9 +103,15 @@ class LnccTo:
         self.var_j = _banded(self.fixed.square(), self.bands) - self.sum_j.square() / self.count
 
     def __call__(self, warped: Tensor) -> Tensor:
-        """Moving image resampled on the fixed grid, (N, C, D, H, W) -> scalar in [0, 1]; see `lncc_loss`."""
+        """Moving images resampled on the fixed grid, (N, C, D, H, W) -> (N,) in [0, 1]; see `lncc_loss`."""
         with torch.autocast(warped.device.type, enabled=False):
             return _LnccTo.apply(warped.float(), self)
+
+    def only(self, rows: Sequence[int]) -> LnccTo:
+        """The same for some of the pairs."""
+        some = copy(self)
+        some.fixed, some.sum_j, some.var_j = (each[rows] for each in (self.fixed, self.sum_j, self.var_j))
+        return some
 
 
 class _LnccTo(torch.autograd.Function):
@@ -120,13 +127,13 @@ class _LnccTo(torch.autograd.Function):
         by_mean = (by_cross * to.sum_j + 2 * by_var * sum_i) / -to.count
         at_voxels = _banded(torch.cat([by_cross, by_var, by_mean], 1), to.transposed)
         by_cross, by_var, by_mean = at_voxels.chunk(3, dim=1)
-        ctx.save_for_backward((by_cross * to.fixed + 2 * by_var * warped + by_mean) / -alike.numel())
-        return 1 - alike.mean()
+        ctx.save_for_backward((by_cross * to.fixed + 2 * by_var * warped + by_mean) / -alike[0].numel())
+        return 1 - alike.mean((1, 2, 3, 4))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * gradient, None
+        return ctx.saved_tensors[0] * gradient.view(-1, 1, 1, 1, 1), None
 
 
 def mutual_information(first: Tensor, second: Tensor, *, bins: int = 32) -> Tensor:

@@ -18,6 +18,12 @@ def diffusion_loss(displacement: Tensor) -> Tensor:
     return sum((displacement.diff(dim=axis) ** 2).mean() for axis in (2, 3, 4)) / 3  # type: ignore[return-value]
 
 
+def diffusion_losses(displacement: Tensor) -> Tensor:
+    """`diffusion_loss` of each field of a batch, (N,)."""
+    displacement = displacement.float()
+    return sum((displacement.diff(dim=axis) ** 2).mean((1, 2, 3, 4)) for axis in (2, 3, 4)) / 3  # type: ignore[return-value]
+
+
 def absolute_gradient_loss(displacement: Tensor) -> Tensor:
     """Mean absolute forward difference of a field, averaged over the axes; 0 for a translation.
 

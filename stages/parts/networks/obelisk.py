@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.parts.networks.blocks import in_float32, small_head
-from stages.parts.warps import sample, voxel_grid
+from stages.parts.warps import on_device, sample, voxel_grid
 
 
 class Obelisk(nn.Module):
@@ -37,8 +37,8 @@ class Obelisk(nn.Module):
         shape = image.shape[2:]
         coarse = coarse_shape(shape, self.factor)
         count = len(self.offsets)
-        sizes = torch.tensor(shape, dtype=torch.float32, device=image.device).view(1, 3, 1, 1, 1)
-        ratio = sizes / torch.tensor(coarse, dtype=torch.float32, device=image.device).view(1, 3, 1, 1, 1)
+        sizes = on_device(shape, image).view(1, 3, 1, 1, 1)
+        ratio = sizes / on_device(coarse, image).view(1, 3, 1, 1, 1)
         centres = (voxel_grid(coarse, image) + 0.5) * ratio - 0.5
         offsets = self.offsets.view(count, 3, 1, 1, 1) * sizes / 2
         points = (centres + offsets).transpose(0, 1).flatten(1, 2)[None]  # (1, 3, count d, h, w)
