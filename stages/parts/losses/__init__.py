@@ -39,6 +39,7 @@ from stages.parts.losses.smoothness import (
     diffusion_loss,
     masked_smoothness_loss,
 )
+from stages.parts.losses.velocity import velocity_kl_loss
 
 __all__ = [
     "SCALE_WEIGHTS",
@@ -76,5 +77,6 @@ __all__ = [
     "soft_dice",
     "structural_loss",
     "symmetric_divergence_loss",
+    "velocity_kl_loss",
     "weighted_cross_entropy_loss",
 ]
