@@ -22,6 +22,7 @@ from stages.methods import (
     os_medseg,
     rsegnet,
     sst,
+    transmorph,
     unet,
     voxelmorph,
 )
@@ -38,6 +39,7 @@ METHODS = {
         voxelmorph.METHOD,
         voxelmorph.LABEL_CONSTRAINED,
         clmorph.METHOD,
+        transmorph.METHOD,
         lt_net.METHOD,
         data_aug.METHOD,
         deep_atlas.METHOD,
