@@ -56,7 +56,7 @@ SETTINGS = {
         "rsegnet": {"registration_network": "light", "segmentation_network": "light"},
         "ist": {"preset": "light"},
         "transmorph": {"preset": "light"},
-        "pdd-net": {"preset": "light", "control_spacing": 4, "displacements": 5},
+        "pdd-net": {"preset": "light"},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }

@@ -44,11 +44,11 @@ class Settings(RegistrationSettings):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "light": {
-            "control_spacing": 3,
-            "displacements": 9,
+            "control_spacing": 4,
+            "displacements": 7,
             "reach": 0.3,
             "with_atlas": 0.5,  # in `eval` all pairs have one
-            "train_reg": {"steps": 400, "schedule": "one-cycle"},
+            "train_reg": {"steps": 300, "schedule": "one-cycle"},
         },
         "paper": {},
     }

@@ -237,6 +237,6 @@ def test_switches_do_what_they_say():
     assert terms(atlases=2)["labels"] == (1.0, non_local_labels)
     assert "labels" not in terms(atlases=2, label_weight=0) and "smoothness" not in terms(smoothness_weight=0)
     light = built("pdd-net", preset="light").networks["registration"]
-    assert (light.spacing, light.count, light.reach) == (3, 9, 0.3)
+    assert (light.spacing, light.count, light.reach) == (4, 7, 0.3)
     with pytest.raises(LrlsError, match="displacements: 8 is even, and no displacement at all must be one of them"):
         settings_of(pdd_net.METHOD, config(**{"pdd-net": {"displacements": 8}}))
