@@ -58,6 +58,8 @@ SETTINGS = {
         "deep-atlas": {"registration_network": "light", "segmentation_network": "light"},
         "rsegnet": {"registration_network": "light", "segmentation_network": "light"},
         "ist": {"preset": "light"},
+        "transmorph": {"preset": "light"},
+        "pdd-net": {"preset": "light"},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }

@@ -28,6 +28,8 @@ KINDS = {
     "voxelmorph": ["registration", "scores"],
     "lc-voxelmorph": ["registration", "scores"],
     "clmorph": ["registration", "scores"],
+    "transmorph": ["registration", "scores"],
+    "pdd-net": ["registration", "scores"],
     "lt-net": ["registration", "scores"],
     "data-aug": ["registration", "generated", "segmentation", "scores"],
     "deep-atlas": ["registration", "segmentation", "scores"],

@@ -11,7 +11,8 @@ from stages.parts.networks.blocks import small_head
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.teacher_student import ResidualUNet
 from stages.parts.networks.unet import LightUNet, UNet
-from stages.parts.networks.voxelmorph import VoxelMorphUNet
+from stages.parts.networks.velocity import VelocityDistribution
+from stages.parts.networks.voxelmorph import HalfVoxelMorphUNet, VoxelMorphUNet
 
 SegmentationName = Literal["brbs", "full", "light", "small", "residual"]
 SEGMENTATION_NAMES = (
@@ -37,23 +38,35 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
         return UNet(task.channels, task.num_classes, task.shape, per_group, task.spacing_mm)
 
 
+VOXELMORPH = {  # channels of the published variants: encoder, and the convolutions after the decoder's four of 32
+    "voxelmorph-1": ((8, 32, 32, 32), (32, 8, 8)),
+    "voxelmorph": (VoxelMorphUNet.ENCODER, VoxelMorphUNet.FINAL),
+}
+
+
 def registration_network(
-    kind: str, task: Task, *, diffeomorphic: bool, name: str = "registration"
+    kind: str, task: Task, *, diffeomorphic: bool, probabilistic: bool = False, name: str = "registration"
 ) -> RegistrationNetwork:
     """[fixed, moving] -> displacement.
 
     Args:
-        kind: "brbs" (BRBS's U-Net), "voxelmorph" (VoxelMorph's) or "light" (half resolution, antisymmetric).
+        kind: "brbs" (BRBS's U-Net), "voxelmorph" (VoxelMorph's; "voxelmorph-1": half as many channels at full
+            resolution) or "light" (half resolution, antisymmetric).
         diffeomorphic: the network predicts a velocity field, which is integrated.
+        probabilistic: it predicts a Gaussian of velocity fields; goes with `diffeomorphic`.
         name: as of `segmentation_network`.
     """
+    outputs = 6 if probabilistic else 3
     with task.initialises(name):
         if kind == "light":
-            light = LightUNet(2 * task.channels, 3, task.shape, smooth=True, spacing_mm=task.spacing_mm)
-            small_head(light.head)
-            return RegistrationNetwork(light, diffeomorphic=diffeomorphic, antisymmetric=True)
-        if kind == "brbs":
-            body: nn.Module = UNet(2 * task.channels, 3, task.shape, spacing_mm=task.spacing_mm)
+            body: nn.Module = LightUNet(2 * task.channels, outputs, task.shape, smooth=True, spacing_mm=task.spacing_mm)
+            small_head(body.head)  # type: ignore[arg-type]
+        elif kind == "brbs":
+            body = UNet(2 * task.channels, outputs, task.shape, spacing_mm=task.spacing_mm)
         else:
-            body = VoxelMorphUNet(2 * task.channels, 3, task.shape)
-        return RegistrationNetwork(body, diffeomorphic=diffeomorphic)
+            encoder, final = VOXELMORPH[kind]
+            of_kind = HalfVoxelMorphUNet if probabilistic else VoxelMorphUNet
+            body = of_kind(2 * task.channels, outputs, task.shape, encoder, final=final)
+        if probabilistic:
+            return VelocityDistribution(body, antisymmetric=kind == "light")
+        return RegistrationNetwork(body, diffeomorphic=diffeomorphic, antisymmetric=kind == "light")

@@ -23,6 +23,7 @@ from stages.parts.networks.dropout import channels_dropped
 from stages.parts.networks.standardised import Standardised
 from stages.parts.networks.teacher_student import ResidualUNet
 from stages.parts.players import style
+from stages.parts.players.dense_displacement import non_local_similarity
 from stages.parts.players.registering import Registered, mean_squares, similarity
 from stages.parts.players.self_training import RegisterPartlyLabelled
 from stages.parts.warps import warp
@@ -61,6 +62,7 @@ def test_every_player_that_registers_has_the_losses_that_are_named(name):
 @pytest.mark.parametrize("name", SHARES)
 def test_what_is_not_named_is_each_methods_own(name):
     own = {"clmorph": {mean_squares}, "jrss": {mean_squares}, "sst": {similarity, style.reconstruction}}
+    own["pdd-net"] = {non_local_similarity}
     expected = {"similarity": own.get(name, {similarity}), "smoothness": {SMOOTHNESSES["diffusion"]}}
     if name == "sst":
         expected["smoothness"] = {style.gradient}

@@ -31,6 +31,7 @@ class LabelledPair(Pair):
 
     label: Tensor  # (N, D, H, W), class indices
     num_classes: int
+    draw: Draw | None = None  # with which players draw samples
 
 
 def atlas_and_scan(data: Scans, draw: Draw) -> LabelledPair:
@@ -64,7 +65,8 @@ def _pair(atlases: Sequence[int], scans: Sequence[int], data: Scans, draw: Draw)
         images = warp(images, displacement.repeat(2, 1, 1, 1, 1), padding="zeros")
         label = warp_label(label, displacement)
     moving, fixed = images.chunk(2)
-    return LabelledPair([data.names[place] for place in (*atlases, *scans)], moving, fixed, label, data.num_classes)
+    names = [data.names[place] for place in (*atlases, *scans)]
+    return LabelledPair(names, moving, fixed, label, data.num_classes, draw)
 
 
 @dataclass
@@ -74,6 +76,7 @@ class LabelledPairs(Pair):
     moving_label: Tensor  # (M, D, H, W), class indices
     fixed_label: Tensor
     num_classes: int
+    draw: Draw | None = None  # with which players draw samples
 
 
 def scans_and_labelled_pairs(data: Scans, draw: Draw) -> LabelledPairs:
@@ -92,7 +95,7 @@ def scans_and_labelled_pairs(data: Scans, draw: Draw) -> LabelledPairs:
     names = [data.names[place] for place in (*moving, *first, *scans, *second)]
     all_moving, all_fixed = images.chunk(2)
     moving_label, fixed_label = labels.chunk(2)
-    return LabelledPairs(names, all_moving, all_fixed, moving_label, fixed_label, data.num_classes)
+    return LabelledPairs(names, all_moving, all_fixed, moving_label, fixed_label, data.num_classes, draw)
 
 
 @dataclass

@@ -40,6 +40,7 @@ from stages.parts.losses.smoothness import (
     diffusion_losses,
     masked_smoothness_loss,
 )
+from stages.parts.losses.velocity import velocity_kl_loss
 
 __all__ = [
     "SCALE_WEIGHTS",
@@ -78,5 +79,6 @@ __all__ = [
     "soft_dice",
     "structural_loss",
     "symmetric_divergence_loss",
+    "velocity_kl_loss",
     "weighted_cross_entropy_loss",
 ]

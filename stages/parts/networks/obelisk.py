@@ -32,10 +32,14 @@ class Obelisk(nn.Module):
         self.offsets = nn.Parameter(torch.empty(count, 3))
         nn.init.normal_(self.offsets, std=deviation)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(N, C, D, H, W) -> (N, C count, d, h, w), d = D / factor rounded up; all samples of a channel in a row."""
+    def forward(self, image: Tensor, coarse: Sequence[int] | None = None) -> Tensor:
+        """(N, C, D, H, W) -> (N, C count, d, h, w), d = D / factor rounded up; all samples of a channel in a row.
+
+        Args:
+            coarse: the grid (d, h, w), where it does not follow from the factor.
+        """
         shape = image.shape[2:]
-        coarse = coarse_shape(shape, self.factor)
+        coarse = tuple(coarse or coarse_shape(shape, self.factor))
         count = len(self.offsets)
         sizes = on_device(shape, image).view(1, 3, 1, 1, 1)
         ratio = sizes / on_device(coarse, image).view(1, 3, 1, 1, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.parts.networks.blocks import in_float32, small_head
 from stages.parts.networks.sizes import crop, derived_depth, pad_to_multiple
+from stages.parts.warps import halved
 
 
 class VoxelMorphUNet(nn.Module):
@@ -30,6 +31,7 @@ class VoxelMorphUNet(nn.Module):
     ENCODER = (16, 32, 32, 32)
     DECODER = (32, 32, 32, 32)
     FINAL = (32, 16, 16)
+    AT_HALF = False
 
     def __init__(
         self,
@@ -51,6 +53,8 @@ class VoxelMorphUNet(nn.Module):
         for b, skip in zip(decoder, reversed(encoder), strict=True):
             self.decoder.append(nn.Conv3d(width, b, 3, padding=1))
             width = b + skip
+        if self.AT_HALF:
+            width = decoder[-1]
         for b in final:
             self.final.append(nn.Conv3d(width, b, 3, padding=1))
             width = b
@@ -60,7 +64,7 @@ class VoxelMorphUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
-        shape = x.shape[2:]
+        shape = tuple(x.shape[2:])
         x = pad_to_multiple(x, 2 ** len(self.encoder)).contiguous(memory_format=torch.channels_last_3d)
         skips = []
         for convolution in self.encoder:
@@ -68,10 +72,24 @@ class VoxelMorphUNet(nn.Module):
             x = F.max_pool3d(skips[-1], 2)
         for convolution in self.decoder:
             x = F.leaky_relu(convolution(x), 0.2)
+            if self.AT_HALF and len(skips) == 1:
+                shape = halved(shape)
+                break
             x = torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skips.pop()], 1)
         for convolution in self.final:
             x = F.leaky_relu(convolution(x), 0.2)
         return crop(in_float32(self.head, x), shape)
+
+
+class HalfVoxelMorphUNet(VoxelMorphUNet):
+    """VoxelMorph's U-Net without its last upsampling: the final convolutions and the result are on half the grid.
+
+    (N, inputs, D, H, W) -> (N, outputs, D / 2, H / 2, W / 2), sizes rounded up.
+
+    Source: Dalca et al., MedIA 2019; the published `voxelmorph` configuration.
+    """
+
+    AT_HALF = True
 
 
 class StridedUNet(nn.Module):

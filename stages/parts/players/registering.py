@@ -89,9 +89,14 @@ class RegisterLabelledPairs:
 
     def __call__(self, batch: LabelledPairs) -> Registered:
         registered = register(self.network, batch.moving, batch.fixed, both_ways=False)
-        moving, fixed = (one_hot(label, batch.num_classes) for label in (batch.moving_label, batch.fixed_label))
-        registered.classes = (moving, fixed)
+        registered.classes = labelled_classes(batch)
         return registered
+
+
+def labelled_classes(batch: LabelledPairs) -> tuple[Tensor, Tensor]:
+    """Class maps of the labelled pairs, (moving, fixed), (M, C, D, H, W) each."""
+    moving, fixed = (one_hot(label, batch.num_classes) for label in (batch.moving_label, batch.fixed_label))
+    return moving, fixed
 
 
 @dataclass
