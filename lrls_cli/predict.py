@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.echo import telling
-from lrls_cli.options import AsJson, Round, Settings
+from lrls_cli.options import AsJson, Round, Scheduler, Settings, with_scheduler
 
 
 class LabelFormat(StrEnum):
@@ -41,6 +41,7 @@ def predict(
     ] = False,
     bids: Annotated[bool, typer.Option("--bids", help="Write label maps as a BIDS derivative dataset.")] = False,
     settings: Settings = [],  # noqa: B006
+    scheduler: Scheduler = None,
     round: Round = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     as_json: AsJson = False,
@@ -59,7 +60,7 @@ def predict(
     from stages.predict import Forms
     from stages.predict import predict as stage
 
-    tell = telling(as_json)
+    tell, settings = telling(as_json), with_scheduler(settings, scheduler)
     rows: list[Answered] = []
     if is_model(model):
         for option, given in (("--method", method), ("--round", round)):
