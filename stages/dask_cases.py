@@ -8,18 +8,13 @@ number of cases. Dask is imported only when it is asked for.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import hashlib
-import json
-import logging
 import os
 import pickle
-import shutil
 import socket
 import time
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,22 +24,18 @@ from types import FunctionType, TracebackType
 from typing import Any, NoReturn, Self
 
 from stages import dask_worker
-from stages.compute_settings import ComputeSettings, is_address
+from stages.compute_settings import ComputeSettings
+from stages.dask_clusters import RUN, connected, disconnect
 from stages.errors import LrlsError
 from stages.progress import say
 
 AHEAD = 2  # cases that a worker has: one that it works on, and the next one
 SHARED_BY = 20  # what every so-manieth case has is sent once
 SMALL = (type(None), bool, int, float, str, Path, FunctionType)  # is sent with each case
-CONNECT_S = 15.0
 LOOK_S = 5.0  # how often new workers are looked at
 OLD_S = 24 * 3600.0
 GOES_ON = "the same command goes on where it stopped"
-SUBMITS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
 GONE = (OSError, TimeoutError, asyncio.CancelledError, concurrent.futures.CancelledError)
-
-_clients: dict[str, Any] = {}  # of this process, by settings
-_run = uuid.uuid4().hex  # names this process to workers
 
 
 class OnDask:
@@ -87,36 +78,42 @@ class OnDask:
         done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         under_way: dict[int, Any] = {}
         left = iter(range(len(arguments)))
+        submit = self._client.submit
+        sent = submit(dask_worker.kept, blob, key=f"lrls-{uuid.uuid4().hex}", pure=False)
+
+        def fill() -> None:
+            while len(under_way) < AHEAD * max(1, len(self._looked_at)):
+                if (place := next(left, None)) is None:
+                    return
+                call = _pickled((function, without(arguments[place], placed[place]), placed[place]))
+                future = submit(
+                    dask_worker.work, RUN, dask_worker.versions(), call, name, sent,
+                    key=f"lrls-{uuid.uuid4().hex}", pure=False,
+                )  # fmt: skip
+                under_way[place] = future
+                future.add_done_callback(lambda future, place=place: done.put((place, future)))
+
         try:
-            sent = self._client.submit(dask_worker.kept, blob, key=f"lrls-{uuid.uuid4().hex}", pure=False)
-
-            def submit() -> None:
-                while len(under_way) < AHEAD * max(1, len(self._looked_at)):
-                    if (place := next(left, None)) is None:
+            while True:
+                try:
+                    fill()
+                    if not under_way:
                         return
-                    call = _pickled((function, without(arguments[place], placed[place]), placed[place]))
-                    future = self._client.submit(
-                        dask_worker.work, _run, dask_worker.versions(), call, name, sent,
-                        key=f"lrls-{uuid.uuid4().hex}", pure=False,
-                    )  # fmt: skip
-                    under_way[place] = future
-                    future.add_done_callback(lambda future, place=place: done.put((place, future)))
-
-            submit()
-            while under_way:
-                place, future = self._next(done)
-                packed = self._packed(future)
-                del under_way[place], future
-                submit()
+                    place, future = self._next(done)
+                    packed = self._packed(future)
+                    del under_way[place], future
+                    fill()
+                except GONE:
+                    self._gone()
                 yield self._result(packed, arguments[place], broken)
-        except GONE as error:
-            self._gone(error)
         finally:
             self._cancel(list(under_way.values()))
 
     def _next(self, done: SimpleQueue[tuple[int, Any]]) -> tuple[int, Any]:
         """The next finished case; waits, as long as there is a scheduler, and workers within `wait_s`."""
         while True:
+            if self._client.status != "running":
+                raise ConnectionError
             if time.monotonic() - self._looked_s > LOOK_S:
                 self._look()
             with suppress(Empty):
@@ -134,7 +131,7 @@ class OnDask:
                 f"installed there. Then {GOES_ON}."
             )
         if future.status in ("cancelled", "lost"):
-            raise concurrent.futures.CancelledError
+            raise ConnectionError
         return future.result()
 
     def _result(self, packed: bytes, case: tuple, broken: Callable[..., Any] | None) -> Any:
@@ -162,7 +159,7 @@ class OnDask:
             self._write_probe()
             self._look()
         elif self._client.status != "running":
-            self._gone(None)
+            self._gone()
 
     def _write_probe(self) -> None:
         """A file by which workers show that they see the folder that results go into."""
@@ -197,8 +194,8 @@ class OnDask:
                 time.sleep(0.5)
             self._look_at({address: n for address, n in threads.items() if address not in self._looked_at})
             self._looked_at = {address: self._looked_at[address] for address in threads if address in self._looked_at}
-        except GONE as error:
-            self._gone(error)
+        except GONE:
+            self._gone()
         self._looked_s = time.monotonic()
 
     def _look_at(self, threads: Mapping[str, int]) -> None:
@@ -233,7 +230,7 @@ class OnDask:
                 )
             self._looked_at[address] = process
 
-    def _gone(self, error: BaseException | None) -> NoReturn:
+    def _gone(self) -> NoReturn:
         disconnect()
         raise LrlsError(
             f"the Dask scheduler has gone, or does not answer; start it and its workers again. Then {GOES_ON}."
@@ -244,7 +241,7 @@ class OnDask:
         if futures and self._client.status == "running":
             with suppress(*GONE):
                 self._client.cancel(futures)
-                self._client.run(dask_worker.stop, _run, on_error="return")
+                self._client.run(dask_worker.stop, RUN, on_error="return")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -286,111 +283,3 @@ def _pickled(value: Any) -> bytes:
     import cloudpickle
 
     return cloudpickle.dumps(value)
-
-
-# Clusters
-
-
-def connected(compute: ComputeSettings) -> Any:
-    """A client of the cluster that the settings name; one for this process.
-
-    Raises:
-        LrlsError: Dask is not installed, or there is no such scheduler.
-    """
-    key = compute.model_dump_json(exclude={"wait_s"})
-    if key in _clients and _clients[key].status == "running":
-        return _clients[key]
-    try:
-        import distributed
-    except ImportError:
-        raise LrlsError("compute.cases is dask, and Dask is not installed; `pip install 'lrls[dask]'`.") from None
-    for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] in ("distributed", "tornado"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters of it ends as one line of ours
-    warnings.filterwarnings("ignore", message="Sending large graph")
-    warnings.filterwarnings("ignore", category=distributed.versions.VersionMismatchWarning)
-    at = _started(compute) if compute.cluster else _address(compute.scheduler or "")
-    try:
-        client = distributed.Client(at, set_as_default=False, timeout=CONNECT_S)
-    except (OSError, TimeoutError, ValueError, ImportError, RuntimeError, TypeError) as error:
-        raise LrlsError(
-            f"compute.scheduler: no Dask scheduler answers at {compute.scheduler or compute.cluster} "
-            f"({type(error).__name__}); start it with `dask scheduler`, or correct the address."
-        ) from None
-    if not _clients:
-        atexit.register(disconnect)
-    _clients[key] = client
-    return client
-
-
-def _address(scheduler: str) -> str:
-    """The address of a scheduler that is named by address or file."""
-    if is_address(scheduler):
-        return scheduler
-    try:
-        return str(json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"])
-    except FileNotFoundError:
-        raise LrlsError(
-            f"compute.scheduler: {scheduler} is not there; start `dask scheduler --scheduler-file {scheduler}`, or "
-            "correct the path."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise LrlsError(
-            f"compute.scheduler: {scheduler} is no file of a Dask scheduler; start `dask scheduler --scheduler-file "
-            "FILE`, and name that file."
-        ) from None
-
-
-def _started(compute: ComputeSettings) -> Any:
-    """A cluster whose workers are started now, and end with this process."""
-    kind, job = compute.cluster, dict(compute.job)
-    if kind == "local":
-        from distributed import LocalCluster
-
-        try:
-            return LocalCluster(  # type: ignore[no-untyped-call]
-                compute.jobs, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL, **job
-            )
-        except (TypeError, ValueError, OSError, RuntimeError) as error:
-            raise LrlsError(
-                f"compute.job: workers cannot be started so ({type(error).__name__}); correct it."
-            ) from None
-    try:
-        import dask_jobqueue
-    except ImportError:
-        raise LrlsError(
-            f"compute.cluster is {kind}, and dask-jobqueue is not installed; `pip install 'lrls[dask]'`."
-        ) from None
-    assert kind is not None
-    if shutil.which(SUBMITS[kind]) is None:
-        raise LrlsError(
-            f"compute.cluster is {kind}, and there is no `{SUBMITS[kind]}` here; run the command where jobs are "
-            "submitted, or name another cluster."
-        )
-    if "cores" in job:
-        job.setdefault("processes", job["cores"])
-    try:
-        cluster = getattr(dask_jobqueue, f"{kind.upper()}Cluster")(silence_logs=logging.CRITICAL, **job)
-        cluster.scale(jobs=compute.jobs)
-    except (TypeError, ValueError, OSError, RuntimeError) as error:
-        raise LrlsError(
-            f"compute.job: dask-jobqueue refuses it ({type(error).__name__}: {str(error)[:200]}); give cores, memory "
-            "and what the queue needs."
-        ) from None
-    return cluster
-
-
-def disconnect() -> None:
-    """End what workers do for this process, and every connection; clusters that it has started end, too."""
-    clients = list(_clients.values())
-    _clients.clear()
-    for client in clients:
-        with suppress(Exception):
-            if client.status == "running":
-                client.run(dask_worker.stop, _run, on_error="return")
-        cluster = client.cluster
-        with suppress(Exception):
-            client.close(timeout=2)
-        with suppress(Exception):
-            if cluster is not None:
-                cluster.close(timeout=10)
