@@ -7,8 +7,6 @@ number of cases. Dask is imported only when it is asked for.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import hashlib
 import os
 import pickle
@@ -25,7 +23,7 @@ from typing import Any, NoReturn, Self
 
 from stages import dask_worker
 from stages.compute_settings import ComputeSettings
-from stages.dask_clusters import RUN, connected, disconnect
+from stages.dask_clusters import GOES_ON, GONE, RUN, connected, disconnect, scheduler_gone
 from stages.errors import LrlsError
 from stages.progress import say
 
@@ -34,8 +32,6 @@ SHARED_BY = 20  # what every so-manieth case has is sent once
 SMALL = (type(None), bool, int, float, str, Path, FunctionType)  # is sent with each case
 LOOK_S = 5.0  # how often new workers are looked at
 OLD_S = 24 * 3600.0
-GOES_ON = "the same command goes on where it stopped"
-GONE = (OSError, TimeoutError, asyncio.CancelledError, concurrent.futures.CancelledError)
 
 
 class OnDask:
@@ -203,7 +199,7 @@ class OnDask:
             if number != 1:
                 raise LrlsError(
                     f"Dask worker {address} has {number} threads, and cases need processes of one thread each; start "
-                    "as many workers as cores, with `dask worker --nworkers CORES --nthreads 1`."
+                    "`dask worker --nworkers CORES --nthreads 1`, or set as many processes as cores in compute.job."
                 )
         if not threads:
             return
@@ -232,9 +228,7 @@ class OnDask:
 
     def _gone(self) -> NoReturn:
         disconnect()
-        raise LrlsError(
-            f"the Dask scheduler has gone, or does not answer; start it and its workers again. Then {GOES_ON}."
-        ) from None
+        raise scheduler_gone() from None
 
     def _cancel(self, futures: list[Any]) -> None:
         """Take back what has not finished: this process has an error, is told to stop, or asks no more."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import concurrent.futures
 import json
 import logging
 import shutil
@@ -18,6 +20,8 @@ from stages.errors import LrlsError, shortened
 
 CONNECT_S = 15.0
 SUBMITS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
+GOES_ON = "the same command goes on where it stopped"
+GONE = (OSError, TimeoutError, asyncio.CancelledError, concurrent.futures.CancelledError)
 RUN = uuid.uuid4().hex  # names this process to workers
 
 _clients: dict[str, Any] = {}  # of this process, by settings
@@ -53,6 +57,20 @@ def connected(compute: ComputeSettings) -> Any:
         atexit.register(disconnect)
     _clients[key] = client
     return client
+
+
+def workers_of(compute: ComputeSettings) -> dict[str, int]:
+    """Addresses of the workers that a cluster has now, and how many threads each has; raises as `connected`."""
+    try:
+        return dict(connected(compute).nthreads())
+    except GONE:
+        raise scheduler_gone() from None
+
+
+def scheduler_gone() -> LrlsError:
+    return LrlsError(
+        f"the Dask scheduler has gone, or does not answer; start it and its workers again. Then {GOES_ON}."
+    )
 
 
 def _address(scheduler: str) -> str:

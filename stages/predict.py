@@ -183,7 +183,7 @@ _predictor: Predictor | None = None  # of a worker, which answers many scans by 
 
 def _on_worker(model: Model, case: str, scan: Path, out: Path, forms: Forms) -> Written:
     global _predictor
-    if _predictor is None or _predictor.sent is not model:
+    if _predictor is None or _predictor.given is not model:
         _predictor = Predictor(model)
     (result,) = _predictor.predict_many([scan], [case])
     return _written(result, scan, out, model, forms)

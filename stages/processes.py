@@ -203,6 +203,15 @@ def working(config: Config) -> Processes | OnDask:
     return OnDask(config.compute, [("workspace", config.workspace), ("data.folder", config.data.folder)])
 
 
+def number_of_workers(config: Config) -> int:
+    """How many cases are worked on at once; raises LrlsError as `working` does."""
+    if config.compute.cases == "local":
+        return config.preprocess.workers or available_cores()
+    from stages.dask_clusters import workers_of
+
+    return max(1, len(workers_of(config.compute)))
+
+
 def in_processes(
     function: Callable[..., Any],
     arguments: Sequence[tuple],

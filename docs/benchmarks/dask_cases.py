@@ -192,14 +192,14 @@ def bytes_of(bench: Bench, workspace: str) -> dict[str, Any]:
     cohort, generated = each("cohort/v0001/*.h5"), each("syn/generated/v0001/*.h5")
     grid = json.loads((folder / "cohort" / "v0001" / "cohort.json").read_text(encoding="utf-8"))["grid"]
     scan = sum(image.stat().st_size for image in bench.images) / cases
-    return {
+    return {  # predict also reads scans for their digests; what is generated is written once more, to resume from
         "voxels": grid["shape"],
-        "read": {"preprocess": scan, "generate": cohort, "predict": 2 * scan},  # predict also takes their digests
+        "read": {"preprocess": scan, "generate": cohort, "predict": 2 * scan},
         "written": {
             "preprocess": 2 * cohort,
             "generate": 2 * generated,
             "predict": each("answers/**/*"),
-        },  # once to resume from
+        },
     }
 
 

@@ -81,9 +81,10 @@ class Predictor:
     """
 
     def __init__(self, model: Model) -> None:
-        local = model.config.model_copy(update={"compute": ComputeSettings()})  # a cluster answers by `lrls predict`
-        self.sent = model
-        self.model = model = replace(model, config=local)
+        self.given = model
+        # Here, whatever the configuration says: on a cluster, `lrls predict` has one of these on each worker.
+        model = replace(model, config=model.config.model_copy(update={"compute": ComputeSettings()}))
+        self.model = model
         self.answering: Answering = model.answering()
         self.template = model.template()
 
