@@ -119,7 +119,8 @@ def _started(compute: ComputeSettings) -> Any:
         job.setdefault("processes", job["cores"])
     try:
         cluster = getattr(dask_jobqueue, f"{kind.upper()}Cluster")(silence_logs=logging.CRITICAL, **job)
-        cluster.scale(jobs=compute.jobs)
+        # Not `scale`: jobs that reach their walltime are followed by others.
+        cluster.adapt(minimum_jobs=compute.jobs, maximum_jobs=compute.jobs)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         said = shortened(" ".join(str(error).split()), 200)
         raise LrlsError(f"compute.job: dask-jobqueue refuses it ({said}); give cores, memory, queue, ...") from None
