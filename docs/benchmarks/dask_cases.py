@@ -20,6 +20,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -70,8 +71,7 @@ class Bench:
             images, answers = map(str, self.images), str(self.out / workspace / "answers")
             return ["predict", config, *images, "--method", "unet", "--out", answers, *where, *way]
         method = [] if stage == "preprocess" else ["--method", "syn" if stage == "generate" else "unet"]
-        until = ["--until", "train-seg"] if stage == "run" else []
-        return [stage, config, *method, *until, *where, *way]
+        return [stage, config, *method, *where, *way]
 
     def answers(self, workspace: str) -> dict[str, str]:
         """Digests of everything that was written: artifacts by content, answers by bytes."""
@@ -170,7 +170,7 @@ def speed(bench: Bench, scheduler: Path) -> dict[str, Any]:
     for place, way in enumerate(WAYS):
         for stage in STAGES:
             if stage == "predict":
-                Ran(bench.command("run", f"way{place}", []))  # a network of few steps
+                Ran(bench.command("train-seg", f"way{place}", []))  # a network of few steps
             ran = Ran(bench.command(stage, f"way{place}", options[place]))
             if ran.code:
                 sys.exit(f"{stage} by {way} failed.")
@@ -179,7 +179,28 @@ def speed(bench: Bench, scheduler: Path) -> dict[str, Any]:
         found["same"] &= bench.answers(f"way{place}") == bench.answers("way0")
     found["start_s"] = round(Ran(bench.command("preprocess", "way0", [])).wall_s, 2)  # of a command with nothing to do
     found["bytes"] = bytes_of(bench, "way0")
+    found["empty"] = empty(bench, scheduler)
     return found
+
+
+def nothing(place: int) -> int:
+    return place
+
+
+def empty(bench: Bench, scheduler: Path, cases: int = 200) -> dict[str, float]:
+    """Seconds a case that does nothing takes: on the wall, with two workers, and of this process."""
+    sys.path.insert(0, str(ROOT))
+    from stages.compute_settings import ComputeSettings
+    from stages.dask_cases import OnDask
+    from stages.dask_clusters import disconnect
+
+    with OnDask(ComputeSettings(cases="dask", scheduler=str(scheduler)), [("--out", bench.out)]) as on_dask:
+        list(on_dask.each(nothing, [(place,) for place in range(4)]))  # starts the processes beside the workers
+        wall_s, cpu_s = time.monotonic(), time.process_time()
+        list(on_dask.each(nothing, [(place,) for place in range(cases)]))
+        wall_s, cpu_s = time.monotonic() - wall_s, time.process_time() - cpu_s
+    disconnect()
+    return {"wall_s": round(wall_s / cases, 4), "cpu_s": round(cpu_s / cases, 4)}
 
 
 def bytes_of(bench: Bench, workspace: str) -> dict[str, Any]:
@@ -207,7 +228,7 @@ def kills(bench: Bench, scheduler: Path, starter: psutil.Process, undisturbed: d
     killed: dict[str, list[float]] = {}
     for number, stage in zip((3, 3, KILLS - 6), STAGES, strict=True):
         if stage == "predict":
-            Ran(bench.command("run", "killed", []))
+            Ran(bench.command("train-seg", "killed", []))
         seconds = undisturbed.get(stage, 30.0)
         moments = [random.uniform(0.2, 1.0) * seconds for _ in range(number)]
         disturb = killer(starter, moments, killed.setdefault(stage, []))
@@ -255,6 +276,11 @@ def table(found: dict[str, Any]) -> str:
             cells = [f"{wall[way]:.1f} ({one / wall[way]:.2f} x)" for way in WAYS]
             overhead = (dask - two) * 2 / part["cases"]
             lines.append(f"| `{stage}` | " + " | ".join(cells) + f" | {two / dask:.2f} | {overhead:+.3f} |")
+        wall_ms, cpu_ms = (1000 * part["empty"][name] for name in ("wall_s", "cpu_s"))
+        lines += [
+            "",
+            f"A case that does nothing takes {wall_ms:.0f} ms, {cpu_ms:.0f} ms of the command's own processor.",
+        ]
         lines += ["", f"The same files, whatever worked on them: {'yes' if part['same'] else 'NO'}."]
     if "kills" in found:
         moments = sum(map(len, found["kills"]["killed_at_s"].values()))
@@ -275,8 +301,8 @@ def paper(found: dict[str, Any], *, cores: int, grid_voxels: int, disk_bytes_s: 
 
     A case's seconds and bytes grow with the voxels of the grid. Three things run side by side, and the slowest one
     says how long it takes: workers (seconds of a case by one local process, less those of starting), the command
-    itself (its own processor seconds a case by Dask; it also receives what comes back and writes artifacts) and the
-    file system.
+    itself (its own processor seconds a case by Dask; it also receives what comes back and writes artifacts; what an
+    empty case costs it does not grow) and the file system.
     """
     part = found["speed"]
     voxels = part["bytes"]["voxels"]
@@ -293,7 +319,9 @@ def paper(found: dict[str, Any], *, cores: int, grid_voxels: int, disk_bytes_s: 
     for stage in STAGES:
         case_s = max(part["wall_s"][stage][one] - part["start_s"], 0.0) / cases * scale
         client_s = max(part["cpu_s"][stage][dask] - part["start_s"], 0.0) / cases
-        client_s *= scale if stage != "predict" else 1.0  # predict's answers stay on the workers
+        if stage != "predict":  # whose answers stay on the workers
+            fixed_s = min(client_s, part["empty"]["cpu_s"])
+            client_s = fixed_s + (client_s - fixed_s) * scale
         read, written = (part["bytes"][way][stage] * scale for way in ("read", "written"))
         for scans in (2000, 50_000):
             for nodes in (1, 10, 100):
@@ -340,6 +368,7 @@ def main() -> None:
         for workspace in old:
             shutil.rmtree(workspace)
     random.seed(0)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers end, too
     parts = asked.part or ["speed", "kills", "memory"]
     bench = Bench(out, asked.data, asked.labels, asked.scans)
     found = {}
@@ -347,7 +376,7 @@ def main() -> None:
         if "speed" in parts:
             found["speed"] = speed(bench, scheduler)
         else:  # what the other parts compare with, and the network
-            for stage in ("preprocess", "generate", "run", "predict"):
+            for stage in ("preprocess", "generate", "train-seg", "predict"):
                 Ran(bench.command(stage, "way0", ["--set", "preprocess.workers=2"]))
         if "kills" in parts:
             wall = found.get("speed", {}).get("wall_s", {})
