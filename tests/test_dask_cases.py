@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Project
+from dask_work import doubled, killing, raising, told
 
 from stages import dask_clusters, dask_worker
 from stages.compute_settings import ComputeSettings
@@ -73,12 +73,6 @@ def test_the_same_files_whatever_worked_on_the_cases(here, cluster, tmp_path, ne
     assert not list(there.workspace.glob(".lrls-cases-*"))
 
 
-def told(place: int, folder: Path) -> tuple[int, int, str]:
-    (folder / f"{place}.{os.getpid()}").touch()
-    time.sleep(0.3)
-    return place, os.getpid(), tempfile.gettempdir()
-
-
 def pids(cluster) -> list[int]:
     return [nanny.process.pid for nanny in cluster.workers.values()]
 
@@ -103,14 +97,6 @@ def test_a_killed_worker_costs_a_retry_and_leaves_no_process_and_no_file_behind(
     cluster.wait_for_workers(2)
 
 
-def killing(place: int, bad: int, count: Path) -> int:
-    if place == bad:
-        with count.open("a") as file:
-            file.write("x")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return place
-
-
 def test_a_case_that_always_kills_its_process_is_named_after_two_and_the_others_go_on(at, tmp_path):
     calls = [(place, 3, tmp_path / "count") for place in range(7)]
     with OnDask(at, [("workspace", tmp_path)]) as workers:
@@ -121,20 +107,12 @@ def test_a_case_that_always_kills_its_process_is_named_after_two_and_the_others_
     assert (tmp_path / "count").read_text(encoding="utf-8") == "xxxx"
 
 
-def raising(place: int) -> None:
-    raise LrlsError(f"case {place}: damaged; export it again.")
-
-
 def test_an_error_of_a_case_is_the_same_line_and_takes_back_the_others(at, tmp_path):
     with OnDask(at, [("workspace", tmp_path)]) as workers:
         with pytest.raises(LrlsError, match=r"^case \d: damaged; export it again\.$"):
             list(workers.each(raising, [(place,) for place in range(9)]))
         client = dask_clusters.connected(at)
         wait_until(lambda: not any(client.processing().values()))
-
-
-def doubled(array: np.ndarray, place: int) -> int:
-    return int(array.sum()) + place
 
 
 def test_few_cases_are_under_way_and_what_they_share_is_sent_once(at, tmp_path):

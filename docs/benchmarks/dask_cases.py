@@ -279,7 +279,7 @@ def table(found: dict[str, Any]) -> str:
         wall_ms, cpu_ms = (1000 * part["empty"][name] for name in ("wall_s", "cpu_s"))
         lines += [
             "",
-            f"A case that does nothing takes {wall_ms:.0f} ms, {cpu_ms:.0f} ms of the command's own processor.",
+            f"A case that does nothing takes {wall_ms:.0f} ms, {cpu_ms:.0f} ms of them the command's own work.",
         ]
         lines += ["", f"The same files, whatever worked on them: {'yes' if part['same'] else 'NO'}."]
     if "kills" in found:
