@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Scheduler, Settings, with_scheduler
 
 NetworkOnly = Annotated[
     bool, typer.Option("--network-only", help="Answer by the network alone, even where the method fuses.")
@@ -18,6 +18,7 @@ def calibrate(
     network_only: NetworkOnly = False,
     couples: Annotated[int, typer.Option(min=9, help="Generated couples to answer, a third of them undamaged.")] = 30,
     settings: Settings = [],  # noqa: B006
+    scheduler: Scheduler = None,
     round: Round = None,
     force: Force = False,
 ) -> None:
@@ -30,7 +31,7 @@ def calibrate(
     from stages.planning.obeying import settled
     from stages.workflow import trained
 
-    loaded = settled(config, settings, method).config
+    loaded = settled(config, with_scheduler(settings, scheduler), method).config
     made = trained(loaded, method, round=round)
     calibration = stage(made, loaded, method, network_only=network_only, couples=couples, force=force)
     tell(f"estimates of DSC are off by {calibration.read().error:.3f} on average, on generated couples")

@@ -1,13 +1,14 @@
 """`lrls eval`: stage 5."""
 
 from lrls_cli.echo import tell, telling
-from lrls_cli.options import AsJson, ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.options import AsJson, ConfigFile, Force, MethodName, Round, Scheduler, Settings, with_scheduler
 
 
 def evaluate(
     config: ConfigFile,
     method: MethodName,
     settings: Settings = [],  # noqa: B006
+    scheduler: Scheduler = None,
     round: Round = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -22,7 +23,7 @@ def evaluate(
     from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    loaded = settled(config, settings, method).config
+    loaded = settled(config, with_scheduler(settings, scheduler), method).config
     scores = run_stage(loaded, method, "eval", round=round, force=force, tell=telling(as_json))
     assert isinstance(scores, Scores)
     if as_json:

@@ -1,13 +1,14 @@
 """`lrls generate`: stage 3."""
 
 from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Force, MethodName, Round, Settings
+from lrls_cli.options import ConfigFile, Force, MethodName, Round, Scheduler, Settings, with_scheduler
 
 
 def generate(
     config: ConfigFile,
     method: MethodName,
     settings: Settings = [],  # noqa: B006
+    scheduler: Scheduler = None,
     round: Round = None,
     force: Force = False,
 ) -> None:
@@ -19,5 +20,6 @@ def generate(
     from stages.planning.obeying import settled
     from stages.workflow import run_stage
 
-    made = run_stage(settled(config, settings, method).config, method, "generate", round=round, force=force, tell=tell)
+    loaded = settled(config, with_scheduler(settings, scheduler), method).config
+    made = run_stage(loaded, method, "generate", round=round, force=force, tell=tell)
     tell(made.folder)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.echo import telling
-from lrls_cli.options import AsJson, Round, Settings
+from lrls_cli.options import AsJson, Round, Scheduler, Settings, with_scheduler
 
 
 class LabelFormat(StrEnum):
@@ -46,6 +46,7 @@ def predict(
         typer.Option(help="3/10: the third of ten parts of the scans; all write into one folder, tables come without."),
     ] = None,
     settings: Settings = [],  # noqa: B006
+    scheduler: Scheduler = None,
     round: Round = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     as_json: AsJson = False,
@@ -68,7 +69,7 @@ def predict(
     chosen = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     if not 1 <= chosen[0] <= chosen[1]:
         raise LrlsError(f"--part {shortened(part or '')}: expected a part and how many there are, such as 3/10.")
-    tell = telling(as_json)
+    tell, settings = telling(as_json), with_scheduler(settings, scheduler)
     rows: list[Answered] = []
     if is_model(model):
         for option, given in (("--method", method), ("--round", round)):

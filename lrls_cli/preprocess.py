@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.echo import tell
-from lrls_cli.options import ConfigFile, Force, Settings
+from lrls_cli.options import ConfigFile, Force, Scheduler, Settings, with_scheduler
 
 
 class Part(StrEnum):
@@ -24,6 +24,7 @@ def preprocess(
         Part, typer.Option(help="train: atlases and unlabelled scans; others are brought to their grid.")
     ] = Part.train,
     settings: Settings = [],  # noqa: B006
+    scheduler: Scheduler = None,
     force: Force = False,
 ) -> None:
     """Align, crop, resample and normalise the scans.
@@ -35,7 +36,7 @@ def preprocess(
     from stages.planning.obeying import settled
     from stages.preprocess import preprocess as stage
 
-    cohort = stage(settled(config, settings).config, part.value, force=force)
+    cohort = stage(settled(config, with_scheduler(settings, scheduler)).config, part.value, force=force)
     grid = cohort.grid
     spacing = " x ".join(f"{s:.3g}" for s in grid.spacing_mm)
     tell(f"{plural(len(cohort.cases), 'scan')} on {' x '.join(map(str, grid.shape))} voxels of {spacing} mm")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.echo import tell, telling
-from lrls_cli.options import AsJson, ConfigFile, Force, MethodName, Settings
+from lrls_cli.options import AsJson, ConfigFile, Force, MethodName, Scheduler, Settings, with_scheduler
 
 
 class Until(StrEnum):
@@ -24,6 +24,7 @@ def run(
     config: ConfigFile,
     method: MethodName = "best",
     settings: Settings = [],  # noqa: B006
+    scheduler: Scheduler = None,
     until: Annotated[Until, typer.Option(help="The last stage to run.")] = Until.eval,
     budget: Annotated[
         str | None,
@@ -51,7 +52,7 @@ def run(
     from stages.training.budget import Budget
     from stages.workflow import run as run_all
 
-    loaded = load_config(config, settings)
+    loaded = load_config(config, with_scheduler(settings, scheduler))
     if report:
         from stages.report import check_out
         from stages.report import report as write_report

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lrls_cli.echo import tell
-from lrls_cli.options import AsJson, ConfigFile, Force, Settings
+from lrls_cli.options import AsJson, ConfigFile, Force, Scheduler, Settings, with_scheduler
 
 
 class By(StrEnum):
@@ -21,6 +21,7 @@ def suggest_atlas(
     top: Annotated[int, typer.Option(min=1, help="Rows to print; the CSV file has all.")] = 10,
     by: Annotated[By, typer.Option(help="Mean similarity to the other scans, or to their average.")] = By.others,
     settings: Settings = [],  # noqa: B006
+    scheduler: Scheduler = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -35,7 +36,7 @@ def suggest_atlas(
     from stages.config import load_config
     from stages.suggest_atlas import suggest_atlas as stage
 
-    suggestion = stage(load_config(config, settings), by=by.value, force=force)  # type: ignore[arg-type]
+    suggestion = stage(load_config(config, with_scheduler(settings, scheduler)), by=by.value, force=force)  # type: ignore[arg-type]
     if as_json:
         print_json(suggestion_document(suggestion))
         return

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from stages.case_ids import fault_among
+from stages.compute_settings import ComputeSettings
 from stages.errors import UNPRINTABLE, LrlsError, printable, shortened
 from stages.reviewed import Review, read_review
 from stages.scan_settings import LEAST_EDGE, PARTS, DataSettings, IntensitySettings, PreprocessSettings
@@ -113,6 +114,7 @@ class Config(Section):
     threads: int | None = Field(
         None, ge=1, le=MOST_AT_ONCE, description="CPU threads; default: all cores, or fewer where that is faster."
     )
+    compute: ComputeSettings = ComputeSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
     train_reg: TrainSettings = TrainSettings()
     generate: GenerateSettings = GenerateSettings()
@@ -353,6 +355,7 @@ def unreviewed(path: Path, overrides: list[str] | None = None) -> Config:
     config = config.model_copy(
         update={
             "workspace": _place(base, config.workspace, "workspace"),
+            "compute": config.compute.at(base),
             "data": config.data.model_copy(update={"folder": folder}),
         }
     )

@@ -6,6 +6,7 @@ import ctypes
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import dtype as TorchType
@@ -34,10 +35,13 @@ class Device:
         """Memory that networks may still take; None: unknown."""
         return torch.cuda.mem_get_info(self.torch)[0] if self.torch.type == "cuda" else available_bytes()
 
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        return "fp32" if self.dtype == torch.float32 else "bf16"
+
     def __str__(self) -> str:
-        precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
         where = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else "cpu"
-        return f"{where}, {precision}, {torch.get_num_threads()} threads"
+        return f"{where}, {self.precision}, {torch.get_num_threads()} threads"
 
 
 def choose_device(config: Config) -> Device:

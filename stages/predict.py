@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from stages.answering.answered import Answered, AnswerFolder
+from stages.answering.answered import Answered, AnswerFolder, record_of
 from stages.answering.exported import model_digest
 from stages.answering.model import Model
 from stages.answering.outliers import COLUMNS, FAR, LEAST_SCANS, outlier_rows, spread_of
@@ -17,6 +20,7 @@ from stages.answering.predictor import Failure, Prediction, Predictor
 from stages.answering.quality import Quality
 from stages.artifacts.digests import digest_of
 from stages.artifacts.files import atomic_write_text
+from stages.compute_settings import ComputeSettings
 from stages.data.bids_derivatives import names_in_bids, write_dataset, write_sidecars
 from stages.data.dicom_files import is_dicom
 from stages.data.grid import to_grid
@@ -28,6 +32,8 @@ from stages.errors import LrlsError
 from stages.parts.channels import first_channel
 from stages.parts.colors import chosen_colors
 
+MOST_SEEN = 20  # folders that workers are asked for
+TABLES_SHARE = 0.05  # of the time goes into tables of scans that are done
 LabelFormat = Literal["nifti", "nrrd", "mha", "seg.nrrd"]
 ENDINGS: dict[LabelFormat, str] = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "seg.nrrd": ".seg.nrrd"}
 
@@ -115,14 +121,12 @@ def predict(
     folder = AnswerFolder(out, scans, forms.asked(model), force=force, channels=channels, is_shared=part is not None)
     for line in left_out:
         tell(line)
-    predictor = Predictor(model)
-    colours = colours_of(predictor.structures, model.config.colours)
     if part:
         number, of = part
         tell(f"part {number} of {of}: {len(scans[number - 1 :: of])} of {len(scans)} scans")
         scans = scans[number - 1 :: of]
     else:
-        write_label_tables(predictor.structures, out, colours)
+        write_label_tables(model.structures, out, colours_of(model.structures, model.config.colours))
         if forms.bids:
             write_dataset(out, scans, model.method)
     done = {case: answered for case, scan in scans if (answered := folder.done(case, scan))}
@@ -130,25 +134,25 @@ def predict(
         tell(f"{len(done)} of {len(scans)} scans were answered before and have not changed")
     left = [(case, scan) for case, scan in scans if case not in done]
     failures: list[Failure] = []
-    results = predictor.predict_many([scan for _, scan in left], [case for case, _ in left])
+    tables = _Tables(folder)
+    work = _on_cluster if model.config.compute.cases == "dask" else _here
     with Progress("predict", len(scans), start=len(done)) as progress:
-        for (case, scan), result in zip(left, results, strict=True):
+        for result, notes in work(model, left, out, forms):
             progress.advance()
-            try:
-                if isinstance(result, Failure):
-                    raise LrlsError(result.reason)
-                files = _write(result, scan, out, model, colours, forms, tell)
-                folder.add(Answered(case, result.volumes_ml, result.quality), scan, files)
-                if part is None:
-                    _write_tables(folder)
-            except LrlsError as error:
-                failures.append(Failure(case, str(error)))
-                tell(str(error))
-            except (OSError, MemoryError) as error:
-                failures.append(Failure(case, f"case {case}: its answer cannot be written ({_why(error)}); make room."))
-                tell(failures[-1].reason)
+            for note in notes:
+                tell(note)
+            if not isinstance(result, Failure):
+                try:
+                    folder.add(result)
+                    if part is None:
+                        tables.write()
+                    continue
+                except OSError as error:
+                    result = _not_written(result["case"], error)
+            failures.append(result)
+            tell(result.reason)
     if part is None and folder.all():
-        _write_tables(folder)
+        tables.write(now=True)
         _write_outliers(folder)
     asked_for = {case for case, _ in scans}
     answers = _flagged_first([row for row in folder.all() if row.case in asked_for])
@@ -158,6 +162,67 @@ def predict(
         shown_estimate = () if estimate is None else (f"estimated DSC {estimate:.2f}",)
         tell(f"{row.case}: {'; '.join([*shown_estimate, *row.quality.flags]) or 'done'}")
     return failures
+
+
+Written = tuple[dict[str, Any] | Failure, list[str]]
+"""The record of a scan whose answer is written, or why it has none; and notes for the user."""
+
+
+def _here(model: Model, scans: Sequence[tuple[str, Path]], out: Path, forms: Forms) -> Iterator[Written]:
+    """Answer scans and write their files, in order."""
+    results = Predictor(model).predict_many([scan for _, scan in scans], [case for case, _ in scans])
+    for (_, scan), result in zip(scans, results, strict=True):
+        yield _written(result, scan, out, model, forms)
+
+
+def _on_cluster(model: Model, scans: Sequence[tuple[str, Path]], out: Path, forms: Forms) -> Iterator[Written]:
+    """The same by the workers of a Dask cluster, in the order in which they finish; the model is sent to each once."""
+    from stages.dask_cases import OnDask
+
+    sees = [("--out", out), *(("the scans' folder", folder) for folder in {scan.parent: None for _, scan in scans})]
+    here = model.answering()  # as it would answer here
+    settings = {"compute": ComputeSettings(), "threads": 1, "precision": here.device.precision}
+    sent = replace(model, config=model.config.model_copy(update=settings))
+    calls = [(sent, case, scan, Path(os.path.abspath(out)), forms) for case, scan in scans]
+    with OnDask(model.config.compute, sees[:MOST_SEEN]) as workers:
+        yield from workers.each(_on_worker, calls, broken=_killed)
+
+
+_predictor: Predictor | None = None  # of a worker, which answers many scans by one model
+
+
+def _on_worker(model: Model, case: str, scan: Path, out: Path, forms: Forms) -> Written:
+    global _predictor
+    if _predictor is None or _predictor.given is not model:
+        _predictor = Predictor(model)
+    (result,) = _predictor.predict_many([scan], [case])
+    return _written(result, scan, out, model, forms)
+
+
+def _killed(model: Model, case: str, *_: object) -> Written:
+    """What stands in for `_on_worker` if its process was killed."""
+    found = "the process that answered it was killed twice, by a damaged file or for lack of memory"
+    return Failure(case, f"case {case}: {found}; export the scan again, crop it, or give workers more memory."), []
+
+
+def _written(result: Prediction | Failure, scan: Path, out: Path, model: Model, forms: Forms) -> Written:
+    """Write the files of an answer."""
+    notes: list[str] = []
+    if isinstance(result, Failure):
+        return result, notes
+    colours = colours_of(model.structures, model.config.colours)
+    try:
+        files = _write(result, scan, out, model, colours, forms, notes.append)
+        answered = Answered(result.case, result.volumes_ml, result.quality)
+        return record_of(answered, scan, files, out, len(model.channels)), notes
+    except LrlsError as error:
+        return Failure(result.case, str(error)), notes
+    except (OSError, MemoryError) as error:
+        return _not_written(result.case, error), notes
+
+
+def _not_written(case: str, error: OSError | MemoryError) -> Failure:
+    return Failure(case, f"case {case}: its answer cannot be written ({_why(error)}); make room.")
 
 
 def _write(
@@ -230,12 +295,23 @@ def _with_folder(out: Path, file: str) -> Path:
     return out / file
 
 
-def _write_tables(folder: AnswerFolder) -> None:
-    """`volumes.csv` and `qc.csv`, of all scans of the folder."""
-    rows = folder.all()
-    atomic_write_text(folder.out / "volumes.csv", csv_of([_volumes(row) for row in rows]))
-    quality = [_row(row.case, row.quality) for row in _flagged_first(rows)]
-    atomic_write_text(folder.out / "qc.csv", csv_of(quality))
+class _Tables:
+    """`volumes.csv` and `qc.csv`, of all scans of the folder; written scan by scan while that takes little time."""
+
+    def __init__(self, folder: AnswerFolder) -> None:
+        self.folder, self.took_s, self.wrote_s = folder, 0.0, -math.inf
+
+    def write(self, *, now: bool = False) -> None:
+        """After a scan; at the end `now`."""
+        began = time.monotonic()
+        if not now and began - self.wrote_s < self.took_s / TABLES_SHARE:
+            return
+        rows = self.folder.all()
+        atomic_write_text(self.folder.out / "volumes.csv", csv_of([_volumes(row) for row in rows]))
+        quality = [_row(row.case, row.quality) for row in _flagged_first(rows)]
+        atomic_write_text(self.folder.out / "qc.csv", csv_of(quality))
+        self.wrote_s = time.monotonic()
+        self.took_s = self.wrote_s - began
 
 
 def _volumes(row: Answered) -> dict[str, Any]:

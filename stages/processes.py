@@ -1,4 +1,6 @@
-"""Cases in processes of their own: each has one ITK thread and ends with its parent.
+"""Where cases are mapped: in processes of their own, or by the workers of a Dask cluster (`stages.dask_cases`).
+
+A process has one ITK thread and ends with its parent.
 
 ANTs repeats itself only with a seed and one thread in the process. Its temporary files lie in a folder of the pool,
 which is deleted with it, because they hold scans and transforms of patients.
@@ -20,16 +22,21 @@ from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from stages.cores import available_cores
 from stages.errors import LrlsError
+
+if TYPE_CHECKING:
+    from stages.config import Config
+    from stages.dask_cases import OnDask
 
 Broken = Callable[..., Any]
 """What stands in for the result of a case whose process was killed; gets the case's arguments."""
 
 FOLDER = re.compile(r"lrls-pool-\w+")
 _folders: set[Path] = set()  # of the pools of this process that have not ended
+_works_on_cases = False  # whether this is a worker process: what it calls starts no others
 OLD_S = 24 * 3600.0  # a pool writes into its folder more often
 PLAIN = re.compile(r"[\w./~+-]+", re.ASCII)  # ANTs reads brackets, commas and spaces in paths as its own syntax
 
@@ -40,6 +47,8 @@ def begin_process(folder: str) -> None:
     Args:
         folder: for the temporary files of this process.
     """
+    global _works_on_cases
+    _works_on_cases = True
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TMPDIR"] = tempfile.tempdir = folder
@@ -107,7 +116,10 @@ class Processes:
         Raises:
             LrlsError: a process was killed, and `broken` is None.
         """
-        futures = {self._submit(function, case): case for case in arguments}
+        if _works_on_cases:
+            yield from (function(*case) for case in arguments)
+            return
+        futures = {self.submit(function, case): case for case in arguments}
         try:
             for future in as_completed(futures):
                 if isinstance(future.exception(), BrokenProcessPool):
@@ -119,7 +131,7 @@ class Processes:
         finally:
             for future in futures:
                 future.cancel()
-        self._end()
+        self.end()
         for future, case in futures.items():
             if future.done() and not future.cancelled() and future.exception() is None:
                 yield future.result()
@@ -128,9 +140,9 @@ class Processes:
 
     def _alone(self, function: Callable[..., Any], case: tuple, broken: Broken | None) -> Any:
         try:
-            return self._submit(function, case).result()
+            return self.submit(function, case).result()
         except BrokenProcessPool:
-            self._end()
+            self.end()
             if broken is not None:
                 return broken(*case)
             raise LrlsError(
@@ -138,7 +150,8 @@ class Processes:
                 "set preprocess.workers to fewer. The same command goes on where it stopped."
             ) from None
 
-    def _submit(self, function: Callable[..., Any], case: tuple) -> Future:
+    def submit(self, function: Callable[..., Any], case: tuple) -> Future:
+        """Begin one case; if its process is killed, the future has a `BrokenProcessPool`, and so have all after it."""
         if self._pool is None:
             _start_tracker()
             self._folder = _folder_for_temporary_files()
@@ -154,7 +167,8 @@ class Processes:
             future.set_exception(error)
             return future
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the processes when they have done what they have begun; the next case starts others."""
         pool, folder = self._pool, self._folder
         self._pool = self._folder = None
         if pool:
@@ -163,33 +177,66 @@ class Processes:
             shutil.rmtree(folder, ignore_errors=True)
             _folders.discard(folder)
 
+    def kill(self) -> None:
+        """End the processes at once; whoever waits for a case gets a `BrokenProcessPool`."""
+        for process in list(getattr(self._pool, "_processes", None) or ()):
+            with suppress(OSError):
+                os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._end()
+            self.end()
         else:  # cases that run are not waited for; their folder is deleted behind them
-            threading.Thread(target=self._end).start()
+            threading.Thread(target=self.end).start()
+
+
+def working(config: Config) -> Processes | OnDask:
+    """What works on cases: local processes, or a Dask cluster, as `compute` says.
+
+    Raises:
+        LrlsError: the cluster cannot be used; see `stages.dask_cases`.
+    """
+    if config.compute.cases == "local" or _works_on_cases:
+        return Processes(config.preprocess.workers)
+    from stages.dask_cases import OnDask
+
+    return OnDask(config.compute, [("workspace", config.workspace), ("data.folder", config.data.folder)])
+
+
+def number_of_workers(config: Config) -> int:
+    """How many cases are worked on at once; raises LrlsError as `working` does."""
+    if config.compute.cases == "local":
+        return config.preprocess.workers or available_cores()
+    from stages.dask_clusters import workers_of
+
+    return max(1, len(workers_of(config.compute)))
 
 
 def in_processes(
     function: Callable[..., Any],
     arguments: Sequence[tuple],
     *,
+    config: Config | None = None,
     workers: int | None = None,
     broken: Broken | None = None,
 ) -> Iterator[Any]:
     """Results of a function over cases, as they finish, by processes that end with the last one.
 
     Args:
-        workers: processes; None: one per core.
+        config: says where cases are worked on; None: here.
+        workers: processes without `config`; None: one per core.
         broken: see `Processes.each`.
 
     Raises:
-        LrlsError: a process was killed, and `broken` is None.
+        LrlsError: a process was killed, and `broken` is None, or a Dask cluster cannot be used.
     """
-    workers = min(workers or available_cores(), max(1, len(arguments)))
-    with Processes(workers) as processes:
+    if config and not arguments:
+        return
+    with working(config) if config else Processes(workers) as processes:
+        if isinstance(processes, Processes):
+            processes.workers = min(processes.workers, max(1, len(arguments)))
         yield from processes.each(function, arguments, broken=broken)
 
 

@@ -127,7 +127,7 @@ def _read_all(config: Config, looked: Mapping[str, Looked]) -> tuple[dict[str, S
     facts, scans = {}, {}
     with Progress("read", len(looked)) as progress:
         arguments = [(config, scan) for scan in looked.values()]
-        for scan_facts, scan in in_processes(_read_case, arguments, workers=config.preprocess.workers):
+        for scan_facts, scan in in_processes(_read_case, arguments, config=config):
             facts[scan_facts.case] = scan_facts
             if scan is not None:
                 scans[scan_facts.case] = scan
@@ -214,7 +214,7 @@ def _align_all(
         arguments = [
             (case, reference, scans[case], settings.align, settings.align_contrast, config.seed) for case in missing
         ]
-        for case, record in in_processes(_align_case, arguments, workers=config.preprocess.workers):
+        for case, record in in_processes(_align_case, arguments, config=config):
             write_record(files[case], record)
             records[case] = record
             progress.advance()

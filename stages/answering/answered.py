@@ -121,7 +121,7 @@ class AnswerFolder:
         """The record of a scan, if neither it nor its answer has changed since."""
         record = self._records.get(case)
         try:
-            if record is None or record["scan"] != self._digest_of(case, scan):
+            if record is None or record["scan"] != _digest_of(case, scan, self.channels):
                 return None
             if any(bytes_digest(self.out / name) != digest for name, digest in record["files"].items()):
                 return None
@@ -129,27 +129,12 @@ class AnswerFolder:
             return None
         return _answered(record)
 
-    def add(self, answered: Answered, scan: Path, files: Sequence[str]) -> None:
-        """Record a scan whose files are written.
-
-        Args:
-            files: their paths in the folder.
-        """
-        record = {
-            "case": answered.case,
-            "model": self.model,
-            "scan": self._digest_of(answered.case, scan),
-            "files": {name: bytes_digest(self.out / name) for name in files},
-            "volumes_ml": answered.volumes_ml,
-            "quality": asdict(answered.quality),
-        }
-        file = self.out / RECORDS / f"{digest_of(answered.case)[:32]}.json"
+    def add(self, record: dict[str, Any]) -> None:
+        """Record a scan whose files are written, by its `record_of`."""
+        record = {"case": record["case"], "model": self.model} | record
+        file = self.out / RECORDS / f"{digest_of(record['case'])[:32]}.json"
         atomic_write_text(file, json.dumps(record | {"digest": digest_of(record)}))
-        self._records[answered.case] = record
-
-    def _digest_of(self, case: str, scan: Path) -> str:
-        digests = [scan_digest(file) for file in files_of_scan(scan, case, self.channels)]
-        return digests[0] if len(digests) == 1 else digest_of(digests)
+        self._records[record["case"]] = record
 
     def all(self) -> list[Answered]:
         """All scans of the folder, by name."""
@@ -167,6 +152,27 @@ class AnswerFolder:
 
 def not_empty(out: Path) -> LrlsError:
     return LrlsError(f"--out {out} is not empty; name another folder, or write into it with --force.")
+
+
+def record_of(answered: Answered, scan: Path, files: Sequence[str], out: Path, channels: int) -> dict[str, Any]:
+    """What is recorded of a scan that is done, but for the model.
+
+    Args:
+        files: what was written of it, as paths in `out`.
+        channels: files of a scan.
+    """
+    return {
+        "case": answered.case,
+        "scan": _digest_of(answered.case, scan, channels),
+        "files": {name: bytes_digest(out / name) for name in files},
+        "volumes_ml": answered.volumes_ml,
+        "quality": asdict(answered.quality),
+    }
+
+
+def _digest_of(case: str, scan: Path, channels: int) -> str:
+    digests = [scan_digest(file) for file in files_of_scan(scan, case, channels)]
+    return digests[0] if len(digests) == 1 else digest_of(digests)
 
 
 def recorded_files(folder: Path) -> dict[str, str]:

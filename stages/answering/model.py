@@ -120,13 +120,13 @@ def named_channels(config: Config, cohort: Cohort) -> tuple[str, ...]:
 
 
 def running_on(model: Model, overrides: Mapping[str, Any] | list[str]) -> Model:
-    """The same model with other settings of `WHERE_IT_RUNS`. No setting that changes its answers is accepted.
+    """The same model with other settings of `WHERE_IT_RUNS` and `compute`; others would change its answers.
 
     Args:
         overrides: values by setting, or strings like "device=cpu".
 
     Raises:
-        LrlsError: the setting is not one of `WHERE_IT_RUNS`, or the value is invalid.
+        LrlsError: the setting is none of these, or the value is invalid.
     """
     if isinstance(overrides, list):
         pairs = [override.partition("=") for override in overrides]
@@ -136,11 +136,16 @@ def running_on(model: Model, overrides: Mapping[str, Any] | list[str]) -> Model:
             raise LrlsError(f"--set: a value is not readable as YAML ({error}); correct it.") from None
     values = model.config.model_dump(mode="json")
     for key, value in overrides.items():
-        if key not in WHERE_IT_RUNS:
+        if key not in WHERE_IT_RUNS and not key.startswith("compute."):
             known = ", ".join(WHERE_IT_RUNS)
             raise LrlsError(f"--set {key}: an exported model is as it was trained; known here: {known}.")
-        section, _, last = key.rpartition(".")
-        (values[section] if section else values)[last] = value
+        *sections, last = key.split(".")
+        node = values
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise LrlsError(f"--set {key}: {section} is not a section; expected section.key=value.")
+        node[last] = value
     from stages.config import validate
 
     return replace(model, config=validate(Config, values, "--set"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from stages.answering.answers import AT_ONCE, Answer, Answering, GridScan
 from stages.answering.model import Model
 from stages.answering.quality import Quality, assess
 from stages.artifacts.cohort import Grid
+from stages.compute_settings import ComputeSettings
 from stages.data.grid import packed
 from stages.data.labels import label_values
 from stages.data.new_scans import name_of_scan
@@ -80,6 +81,9 @@ class Predictor:
     """
 
     def __init__(self, model: Model) -> None:
+        self.given = model
+        # Here, whatever the configuration says: on a cluster, `lrls predict` has one of these on each worker.
+        model = replace(model, config=model.config.model_copy(update={"compute": ComputeSettings()}))
         self.model = model
         self.answering: Answering = model.answering()
         self.template = model.template()

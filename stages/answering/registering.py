@@ -49,7 +49,7 @@ def displacements(
         yield from _by_network(registers, pairs, device)
     elif not isinstance(registers, InstanceOptimisation):
         arguments = [(registers, i, cases[i], *pair, spacing_mm, config.seed) for i, pair in enumerate(pairs)]
-        yield from in_processes(displacement_of, arguments, workers=config.preprocess.workers)
+        yield from in_processes(displacement_of, arguments, config=config)
     elif device.torch.type != "cpu":
         yield from _in_batches(registers, pairs, device)
     elif len(pairs) == 1:
@@ -61,7 +61,7 @@ def displacements(
         yield result
     else:  # a process per core needs no threads
         calls = [(registers, i, *pair) for i, pair in enumerate(pairs)]
-        yield from in_processes(on_arrays, calls, workers=config.preprocess.workers)
+        yield from in_processes(on_arrays, calls, config=config)
 
 
 def _by_network(network: nn.Module, pairs: Sequence[ImagePair], device: Device) -> Iterator[tuple[int, np.ndarray]]:

@@ -37,7 +37,7 @@ from stages.data.prepare import (
     spilled_reference,
 )
 from stages.data.subsets import grid_atlases
-from stages.processes import Processes
+from stages.processes import working
 from stages.progress import Progress
 
 LEAST_MARGIN = 1  # voxels between a label and the faces of a grid that is kept
@@ -112,7 +112,7 @@ class Pass:
         checks = [case for case in self.looked if case not in self.facts and case not in is_done]
         start = sum(is_done.values())
         total = len(is_done) + len(checks)
-        with Processes(self.config.preprocess.workers) as processes, Progress(name, total, start=start) as progress:
+        with working(self.config) as processes, Progress(name, total, start=start) as progress:
 
             def work(calls: Iterable[Call]) -> None:
                 for outcome in processes.each(_call, list(calls), broken=_killed):

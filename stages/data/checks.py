@@ -15,7 +15,7 @@ from stages.data.geometry import Geometry, geometry_faults
 from stages.data.grid import MARGIN_SHARE, MARGIN_VOXELS
 from stages.data.lost import lost_in_check
 from stages.data.outliers import beyond_reach, extent_mm, size_faults, unit_notice
-from stages.processes import Processes
+from stages.processes import working
 
 MOST_NAMES = 10  # structures in a line
 WORTH_PROCESSES = 2**26  # bytes of files; fewer are read faster than processes start
@@ -78,12 +78,12 @@ def cases_of(
 
 
 def examine_all(config: Config, looked: Mapping[str, Looked]) -> Iterator[tuple[str, ScanFacts]]:
-    """Facts of scans by case; decodes scans without known facts, in several processes if the files are large."""
+    """Facts of scans by case; decodes scans without known facts, several at once if the files are large."""
     arguments = [(config, scan) for scan in looked.values()]
     if sum(content.num_bytes for scan in looked.values() for content in scan.contents) < WORTH_PROCESSES:
         yield from (facts_of(config, scan) for scan in looked.values())
         return
-    with Processes(config.preprocess.workers) as processes:
+    with working(config) as processes:
         yield from processes.each(facts_of, arguments, broken=facts_of_killed)
 
 

@@ -21,7 +21,6 @@ from stages.answering.registering import displacements
 from stages.artifacts.cohort import Cohort, Grid
 from stages.artifacts.draft import Draft
 from stages.config import Config
-from stages.cores import available_cores
 from stages.data.facts import Looked
 from stages.data.grid import derive_grid, held_and_shown, packed
 from stages.data.intake import first_channels
@@ -43,7 +42,7 @@ from stages.parts.batches.halved import factors
 from stages.planning.choosing import Cost, Measured
 from stages.planning.grids import SMALLER, TIMED_VOXELS, Spacing, candidates, timed_grid
 from stages.planning.residual import residual_scaling
-from stages.processes import Processes
+from stages.processes import Processes, number_of_workers
 from stages.training.fitting import kept_bytes, noise
 from stages.training.loop import Run, step_seconds
 
@@ -101,7 +100,7 @@ def measure(config: Config, looked: Mapping[str, Looked], device: Device, *, net
     with torch.random.fork_rng(devices=[]):
         step = {network: _step_cost(config, network, (smaller, small), device) for network in networks}
         step_bytes = {network: _step_bytes(config, network, small) for network in networks}
-    workers, on_gpu = settings.workers or available_cores(), device.torch.type != "cpu"
+    workers, on_gpu = number_of_workers(config), device.torch.type != "cpu"
     return Measured(
         grids=tuple(grids), align_s=align_s, couple=couple, step=step, step_bytes=step_bytes,
         scans=len(scans), atlases=len(atlases), free_bytes=device.free_bytes(),

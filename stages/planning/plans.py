@@ -26,6 +26,7 @@ from stages.planning.choosing import Choices, Cost, Given, GridOption, Measured,
 from stages.planning.measuring import CannotMeasure, measure
 from stages.planning.obeying import BEST, RIVALS, as_settings, asked, given
 from stages.planning.table import duration, rows
+from stages.processes import number_of_workers
 from stages.progress import say
 
 VERSION = 3  # of the rules and measurements; after a change everything is planned anew
@@ -51,7 +52,15 @@ class Planning:
         Raises:
             CannotMeasure: a scan has a fault.
         """
-        key = [VERSION, asked(self.config), str(self.device), self.config.preprocess.workers, self.contents]
+        key: list[object] = [
+            VERSION,
+            asked(self.config),
+            str(self.device),
+            self.config.preprocess.workers,
+            self.contents,
+        ]
+        if self.config.compute.cases == "dask":
+            key.append(number_of_workers(self.config))
         file = kept_folder(self.config.workspace) / "costs" / f"{digest_of(key)}.json"
         if not force and (stored := read_kept(file)):
             with suppress(KeyError, TypeError, ValueError):
