@@ -55,7 +55,9 @@ SETTINGS = {
         "deep-atlas": {"registration_network": "light", "segmentation_network": "light"},
         "rsegnet": {"registration_network": "light", "segmentation_network": "light"},
         "ist": {"preset": "light"},
+        "bspline": {"iterations": 2, "samples": 1000},
         "syn": {"reg_iterations": [2, 1, 0]},
+        "greedy": {"iterations": [2, 1, 0]},
     },
 }
 
