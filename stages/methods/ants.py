@@ -9,10 +9,9 @@ a flatter end (1e-6 over 10 iterations; here ANTsPy's 1e-7 over 8); preprocessin
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from annotated_types import Len
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from stages.methods.recipe import Method, Recipe, Task, propagation
 from stages.methods.settings import MethodSettings
@@ -32,8 +31,11 @@ class SynSettings(MethodSettings):
         "official": {"metric": "cc", "reg_iterations": [100, 70, 50, 20], "gradient_step": 0.1},
     }
 
-    reg_iterations: Annotated[tuple[int, ...], Len(1, 6)] = Field(
-        (100, 70, 30), description="Iterations, coarse to fine; ANTsPy's default (40, 20, 0) skips full resolution."
+    reg_iterations: tuple[NonNegativeInt, ...] = Field(
+        (100, 70, 30),
+        min_length=1,
+        max_length=6,
+        description="Iterations, coarse to fine; ANTsPy's default (40, 20, 0) skips full resolution.",
     )
     metric: Literal["mattes", "cc"] = Field(
         "mattes", description="mattes: ANTsPy's default; cc: local cross-correlation, many times slower."

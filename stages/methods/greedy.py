@@ -10,9 +10,8 @@ Ours differs in: the noise that greedy adds to images comes from the run's seed,
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from annotated_types import Len
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from stages.methods.recipe import Method, Recipe, Task, propagation
@@ -30,8 +29,8 @@ class Settings(MethodSettings):
     }
 
     radius: int = Field(2, ge=1, le=10, description="Of the window of the cross-correlation WNCC (voxels).")
-    iterations: Annotated[tuple[NonNegativeInt, ...], Len(1, 6)] = Field(
-        (100, 100, 40), description="Coarse to fine; each level halves the voxels."
+    iterations: tuple[NonNegativeInt, ...] = Field(
+        (100, 100, 40), min_length=1, max_length=6, description="Coarse to fine; each level halves the voxels."
     )
     smoothing: tuple[NonNegativeFloat, NonNegativeFloat] = Field(
         (1.5, 0.5), description="Of each step, and of the whole displacement after it (voxels)."
