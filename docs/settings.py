@@ -169,7 +169,7 @@ def kind_of(annotation: Any) -> str:
         kinds = [kind_of(argument) for argument in arguments if argument is not type(None)]
         return " or ".join(dict.fromkeys(kinds))
     if origin is tuple:
-        return f"{len(arguments)} numbers"
+        return "numbers" if Ellipsis in arguments else f"{len(arguments)} numbers"
     if origin is list:
         return "list"
     if origin is dict:

@@ -17,7 +17,7 @@ from stages.artifacts.store import Draft, Listed, history, listed_versions, make
 from stages.config import Config
 from stages.data.subsets import cohort_settings
 from stages.errors import LrlsError
-from stages.methods import find_method, settings_of, training_of
+from stages.methods import aligned_for, find_method, settings_of, training_of
 from stages.methods.recipe import Method
 from stages.parts.statistics import bootstrap_interval, holm, paired_wilcoxon, summarize
 from stages.planning.obeying import fitting_plans, obey
@@ -128,7 +128,8 @@ def _settings_in(config: Config, method: Method, wanted: dict[str, Any]) -> dict
     own = {name: value for name, value in wanted.items() if name in method.settings.model_fields}
     of_method = config.methods.get(method.name, {}) | own
     config = config.model_copy(update={"methods": config.methods | {method.name: of_method}})
-    sections = {"generate": config.generate.model_dump(mode="json"), **cohort_settings(config, "train")}
+    of_cohort = cohort_settings(aligned_for(method, config), "train")
+    sections = {"generate": config.generate.model_dump(mode="json"), **of_cohort}
     for section in ("train_reg", "train_seg"):
         if getattr(method, section):
             sections[section] = training_of(method, config, section).model_dump(mode="json")

@@ -27,7 +27,15 @@ from stages.device import choose_device
 from stages.errors import LrlsError
 from stages.evaluate import evaluate
 from stages.generate import generate
-from stages.methods import check_channels, check_unlabeled, find_method, plan_of, settings_read, training_of
+from stages.methods import (
+    aligned_for,
+    check_channels,
+    check_unlabeled,
+    find_method,
+    plan_of,
+    settings_read,
+    training_of,
+)
 from stages.methods.recipe import STAGE_OF, Generate, Method, Recipe, Step, Train
 from stages.planning.obeying import BEST, RIVALS, newest_plan, obey
 from stages.planning.plans import plan_of_run, seconds_of
@@ -109,6 +117,7 @@ def run(
             spent_on.append(planned)
             if (seconds := seconds_of(planned, config, method)) is not None:
                 tell(f"the run will take about {duration(seconds)} to the last weights")
+    config = aligned_for(method, config)
     plan = plan_of(method, config)
     cohort = preprocess(config, method.cohort, needs_unlabeled=plan.looks_at_unlabeled)
     told(cohort)

@@ -60,7 +60,9 @@ SETTINGS = {
         "ist": {"preset": "light"},
         "transmorph": {"preset": "light"},
         "pdd-net": {"preset": "light"},
+        "bspline": {"iterations": 2, "samples": 1000},
         "syn": {"reg_iterations": [2, 1, 0]},
+        "greedy": {"iterations": [2, 1, 0]},
     },
 }
 

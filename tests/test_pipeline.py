@@ -23,8 +23,11 @@ from stages.methods import METHODS, recipe_of
 KINDS = {
     "unet": ["segmentation", "scores"],
     "supervised": ["segmentation", "scores"],
+    "rigid": ["scores"],
     "affine": ["scores"],
+    "bspline": ["scores"],
     "syn": ["scores"],
+    "greedy": ["scores"],
     "voxelmorph": ["registration", "scores"],
     "lc-voxelmorph": ["registration", "scores"],
     "clmorph": ["registration", "scores"],

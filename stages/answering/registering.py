@@ -1,4 +1,4 @@
-"""Registration and segmentation of scans on a cohort's grid, by trained networks, ANTs or gradient descent."""
+"""Registration and segmentation of scans on a cohort's grid, by networks, other programs or gradient descent."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from stages.config import Config
 from stages.device import Device, keep_freed_memory
 from stages.generating.writer import ImagePair
 from stages.memory import is_out_of_memory
-from stages.methods.recipe import Classical
 from stages.parts.channels import as_images, first_channel
-from stages.parts.classical import displacement_of
+from stages.parts.classical import Classical, displacement_of
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.metrics import jacobian_determinant
 from stages.parts.voting import vote
@@ -42,7 +41,7 @@ def displacements(
         cases: the scan of each pair, for messages.
 
     Raises:
-        LrlsError: ANTs fails on a pair, or a process was killed.
+        LrlsError: a program fails on a pair, or a process was killed.
     """
     assert registers is not None
     if isinstance(registers, nn.Module):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from stages.parts.classical import check_ants
+from stages.parts.classical import check_program
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -100,7 +100,7 @@ def align(
     try:
         ends = _coarse_to_fine(views, scan, fit, kind=kind, seed=seed, unit_mm=unit_mm)
     except RuntimeError:  # "Registration failed"
-        check_ants(lambda: _ants(reference, reference, np.eye(4), FINE, kind="Rigid", seed=seed, unit_mm=unit_mm))
+        check_program(lambda: _ants(reference, reference, np.eye(4), FINE, kind="Rigid", seed=seed, unit_mm=unit_mm))
         return {"matrix": centres, "correlation": fit(reference, scan, centres), "fell_back": True}
     fits = [_mean_fit(fit, views, scan, end) if is_believable(end) else -2.0 for end in ends]
     best = int(np.argmax(fits))

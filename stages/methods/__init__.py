@@ -13,14 +13,17 @@ from stages.methods import (
     ants,
     best,
     brbs,
+    bspline,
     clmorph,
     data_aug,
     deep_atlas,
+    greedy,
     ist,
     jrss,
     lt_net,
     os_medseg,
     pdd_net,
+    rigid,
     rsegnet,
     sst,
     transmorph,
@@ -29,14 +32,18 @@ from stages.methods import (
 )
 from stages.methods.recipe import Method, Recipe, Task
 from stages.methods.settings import MethodSettings
+from stages.scan_settings import PreprocessSettings
 
 METHODS = {
     method.name: method
     for method in (
         unet.UNET,
         unet.SUPERVISED,
+        rigid.METHOD,
         ants.AFFINE,
+        bspline.METHOD,
         ants.SYN,
+        greedy.METHOD,
         voxelmorph.METHOD,
         voxelmorph.LABEL_CONSTRAINED,
         clmorph.METHOD,
@@ -97,6 +104,15 @@ def check_unlabeled(method: Method, config: Config) -> None:
     raise LrlsError(
         f"{method.name} learns from unlabelled scans, and {none}; list some, or choose one of: {', '.join(able)}."
     )
+
+
+def aligned_for(method: Method, config: Config) -> Config:
+    """The configuration with the alignment that a method has scans by."""
+    preprocess = config.preprocess
+    if method.align is None or preprocess.align != "affine":
+        return config
+    values = preprocess.model_dump(include=preprocess.model_fields_set) | {"align": method.align}
+    return config.model_copy(update={"preprocess": PreprocessSettings.model_validate(values)})
 
 
 def settings_of(method: Method, config: Config) -> MethodSettings:

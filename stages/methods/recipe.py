@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -22,6 +21,7 @@ from stages.methods.phases import Phase, Player, WeightedSum
 from stages.methods.settings import MethodSettings
 from stages.parts.batches.labelled import labelled_scans
 from stages.parts.batches.scans import Scans
+from stages.parts.classical import Classical
 from stages.parts.instance import InstanceOptimisation
 from stages.parts.panels import Panel, Points
 from stages.parts.players.segmenting import Segment
@@ -123,9 +123,6 @@ class Generate:
 
 Step = Train | Generate
 Round = Sequence[Step]
-
-Classical = Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
-"""(moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; runs in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +231,11 @@ class Recipe:
         return any(isinstance(step, Generate) or (step.makes == "registration" and step.phases) for step in steps)
 
 
+def propagation(registers: Classical) -> Recipe:
+    """Nothing is learned: the atlases' labels follow a classical registration."""
+    return Recipe(rounds=[[Generate([PropagatedLabels()])]], answer=Answer(registers=registers))
+
+
 def registration_alone(R: nn.Module, phase: Phase, **also: nn.Module) -> Recipe:
     """A network that learns registration; the atlases' labels follow it.
 
@@ -272,6 +274,7 @@ class Method:
         train_reg, train_seg: the recipe's own training numbers, given the settings; the configuration's come on top.
         recipe: builds the recipe.
         cohort: the scans that it learns from: "train" (atlases and unlabelled scans) or "supervised".
+        align: how scans are aligned for it where `preprocess.align` says affine; None: as that says.
         channels: whether it learns from scans with several images; otherwise from one.
         registration_share: share of a time budget that goes to `train-reg`, where both stages train.
     """
@@ -284,6 +287,7 @@ class Method:
     train_reg: Callable[[Any], TrainSettings] | None = None
     train_seg: Callable[[Any], TrainSettings] | None = None
     cohort: Literal["train", "supervised"] = "train"
+    align: Literal["rigid"] | None = None
     channels: bool = False
     registration_share: float = 0.5
 

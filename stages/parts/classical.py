@@ -1,4 +1,4 @@
-"""Registration of arrays without learning. It runs in processes of its own, which do not import torch.
+"""Registration of arrays without learning, by other programs. It runs in processes that do not import torch.
 
 ANTs gives the same result again only with a seed and one thread: call these in processes of `stages.processes`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,29 +17,50 @@ from stages.errors import LrlsError
 from stages.parts.lengths import unit_mm
 
 
+@dataclass(frozen=True)
+class Classical:
+    """A registration of arrays by another program.
+
+    Args:
+        displacement: (moving, fixed, spacing_mm, seed) -> displacement (3, D, H, W) in voxels; raises RuntimeError
+            where the program cannot register them.
+        program: its name, for messages.
+        package: which pip installs it by.
+    """
+
+    displacement: Callable[[np.ndarray, np.ndarray, tuple[float, float, float], int], np.ndarray]
+    program: str
+    package: str
+
+
 def displacement_of(
-    method: Callable[..., np.ndarray], place: int, case: str, moving: np.ndarray, fixed: np.ndarray, *arguments: object
-) -> tuple[int, np.ndarray]:
-    """The place of an image pair among others, and its displacement by a method of this module.
+    registers: Classical, place: int, case: str, moving: np.ndarray, fixed: np.ndarray,
+    spacing_mm: tuple[float, float, float], seed: int,
+) -> tuple[int, np.ndarray]:  # fmt: skip
+    """The place of an image pair among others, and its displacement.
 
     Raises:
-        LrlsError: ANTs cannot register the pair; the message names the case.
+        LrlsError: the program cannot register the pair; the message names the case.
     """
+    moving, fixed = moving.astype(np.float32), fixed.astype(np.float32)
     try:
-        return place, method(moving.astype(np.float32), fixed.astype(np.float32), *arguments)
-    except RuntimeError:  # "Registration failed", and pages of ANTs's own output
-        check_ants(lambda: method(moving.astype(np.float32), moving.astype(np.float32), *arguments))
+        return place, registers.displacement(moving, fixed, spacing_mm, seed)
+    except RuntimeError:  # "Registration failed", and pages of the program's own output
+        check_program(
+            lambda: registers.displacement(moving, moving, spacing_mm, seed), registers.program, registers.package
+        )
         raise LrlsError(
-            f"case {case}: ANTs could not register it; look at it on the grid (qc/ of its cohort), "
+            f"case {case}: {registers.program} could not register it; look at it on the grid (qc/ of its cohort), "
             "and take it out of the split if it is not what it should be."
         ) from None
 
 
-def check_ants(works: Callable[[], object]) -> None:
-    """Find out whether ANTs can register anything here, after it failed on a scan.
+def check_program(works: Callable[[], object], program: str = "ANTs", package: str = "antspyx") -> None:
+    """Find out whether a program can register anything here, after it failed on a scan.
 
     Args:
         works: a registration that cannot fail for a reason that lies in the images.
+        program, package: as of `Classical`.
 
     Raises:
         LrlsError: it fails as well.
@@ -47,8 +69,8 @@ def check_ants(works: Callable[[], object]) -> None:
         works()
     except RuntimeError:
         raise LrlsError(
-            "ANTs cannot register an atlas to itself, so the scans are not to blame; set TMPDIR to a folder with free "
-            "space, look whether memory is left, or install antspyx again."
+            f"{program} cannot register an atlas to itself, so the scans are not to blame; set TMPDIR to a folder with "
+            f"free space, look whether memory is left, or install {package} again."
         ) from None
 
 
@@ -65,8 +87,9 @@ def syn_displacement(
     spacing_mm: tuple[float, float, float],
     seed: int,
     *,
-    iterations: tuple[int, int, int] = (100, 70, 30),
+    iterations: tuple[int, ...] = (100, 70, 30),
     metric: Literal["mattes", "cc"] = "mattes",
+    gradient_step: float = 0.2,
 ) -> np.ndarray:
     """ANTs SyN between two images on one grid.
 
@@ -76,6 +99,7 @@ def syn_displacement(
         seed: of ANTs's sampling.
         iterations: coarse to fine.
         metric: mutual information of 32 bins (ANTsPy's default), or local cross-correlation of radius 4.
+        gradient_step: how far an iteration goes; ANTsPy's default, ANTs's scripts have 0.1.
 
     Returns:
         Displacement (3, D, H, W) in voxels, components (D, H, W): warped(x) = moving(x + u(x)).
@@ -102,6 +126,7 @@ def syn_displacement(
             moving=first_moving,
             type_of_transform="SyNOnly",
             initial_transform="identity",
+            grad_step=gradient_step,
             reg_iterations=iterations,
             syn_metric=how[0],
             syn_sampling=how[1],

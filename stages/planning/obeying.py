@@ -18,7 +18,7 @@ from stages.artifacts.store import listed_versions
 from stages.artifacts.weights import Registration, Segmentation
 from stages.config import Config, PreprocessSettings, TrainSettings, load_config
 from stages.data.subsets import Part, cohort_folder, cohort_settings
-from stages.methods import find_method, settings_of
+from stages.methods import aligned_for, find_method, settings_of
 from stages.planning.choosing import Choices, Given
 
 BEST = "best"
@@ -42,10 +42,14 @@ def settled(path: Path, overrides: list[str], method_name: str | None = None) ->
     Raises:
         LrlsError: see `load_config`; or the plan is damaged.
     """
+
+    def aligned(config: Config) -> Config:
+        return aligned_for(find_method(method_name), config) if method_name else config
+
     config = load_config(path, overrides)
-    obeyed = [Settled(obey(config, plan), plan.budget_s) for plan in fitting_plans(config)]
+    obeyed = [Settled(aligned(obey(config, plan)), plan.budget_s) for plan in fitting_plans(config)]
     if not obeyed:
-        return Settled(config, None)
+        return Settled(aligned(config), None)
     newest = max(obeyed, key=lambda settled: _came_so_far(settled.config, method_name))  # the first of equals
     by_hand = any(override.partition("=")[0].strip().endswith(".steps") for override in overrides)
     return newest._replace(budget_s=None) if by_hand else newest

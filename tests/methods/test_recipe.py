@@ -110,8 +110,11 @@ BOTH, MADE = ("registration", ["registration", "segmentation"]), ("generated", [
 STEPS = {  # method: for each round, what `lrls run` makes, and the names of the networks in it
     "unet": [[S]],
     "supervised": [[S]],
+    "rigid": [[]],
     "affine": [[]],
+    "bspline": [[]],
     "syn": [[]],
+    "greedy": [[]],
     "voxelmorph": [[R]],
     "lc-voxelmorph": [[R]],
     "clmorph": [[R]],
@@ -279,8 +282,11 @@ BORDERS = {"eval": {"preset", "flat_borders"}}
 LATER = {  # method: settings that stages before this one do not read
     "unet": {"train-seg": {"half_resolution"}} | BORDERS,
     "supervised": {"train-seg": {"half_resolution"}} | BORDERS,
+    "rigid": {"eval": {"preset"}},
     "affine": {"eval": {"preset"}},
+    "bspline": {"eval": {"preset"}},
     "syn": {"eval": {"preset"}},
+    "greedy": {"eval": {"preset"}},
     "voxelmorph": {"eval": {"preset"}},
     "lc-voxelmorph": {"eval": {"preset"}},
     "clmorph": {"eval": {"preset"}},
