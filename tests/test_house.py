@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BASE = {  # modules that every room may use
-    "case_ids", "config", "cores", "device", "errors", "memory", "processes", "progress", "reviewed", "scan_settings",
-    "sections", "seeds", "speed", "text_files",
+    "case_ids", "config", "cores", "device", "errors", "memory", "processes", "progress", "ranks", "reviewed",
+    "scan_settings", "sections", "seeds", "speed", "text_files",
 }  # fmt: skip
 # What a room may import besides itself. The base modules import one another only; parts know none but the errors.
 MAY_IMPORT = {
