@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import typer
 
-from stages.errors import printable
+from stages import ranks
+from stages.errors import LostProcess, printable
 
 
 def tell(message: object) -> None:
-    """Print a line to standard output."""
+    """Print a line to standard output; of processes that train together, the first one's."""
+    if ranks.rank():
+        return
     typer.echo(printable(str(message)))
 
 
@@ -20,12 +23,22 @@ def telling(as_json: bool) -> Callable[[object], None]:
 
 
 def tell_beside(message: object) -> None:
-    """Print a line to standard error."""
+    """Print a line to standard error, as `tell`."""
+    if ranks.rank():
+        return
     typer.echo(printable(str(message)), err=True)
 
 
 def complain(message: object) -> None:
-    """Print a line to standard error, if there is still somebody to read it."""
+    """Print a line to standard error, if there is still somebody to read it.
+
+    Of processes that train together the first one prints; what another one ended with comes first.
+    """
+    if ranks.rank():
+        ranks.leave_line(printable(str(message)))
+        return
+    if isinstance(message, LostProcess):
+        message = ranks.line_of_others() or message
     try:
         typer.echo(f"lrls: {printable(str(message))}", err=True)
     except OSError:  # the terminal is gone

@@ -34,6 +34,7 @@ from lrls_cli.train_seg import train_seg
 from stages.artifacts.files import is_disk_full
 from stages.errors import UNPRINTABLE, LrlsError, printable, shortened
 from stages.memory import is_out_of_memory
+from stages.ranks import joined, line_of_others
 
 app = typer.Typer(
     name="lrls",
@@ -75,12 +76,13 @@ def main() -> None:
         try:
             _look_at(sys.argv[1:])
             try:
-                app()
+                with joined(sys.argv[1:2]):
+                    app()
             finally:
                 sys.stdout.flush()  # what cannot be written is told here, not when Python ends
         except SystemExit as end:
             if stopped_by(end.code):
-                complain("stopped; the same command resumes.")
+                complain(line_of_others() or "stopped; the same command resumes.")
                 end_with_children(int(end.code or 0))
             raise
         except Exception as error:

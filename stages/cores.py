@@ -8,11 +8,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from stages.ranks import ranks_here
+
 
 def available_cores() -> int:
-    """Cores that this process may use, at least 1; all of the machine's where nobody says. A job of SLURM is told."""
+    """Cores that this process may use, at least 1; all of the machine's where nobody says. A job of SLURM is told.
+
+    Processes that `torchrun` started on this machine share them.
+    """
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(_of_the_system(), int(given)) if given.isdecimal() and int(given) else _of_the_system()
+    cores = min(_of_the_system(), int(given)) if given.isdecimal() and int(given) else _of_the_system()
+    return max(1, cores // ranks_here())
 
 
 def _of_the_system() -> int:

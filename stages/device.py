@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import dtype as TorchType
 
+from stages import ranks
 from stages.config import Config
 from stages.cores import available_cores
 from stages.errors import LrlsError
@@ -25,6 +26,7 @@ class Device:
 
     torch: torch.device
     dtype: TorchType
+    ranks: int = 1  # processes that train together, each on a device of its own
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.dtype == torch.float32:
@@ -41,14 +43,15 @@ class Device:
 
     def __str__(self) -> str:
         where = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else "cpu"
-        return f"{where}, {self.precision}, {torch.get_num_threads()} threads"
+        together = f", {self.ranks} processes" if self.ranks > 1 else ""
+        return f"{where}, {self.precision}, {torch.get_num_threads()} threads{together}"
 
 
 def choose_device(config: Config) -> Device:
     """The device, precision and number of threads that the configuration asks for, or that are the fastest here.
 
     Raises:
-        LrlsError: CUDA is asked for, and torch finds no GPU.
+        LrlsError: CUDA is asked for, and torch finds no GPU, or fewer than processes that train together.
     """
     keep_freed_memory()
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -58,13 +61,31 @@ def choose_device(config: Config) -> Device:
         torch.set_num_threads(config.threads or available_cores())
         torch.backends.cudnn.allow_tf32 = False  # torch's default rounds float32 convolutions to ten bits
         fast = asked == "bf16" or (asked is None and torch.cuda.is_bf16_supported())
-        return Device(torch.device("cuda"), torch.bfloat16 if fast else torch.float32)
+        return Device(_own_gpu(), torch.bfloat16 if fast else torch.float32, ranks.ranks())
     limit_memory()  # not with CUDA, which reserves addresses beyond the memory
     if asked == "bf16" and not cpu_has_bf16():
         _say_slow()
-    way = fastest_here(config.workspace, precision=asked, threads=config.threads)
+    found = None if ranks.rank() else fastest_here(config.workspace, precision=asked, threads=config.threads)
+    way = ranks.from_first(found) or fastest_here(config.workspace, precision=asked, threads=config.threads)
     torch.set_num_threads(way.threads)
-    return Device(torch.device("cpu"), TYPES[way.precision])
+    return Device(torch.device("cpu"), TYPES[way.precision], ranks.ranks())
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process, one for each of those that train together.
+
+    Raises:
+        LrlsError: there are fewer than processes.
+    """
+    if ranks.ranks() == 1:
+        return torch.device("cuda")
+    if ranks.ranks_here() > torch.cuda.device_count():
+        raise LrlsError(
+            f"torchrun started {ranks.ranks_here()} processes here, and there are {torch.cuda.device_count()} GPUs; "
+            f"give --nproc-per-node {torch.cuda.device_count()}, or set device: cpu."
+        )
+    torch.cuda.set_device(ranks.local_rank())
+    return torch.device("cuda", ranks.local_rank())
 
 
 @lru_cache

@@ -19,6 +19,16 @@ class LrlsError(Exception):
         return printable(super().__str__())
 
 
+class LostProcess(LrlsError):
+    """Another process of a training ended, and this one cannot go on without it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "training stopped: one of its processes ended, and torchrun names it below; "
+            "the same command resumes at the last checkpoint."
+        )
+
+
 def printable(text: str) -> str:
     """The text in one line, with escape sequences, line breaks and the like written out, as in `\\x1b`."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

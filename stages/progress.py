@@ -8,12 +8,15 @@ from types import TracebackType
 from typing import Self
 
 from stages.errors import printable
+from stages.ranks import rank
 
 PLAIN_INTERVAL_S = 15.0
 
 
 def say(line: str) -> None:
-    """A line for the user, beside results."""
+    """A line for the user, beside results; of processes that train together, the first one's."""
+    if rank():
+        return
     print(line, file=sys.stderr, flush=True)
 
 
@@ -31,7 +34,7 @@ class Progress:
         self.began = self.printed = time.monotonic()
         self.note = ""
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not rank():
             from rich import progress
             from rich.console import Console
 
@@ -57,6 +60,8 @@ class Progress:
         self.note = printable(note) or self.note
         if self.bar:
             self.bar.update(self.task, advance=1, total=self.total, note=self.note)
+        elif rank():
+            pass  # the first process tells
         elif self.done == self.total or time.monotonic() - self.printed > PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
             elapsed = self.printed - self.began

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BASE = {  # modules that every room may use
     "case_ids", "compute_settings", "config", "cores", "dask_cases", "dask_clusters", "dask_worker", "device",
-    "errors", "memory", "processes", "progress", "reviewed", "scan_settings", "sections", "seeds", "speed",
+    "errors", "memory", "processes", "progress", "ranks", "reviewed", "scan_settings", "sections", "seeds", "speed",
     "stopping", "text_files",
 }  # fmt: skip
 # What a room may import besides itself. The base modules import one another only; parts know none but the errors.

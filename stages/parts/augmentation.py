@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from stages.parts.together import rand, randn
 from stages.parts.warps import affine_displacement, compose, on_device, resize, voxel_grid
 
 
 def uniform(size: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(size, generator=generator, device=generator.device)
+    """Drawn for each sample of the batch, which the first axis counts."""
+    return low + (high - low) * rand(size, generator)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SpatialAugmentation:
             unit = min(spacing_mm)
             apart_mm = self.elastic_knots * unit
             knots = [max(4, round((n - 1) * s / apart_mm) + 1) for n, s in zip(shape, spacing_mm, strict=True)]
-            noise = torch.randn((count, 3, *knots), generator=generator, device=generator.device)
+            noise = randn((count, 3, *knots), generator)
             amplitude = uniform((count, 1, 1, 1, 1), 0, self.elastic * unit, generator)
             per_voxel = on_device(spacing_mm, noise).view(1, 3, 1, 1, 1)
             elastic = resize(noise * amplitude * active[..., None, None] / per_voxel, shape)
@@ -77,7 +79,7 @@ class AffineAugmentation:
         self, count: int, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], generator: Generator
     ) -> Tensor:
         """(count, 3, D, H, W), voxels; the map does not depend on the voxel size."""
-        noise = torch.randn((count, 3, 4), generator=generator, device=generator.device) * self.deviation
+        noise = randn((count, 3, 4), generator) * self.deviation
         noise = noise * (uniform((count, 1, 1), 0, 1, generator) < self.probability)
         half = (on_device(shape, noise) - 1).clamp(min=1) / 2
         half = half.view(1, 3, 1, 1, 1)
@@ -133,13 +135,13 @@ class IntensityAugmentation:
         mean = image.mean((2, 3, 4), keepdim=True)
         image = (image - mean) * uniform(column, *self.contrast, generator) + mean
         image = image + uniform(column, -self.brightness, self.brightness, generator)
-        knots = torch.randn((n, channels, 4, 4, 4), generator=generator, device=generator.device) * self.bias
+        knots = randn((n, channels, 4, 4, 4), generator) * self.bias
         image = image * resize(knots, tuple(image.shape[2:])).exp()
         sigmas = uniform((n * channels,), 0, 2 * self.blur, generator) - self.blur  # half of the images stay sharp
         each = image.flatten(0, 1)[:, None].split(1)
         blurred = [gaussian_blur(one, sigma) for one, sigma in zip(each, sigmas.tolist(), strict=True)]
         image = torch.cat(blurred).view(image.shape)
-        noise = torch.randn(image.shape, generator=generator, device=generator.device)
+        noise = randn(image.shape, generator)
         return (image + noise * uniform(column, 0, self.noise, generator)).clamp(0, 1.5)
 
 

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages import ranks
 from stages.answering.jobs import job_of
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.manifest import Artifact
 from stages.artifacts.steps import Steps
-from stages.artifacts.store import Listed, listed_versions, make
+from stages.artifacts.store import Listed, listed_versions
 from stages.config import Config
 from stages.device import Device, choose_device
 from stages.errors import LrlsError, shortened
@@ -31,6 +32,7 @@ from stages.methods.recipe import STAGE_OF, Generate, Recipe, Train
 from stages.training.clock import Clock
 from stages.training.loop import step_seconds
 from stages.training.runs import SECTION, Inputs, TrainSection, run_of
+from stages.training.sharing import make_together
 
 MARGIN = 0.04  # of the whole budget: for checkpoints, pictures and a machine that slows down
 LEAST_STEPS = 20
@@ -128,6 +130,8 @@ def with_steps(
             assert isinstance(own, Train)
             run = run_of(own, recipe, cohort, config, method, device, nowhere, round=round, inputs=inputs)
             step_s = step_seconds(run)
+            if ranks.rank():
+                return  # the first process counts and writes
             generate_s = _generate_seconds(recipe, round, own, cohort, config, device, nowhere)
         measuring = time.monotonic() - started
         share = _share_of_time(shares, method.registration_share, (round, section))
@@ -144,7 +148,7 @@ def with_steps(
                 f"give it {-(-enough // 60):.0f}m or more."
             )
 
-    counted = make(
+    counted = make_together(
         Steps,
         target,
         write,

@@ -21,6 +21,7 @@ from stages.methods.recipe import Method, Train
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
 from stages.parts.lengths import as_setting, with_fewer_voxels
+from stages.ranks import ranks, ranks_here
 
 EDGE = 32  # voxels of the small grid that is measured
 MARGIN = 1.5  # a step takes about this much of what it keeps
@@ -37,7 +38,7 @@ class Size:
 
     def remedy(self, batch_size: int, times: float, *, batch_is_set: bool = True) -> str:
         """What to set so that a run takes a share of the memory, one in `times`."""
-        fewer = int(batch_size / times)
+        fewer = int(batch_size / times) // ranks() * ranks()
         if fewer and batch_is_set:
             return f"set {self.section}.batch_size to {fewer}"
         if self.shape_is_set:
@@ -89,14 +90,15 @@ def refuse_what_cannot_fit(
     """
     assert settings.batch_size is not None
     free, voxels = device.free_bytes(), math.prod(cohort.grid.shape)
-    most = max(phase.batch_size or settings.batch_size for phase in step.phases)
-    in_memory = 2 * voxels * cohort.channels * len(cohort.cases)  # images, float16
+    beside = ranks_here() if device.torch.type == "cpu" else 1  # processes in this memory; each has a share of a batch
+    most = max(phase.batch_size or settings.batch_size for phase in step.phases) * beside / ranks()
+    in_memory = beside * 2 * voxels * cohort.channels * len(cohort.cases)  # images, float16
     if free is None or in_memory + MOST_BYTES * most * voxels < free:
         return
     measured = kept_bytes(step, cohort, config, method, settings.batch_size, round)
     for phase, number in zip(step.phases, measured, strict=True):
         batch_size = phase.batch_size or settings.batch_size
-        of_batch = number * voxels * batch_size / (2 if device.dtype == torch.bfloat16 else 1)
+        of_batch = number * voxels * batch_size * beside / ranks() / (2 if device.dtype == torch.bfloat16 else 1)
         if in_memory + of_batch > free:
             times = MARGIN * of_batch / max(free - in_memory, 1)
             remedy = size.remedy(batch_size, times, batch_is_set=phase.batch_size is None)

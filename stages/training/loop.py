@@ -1,4 +1,8 @@
-"""The one training loop: phases of players. It never asks which method it runs."""
+"""The one training loop: phases of players. It never asks which method it runs.
+
+Several processes may take its steps together, see `stages.training.sharing`: each on its share of every batch, so that
+all hold the same weights after each step. The first one alone writes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages import ranks
 from stages.artifacts.store import Draft
 from stages.artifacts.weights_file import load_state, save_state
 from stages.config import TrainSettings
@@ -23,12 +28,14 @@ from stages.methods.phases import Phase, Player
 from stages.parts.augmentation import AUGMENTATIONS
 from stages.parts.batches.drawing import Draw
 from stages.parts.batches.scans import Scans
+from stages.parts.together import Stream, shared
 from stages.progress import Progress, say
 from stages.seeds import derive
 from stages.stopping import at_step_ends, is_told
 from stages.training.clock import Clock
 from stages.training.fitting import Size, told_in_one_line
 from stages.training.schedules import learning_rate
+from stages.training.sharing import average_gradients, mean_terms
 
 LOG_STEPS = 10  # a log record and a look for NaN
 
@@ -47,11 +54,12 @@ class Run:
     frozen: Sequence[nn.Module] = ()  # used, never trained
     size: Size | None = None  # for messages about memory
     clock: Clock | None = None  # corrects the steps of the last phase
-    generator: torch.Generator = field(init=False)
+    generator: Stream = field(init=False)
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.generator = torch.Generator(self.device.torch)
+        self.generator = Stream(self.device.torch)
+        self.generator.rank, self.generator.ranks = ranks.rank(), ranks.ranks()
         self.generator.manual_seed(self.seed)
         torch.manual_seed(self.seed)  # for code that uses torch's global generator
         for network in (*self.networks.values(), *self.frozen):
@@ -68,9 +76,10 @@ def train(run: Run) -> list[dict[str, Any]]:
         LrlsError: a loss or gradient is not finite; the message names the scans of that batch. Or memory ran out.
     """
     checkpoint = run.draft.resume / "training.pt"
-    state = load_state(checkpoint)
+    state = None if ranks.rank() else load_state(checkpoint)
     if state is None and checkpoint.exists():
         say("training: the state that a stopped run left is damaged; training starts over.")
+    state = ranks.from_first(state)
     if state:
         for name, network in run.networks.items():
             network.load_state_dict(state["networks"][name])
@@ -126,7 +135,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
                 average.update()
                 watch.see(player.name, terms, step + 1, batch.scans)
             step += 1
-            if clock and (corrected := clock.steps(step, steps, run.draft.elapsed_s())) != steps:
+            if clock and (corrected := ranks.from_first(clock.steps(step, steps, run.draft.elapsed_s()))) != steps:
                 steps = progress.total = corrected
             stops = is_told()
             saves = step % settings.checkpoint_steps == 0 or step == steps or stops
@@ -139,7 +148,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             if step == steps:
                 for average in averages:
                     average.install()
-            if saves:
+            if saves and not ranks.rank():
                 run.draft.save_elapsed()
                 _save(run, checkpoint, index, step, steps, optimizers, averages)
 
@@ -174,7 +183,7 @@ def step_seconds(
         averages = [_average(player, run.settings) for player in phase.players]
         began, times = time.monotonic(), []
         for step in range(warm + most):
-            if step > warm and time.monotonic() - began > patience_s:
+            if step > warm and ranks.from_first(time.monotonic() - began > patience_s):
                 break
             started, seldom_s = time.monotonic(), 0.0
             with _memory_told(run, phase):
@@ -196,7 +205,8 @@ def step_seconds(
 
 def _draw(run: Run, phase: Phase) -> Draw:
     assert run.settings.augmentation is not None and run.settings.batch_size is not None
-    return Draw(phase.batch_size or run.settings.batch_size, *AUGMENTATIONS[run.settings.augmentation], run.generator)
+    share = (phase.batch_size or run.settings.batch_size) // ranks.ranks()
+    return Draw(share, *AUGMENTATIONS[run.settings.augmentation], run.generator)
 
 
 def _move(
@@ -205,11 +215,13 @@ def _move(
 ) -> dict[str, Tensor]:  # fmt: skip
     """One optimiser step of a player; the other players' networks stand still."""
     give_turn(player, phase)
-    with device.autocast():
-        state = player.forward(batch)
-    total, terms = player.loss(state, step, of)
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    with shared(ranks.ranks()):
+        with device.autocast():
+            state = player.forward(batch)
+        total, terms = player.loss(state, step, of)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+    average_gradients(player.trains)
     norm = nn.utils.get_total_norm([p.grad for p in player.trains.parameters() if p.grad is not None])
     optimizer.step()
     return {name: term.detach() for name, term in terms.items()} | {"total": total.detach(), "gradient": norm}
@@ -239,11 +251,12 @@ class _Watch:
     def record(self, step: int) -> dict[str, Any]:
         record: dict[str, Any] = {"phase": self.phase, "step": step}
         for name, terms in self.seen.items():
-            values = torch.stack(terms).double().cpu()
+            values = mean_terms(terms)
             if not bool(values.isfinite().all()):
                 bad = int((~values.isfinite()).nonzero()[0])
                 player, term = name.split("/")
                 at, scans = self.batches[player][bad]
+                scans = [scan for share in ranks.from_all(scans) for scan in share]
                 where = f"step {at} of {self.phase}, scans {', '.join(dict.fromkeys(scans))}"
                 raise LrlsError(
                     f"training stopped: {term} of {player} is {float(values[bad])} at {where}; "

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, TypeVar
 
+from stages import ranks
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
 from stages.artifacts.generated import Generated
 from stages.artifacts.manifest import Artifact
-from stages.artifacts.store import make
 from stages.artifacts.weights import Registration, Segmentation
 from stages.artifacts.weights_file import save_weights
 from stages.config import Config
@@ -22,6 +22,7 @@ from stages.seeds import derive
 from stages.training.clock import Clock
 from stages.training.fitting import refuse_what_cannot_fit, size_of
 from stages.training.loop import Run, train
+from stages.training.sharing import make_together, refuse_unequal_shares
 from stages.training.starting import START, start_of
 
 Inputs = Mapping[str, Artifact]
@@ -61,12 +62,13 @@ def run_of(
     """The training run of a step, from the networks' current weights.
 
     Raises:
-        LrlsError: it needs more memory than there is.
+        LrlsError: it needs more memory than there is, or several processes cannot share it.
     """
     generated = (inputs or {}).get("generated")
     assert generated is None or isinstance(generated, Generated)
     section = SECTION[step.makes]
     settings, size = training_of(method, config, section), size_of(cohort, config, section)
+    refuse_unequal_shares(step, settings, section, recipe.networks)
     refuse_what_cannot_fit(step, settings, size, cohort, config, method, device, round)
     for name, network in step.as_before.items():
         network.load_state_dict(recipe.networks[name].state_dict())
@@ -117,7 +119,8 @@ def make_trained(
         start, told = start_of(
             kind, target, cohort, config, method, settings=settings, round=round, inputs=digests, force=force
         )
-        if told:
+        start = ranks.from_first(start)  # which may have found what others just finished
+        if told and not ranks.rank():
             tell(told)
 
     def write(draft: Draft) -> None:
@@ -133,13 +136,15 @@ def make_trained(
         if own.phases:
             run = run_of(own, recipe, cohort, config, method, device, draft, round=round, inputs=inputs, clock=clock)
             log = train(run)
+            if ranks.rank():
+                return  # the first process writes
             if clock and log:
                 about["steps"] = str(sum({record["phase"]: record["step"] for record in log}.values()))
             draw(draft, recipe, run)
             draw_pages(own, cohort, run)
         save_weights(recipe.trained(own), draft.folder / "weights.safetensors", about)
 
-    return make(
+    return make_together(
         kind,
         target,
         write,

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from stages.errors import LrlsError
 from stages.parts.augmentation import brighten, uniform
-from stages.parts.batches.drawing import Draw, pick
+from stages.parts.batches.drawing import Draw, pick, pick_whole
 from stages.parts.batches.scans import Scans
+from stages.parts.together import rand, share_of
 from stages.parts.warps import warp, warp_label
 
 
@@ -42,7 +43,7 @@ def atlas_and_scan(data: Scans, draw: Draw) -> LabelledPair:
 
 def atlas_and_different_scans(data: Scans, draw: Draw) -> LabelledPair:
     """As `atlas_and_scan`, but without repeated scans: for losses that contrast the scans of a batch."""
-    n = draw.batch_size
+    n = draw.whole
     if n < 2:
         raise LrlsError(
             f"train_reg.batch_size: found {n}, expected at least 2, because the contrastive loss compares each scan "
@@ -54,8 +55,8 @@ def atlas_and_different_scans(data: Scans, draw: Draw) -> LabelledPair:
             "must differ for the contrastive loss; list more, or set the method's contrastive_weight to 0."
         )
     order = torch.randperm(len(data.unlabeled), generator=draw.generator, device=draw.generator.device)
-    scans = [data.unlabeled[int(i)] for i in order[:n]]
-    return _pair(pick(data.atlases, n, draw.generator), scans, data, draw)
+    scans = share_of([data.unlabeled[int(i)] for i in order[:n]], draw.generator)
+    return _pair(pick(data.atlases, draw.batch_size, draw.generator), scans, data, draw)
 
 
 def _pair(atlases: Sequence[int], scans: Sequence[int], data: Scans, draw: Draw) -> LabelledPair:
@@ -84,8 +85,9 @@ def scans_and_labelled_pairs(data: Scans, draw: Draw) -> LabelledPairs:
     n = draw.batch_size
     scans = pick(data.unlabeled, n, draw.generator)
     moving = pick(data.atlases, n, draw.generator)
-    first = pick(data.atlases, n, draw.generator)
-    second = [pick([a for a in data.atlases if a != other], 1, draw.generator)[0] for other in first]
+    first = pick_whole(data.atlases, draw.whole, draw.generator)
+    second = [pick_whole([a for a in data.atlases if a != other], 1, draw.generator)[0] for other in first]
+    first, second = share_of(first, draw.generator), share_of(second, draw.generator)
     images = data.image([*moving, *first, *scans, *second])
     labels = data.label([*first, *second])
     displacement = draw.displacement(data)
@@ -155,11 +157,11 @@ def one_atlas_and_scans(data: Scans, draw: Draw, *, mix: bool = False) -> OneAtl
             U(0, 0.3) and U(0, 0.3) over their sum (SST's published code); otherwise it has its own pair's alone.
     """
     n, generator = draw.batch_size, draw.generator
-    atlas, scans = pick(data.atlases, 1, generator), pick(data.unlabeled, n, generator)
+    atlas, scans = pick_whole(data.atlases, 1, generator), pick(data.unlabeled, n, generator)
     mixture = torch.eye(n, device=generator.device)
     if mix:
         scans += pick(data.unlabeled, 2 * n, generator)
-        shares = 0.3 * torch.rand((2, n), generator=generator, device=generator.device)
+        shares = 0.3 * rand((2, n), generator, axis=1)
         mixture = torch.cat([mixture, *(torch.diag(share) for share in shares)], 1)
         mixture /= mixture.sum(1, keepdim=True)
     atlases = atlas * len(scans)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from stages.errors import LrlsError
 from stages.parts import losses
-from stages.parts.batches.drawing import Draw, pick
+from stages.parts.batches.drawing import Draw, pick, pick_whole
 from stages.parts.batches.pairs import Pair
 from stages.parts.batches.scans import Scans
+from stages.parts.together import rand, share_of
 from stages.parts.warps import warp, warp_label
 
 
@@ -52,17 +53,18 @@ def any_pair(data: Scans, draw: Draw, *, with_atlas: float = 0.0, apart: bool = 
         with_atlas: share of the pairs in which one image, moving or fixed, is an atlas; the others are any two scans.
         apart: each image of a pair is moved its own way, if the pair is moved at all; otherwise both move alike.
     """
-    n, generator = draw.batch_size, draw.generator
+    generator = draw.generator
     everyone = [*data.atlases, *data.unlabeled]
     moving, fixed = [], []
-    for _ in range(n):
-        first, second = pick(everyone, 1, generator)[0], None
+    for _ in range(draw.whole):
+        first, second = pick_whole(everyone, 1, generator)[0], None
         if with_atlas and float(torch.rand((), generator=generator, device=generator.device)) < with_atlas:
-            first = pick(data.atlases, 1, generator)[0]
-        second = pick([scan for scan in everyone if scan != first], 1, generator)[0]
+            first = pick_whole(data.atlases, 1, generator)[0]
+        second = pick_whole([scan for scan in everyone if scan != first], 1, generator)[0]
         ways = int(torch.randint(2, (1,), generator=generator, device=generator.device))
         moving.append((first, second)[ways])
         fixed.append((second, first)[ways])
+    moving, fixed = share_of(moving, generator), share_of(fixed, generator)
     images, (labels, counts) = data.image([*moving, *fixed]), known_labels(data, [*moving, *fixed])
     displacement = draw.displacement(data)
     if displacement is not None:
@@ -109,6 +111,12 @@ def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0, weigh_clas
         weigh_classes: weigh classes by their frequency in the atlases; off: all equally.
     """
     n, generator = -(-draw.batch_size // 2), draw.generator
+    if draw.batch_size % 2 and draw.whole > draw.batch_size:
+        raise LrlsError(
+            f"a batch of {draw.whole} has no equal shares of atlases and scans for "
+            f"{draw.whole // draw.batch_size} processes; set its batch_size to a multiple of twice their number."
+        )
+    draw = replace(draw, batch_size=n)
     atlases, scans = pick(data.atlases, n, generator), pick(data.unlabeled, n, generator)
     others = pick(data.unlabeled, n, generator)
     labels, trusted, accepted = [], [], []
@@ -130,7 +138,7 @@ def atlases_and_scans(data: Scans, draw: Draw, *, moved: float = 0.0, weigh_clas
         trusted=torch.stack(trusted),
         accepted=torch.stack(accepted),
         other=data.image(others),
-        moved=torch.rand(n, generator=generator, device=generator.device) < moved,
+        moved=rand((n,), generator) < moved,
         around=None if around is None else around.chunk(2),  # type: ignore[arg-type]
         weights=weights if weigh_classes else torch.ones_like(weights),
         num_classes=data.num_classes,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from stages.parts.batches.drawing import Draw, pick
+from stages.parts.batches.drawing import Draw, pick, pick_whole
 from stages.parts.batches.labelled import Labelled
 from stages.parts.batches.scans import Scans, on_training_device
+from stages.parts.together import per_sample, share_of
 from stages.parts.warps import warp, warp_one_hot
 
 Degree = Callable[[int, Generator], Tensor]  # (count, generator) -> (count, 1, 1, 1, 1) in [0, 1]
@@ -24,8 +25,11 @@ class Beta:
 
     def __call__(self, count: int, generator: Generator) -> Tensor:
         # A quotient of two Gamma draws, because torch.distributions takes no generator.
-        concentration = torch.full((2, count, 1, 1, 1, 1), self.a, device=generator.device)
-        x, y = torch._standard_gamma(concentration, generator=generator).clamp(min=1e-30)
+        def draw(size: Sequence[int]) -> Tensor:
+            concentration = torch.full(tuple(size), self.a, device=generator.device)
+            return torch._standard_gamma(concentration, generator=generator)
+
+        x, y = per_sample(draw, (2, count, 1, 1, 1, 1), generator, axis=1).clamp(min=1e-30)
         return x / (x + y)
 
 
@@ -77,11 +81,12 @@ class SpaceStyleSampling:
         """A batch for `train-seg`; the augmentation is composed with the path, so images are interpolated once."""
         bank, n = data.bank, draw.batch_size
         assert bank is not None
-        spaces = pick(range(len(bank.couples)), n, draw.generator)
+        spaces = pick_whole(range(len(bank.couples)), draw.whole, draw.generator)
         atlases = [bank.couples[c][0] for c in spaces]
         styles = list(spaces) if self.coupled else []
         for atlas in atlases[len(styles) :]:  # drawn independently among the couples of the same atlas
-            styles += pick([c for c, (a, _) in enumerate(bank.couples) if a == atlas], 1, draw.generator)
+            styles += pick_whole([c for c, (a, _) in enumerate(bank.couples) if a == atlas], 1, draw.generator)
+        spaces, styles, atlases = (share_of(places, draw.generator) for places in (spaces, styles, atlases))
         scans = [bank.couples[c][1] for c in spaces]
         device = data.images.device
         path = on_training_device([bank.displacement(c) for c in spaces], device).float()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.parts.together import gathered
+
 
 def contrastive_loss(anchor: Tensor, positive: Tensor, *, temperature: float = 0.5) -> Tensor:
     """Draws every anchor to its positive and away from the other anchors.
@@ -22,7 +24,7 @@ def contrastive_loss(anchor: Tensor, positive: Tensor, *, temperature: float = 0
 
     Source: OS-MedSeg Eq. 2. As there, the sum leaves the positive out.
     """
-    anchor, positive = (F.normalize(embeddings.float(), dim=1) for embeddings in (anchor, positive))
+    anchor, positive = (F.normalize(gathered(embeddings.float()), dim=1) for embeddings in (anchor, positive))
     itself = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
     others = (anchor @ anchor.T / temperature).masked_fill(itself, -torch.inf)
     return (others.logsumexp(1) - (anchor * positive).sum(1) / temperature).mean()
@@ -57,6 +59,7 @@ def nt_xent_loss(first: Tensor, second: Tensor, *, temperature: float = 0.5) -> 
 
     Source: Chen et al., SimCLR (ICML 2020), Eq. 1; the published code of CLMorph and OS-MedSeg.
     """
+    first, second = gathered(first), gathered(second)
     rows = F.normalize(torch.cat([first, second]).float(), dim=1)
     itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     partners = torch.arange(len(rows), device=rows.device).roll(len(first))

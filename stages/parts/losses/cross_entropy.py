@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.parts.together import evened, gathered, summed
+
 
 def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy against soft labels, mean over voxels.
@@ -34,7 +36,7 @@ def weighted_cross_entropy_loss(logits: Tensor, label: Tensor, weights: Tensor, 
     label = label.long()
     voxel_weights = weights[label] if counts is None else weights[label] * counts
     entropy = F.cross_entropy(logits.float(), label, reduction="none")
-    return (voxel_weights * entropy).sum() / voxel_weights.sum().clamp(min=1e-6)
+    return (voxel_weights * entropy).sum() / evened(voxel_weights.sum()).clamp(min=1e-6)
 
 
 def class_weights(voxels: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def rarity_weighted_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor
     Source: `CrossEntropyLossWeighted` of SST's published code, which divides by the sum of the weights and by all axes
     but the last.
     """
-    weights = 1 - target.mean((0, 2, 3, 4))
+    weights = 1 - evened(target.mean((0, 2, 3, 4)))
     by_class = -target * logits.float().log_softmax(1)
     return (weights.view(1, -1, 1, 1, 1) * by_class).sum(1).mean()
 
@@ -79,12 +81,12 @@ def hardest_cross_entropy_loss(
     OBELISK-Net.
     """
     by_class = -target * logits.float().log_softmax(1)
-    entropy = by_class.sum(1).flatten()
+    entropy = gathered(by_class.sum(1)).flatten()
     hardest = entropy.topk(max(1, int(share * entropy.numel())))
     if weights is None:
         return hardest.values.mean()
     weigh = weights.view(1, -1, 1, 1, 1)
-    weighted, weight = ((weigh * each).sum(1).flatten()[hardest.indices].sum() for each in (by_class, target))
+    weighted, weight = (gathered((weigh * each).sum(1)).flatten()[hardest.indices].sum() for each in (by_class, target))
     return weighted / weight.clamp(min=1e-6)
 
 
@@ -103,6 +105,6 @@ def dice_cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
     log_probabilities = logits.float().log_softmax(1)
     cross_entropy = -(target * log_probabilities).sum(1).mean()
     probabilities = log_probabilities[:, 1:].exp()
-    overlap = (probabilities * target[:, 1:]).sum((0, 2, 3, 4))
-    size = (probabilities + target[:, 1:]).sum((0, 2, 3, 4))
+    overlap = summed((probabilities * target[:, 1:]).sum((0, 2, 3, 4)))
+    size = summed((probabilities + target[:, 1:]).sum((0, 2, 3, 4)))
     return cross_entropy + 1 - ((2 * overlap + 1) / (size + 1)).mean()

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-import torch
 from torch import Generator, Tensor, nn
 
 from stages.parts.networks.standardised import Standardised
+from stages.parts.together import rand
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def channels_dropped(network: nn.Module, rate: float, generator: Generator) -> I
     body = network.body if isinstance(network, Standardised) else network
 
     def drop(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        kept = torch.rand((*output.shape[:2], 1, 1, 1), generator=generator, device=output.device) >= rate
+        kept = rand((*output.shape[:2], 1, 1, 1), generator) >= rate
         return output * (kept / (1 - rate)).to(output.dtype)
 
     layers = [cast(nn.ModuleList, body.down)[-1], cast(nn.ModuleList, body.up)[0]] if rate else []

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.parts.networks.batch_norm import BatchNorm3d
 from stages.parts.networks.blocks import in_float32, small_head
 from stages.parts.warps import on_device, sample, voxel_grid
 
@@ -60,7 +61,7 @@ class ConvolutionBlock(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, slope: float, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1), nn.BatchNorm3d(outputs), nn.LeakyReLU(slope)
+            nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1), BatchNorm3d(outputs), nn.LeakyReLU(slope)
         )
 
 
@@ -78,7 +79,7 @@ class DenseBranch(nn.Module):
         self.slope = slope
         self.first = nn.Conv3d(inputs, self.WIDTH, 1, groups=groups, bias=False)
         widths = [self.WIDTH + self.GROWTH * i for i in range(self.LAYERS + 1)]
-        self.norms = nn.ModuleList(nn.BatchNorm3d(width) for width in widths)
+        self.norms = nn.ModuleList(BatchNorm3d(width) for width in widths)
         self.layers = nn.ModuleList(
             nn.Conv3d(a, b, 1, bias=False) for a, b in zip(widths, [*[self.GROWTH] * self.LAYERS, outputs], strict=True)
         )

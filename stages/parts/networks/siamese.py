@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.parts.networks.batch_norm import BatchNorm3d
 from stages.parts.networks.blocks import Block, in_float32, small_head
 from stages.parts.networks.sizes import crop, derived_depth, doubled, pad_to_multiple, space_to_depth
 from stages.parts.networks.unet import LightUNet
@@ -107,7 +108,7 @@ def batch_block(inputs: int, outputs: int) -> nn.Sequential:
     """Twice: convolution 3^3, BatchNorm, ReLU."""
     layers: list[nn.Module] = []
     for width in (inputs, outputs):
-        layers += [nn.Conv3d(width, outputs, 3, padding=1), nn.BatchNorm3d(outputs), nn.ReLU()]
+        layers += [nn.Conv3d(width, outputs, 3, padding=1), BatchNorm3d(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from stages.parts.together import gathered, randn
+
 CODE = 128  # numbers in a style code
 
 
@@ -163,7 +165,7 @@ class MomentumContrast(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Tensor, owner: Tensor, looks: Tensor) -> None:
         """New keys, and their scans' looks, replace the oldest ones; of too many, the last ones enter."""
-        keys, owner, looks = (new[-len(self.queue) :] for new in (keys, owner, looks))
+        keys, owner, looks = (gathered(new)[-len(self.queue) :] for new in (keys, owner, looks))
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places], self.owners[places], self.looks[places] = keys, owner, looks
         self.pointer.copy_((self.pointer + len(keys)) % len(self.queue))
@@ -171,4 +173,4 @@ class MomentumContrast(nn.Module):
 
 def style_prior(count: int, generator: Generator) -> Tensor:
     """Codes n / |n|, n ~ N(0, I), (count, CODE): uniform on the sphere, where the encoder's codes lie."""
-    return F.normalize(torch.randn(count, CODE, generator=generator, device=generator.device), dim=1)
+    return F.normalize(randn((count, CODE), generator), dim=1)

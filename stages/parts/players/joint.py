@@ -12,6 +12,7 @@ from stages.parts import losses
 from stages.parts.batches.partly_labelled import PartlyLabelledPair
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.players.registering import Registered, register
+from stages.parts.together import evened
 from stages.parts.warps import one_hot, warp_probabilities
 
 
@@ -105,6 +106,7 @@ def _overlap_of(moving: Tensor, fixed: Tensor, displacement: Tensor) -> Callable
 
 
 def _where_known(loss: Callable[[Tensor], Tensor], known: Tensor, like: Tensor) -> Tensor:
-    """The loss of the rows that are known; without such rows 0, with a gradient of 0."""
+    """The loss of the rows that are known, a mean over them; without such rows 0, with a gradient of 0."""
     rows = known.nonzero()[:, 0]
-    return loss(rows) if len(rows) else 0 * like.float().sum()
+    on_average = evened(known.sum())
+    return loss(rows) * (len(rows) / on_average) if len(rows) else 0 * like.float().sum()

@@ -15,6 +15,7 @@ from stages.parts.networks.flow_autoencoder import FlowAutoencoder
 from stages.parts.networks.registration import RegistrationNetwork
 from stages.parts.networks.style import style_prior
 from stages.parts.players.flow import FlowsOfAtlas
+from stages.parts.together import randn
 from stages.parts.warps import warp
 
 Own = Literal["moving", "fixed"]  # which scan of a pair a style's code is learned of
@@ -74,8 +75,7 @@ class JudgeFlows:
     def __call__(self, batch: OneAtlas) -> Judged:
         with torch.no_grad():
             encoded = self.autoencoder.encode(self.flows(batch))
-        generator = batch.draw.generator
-        prior = torch.randn(encoded.shape, generator=generator, device=generator.device)
+        prior = randn(encoded.shape, batch.draw.generator)
         return Judged(*self.discriminator(torch.cat([prior, encoded])).chunk(2))
 
 

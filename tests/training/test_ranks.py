@@ -1,0 +1,343 @@
+"""Several processes that share every batch train as one process does: gradients, losses, random draws, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Project, draw_no_pictures
+from recipes import SHAPE, built, config, generator, textured
+from torch import Tensor, nn
+
+from stages import ranks
+from stages.artifacts.store import Draft
+from stages.artifacts.weights_file import read_weights
+from stages.device import Device
+from stages.methods import METHODS, training_of
+from stages.methods.phases import Phase
+from stages.methods.recipe import Train
+from stages.parts.batches.pseudo_labels import PseudoLabel
+from stages.parts.batches.scans import Scans
+from stages.training import loop
+from stages.training.loop import Run, train
+from stages.training.runs import SECTION
+
+NAMES = ["a", "b", "u1", "u2", "u3", "u4"]
+
+
+def cpu() -> Device:
+    return Device(torch.device("cpu"), torch.float32)
+
+
+class Bank:
+    couples = tuple((atlas, scan) for atlas in (0, 1) for scan in (2, 3, 4, 5))
+
+    def displacement(self, couple: int) -> Tensor:
+        return textured(3, *SHAPE, seed=couple) - 0.5
+
+    def style(self, couple: int) -> Tensor:
+        return 0.1 * textured(1, *SHAPE, seed=couple)
+
+
+def scans() -> Scans:
+    """Two atlases, of which one lacks a structure, and four scans; everything that any method learns from."""
+    label = torch.randint(3, SHAPE, generator=generator()).short()
+    labels = {0: label, 1: label.flip(0).clamp(max=1)}
+    couples = [
+        SimpleNamespace(image=textured(1, *SHAPE, seed=n), label=label.flip(n % 3), scan=NAMES[n], atlas=NAMES[n % 2])
+        for n in (2, 3, 4, 5)
+    ]
+    pseudo = {
+        n: PseudoLabel(label.flip(n % 3), textured(*SHAPE, seed=n) > 0.3, torch.tensor([True, True, n % 2 == 0]))
+        for n in (2, 3, 4, 5)
+    }
+    images = textured(6, 1, *SHAPE).half()
+    return Scans(NAMES, images, labels, [0, 1], [2, 3, 4, 5], 3, (1.0, 1.0, 1.0), Bank(), couples, pseudo)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "1")
+        patch.setattr(ranks, "is_joined", lambda: False)
+        yield
+
+
+def run_of(name: str, step: Train, networks: dict[str, nn.Module], folder: Path, **settings: Any) -> Run:
+    given = training_of(METHODS[name], config(), SECTION[step.makes])
+    given = given.model_copy(update={"batch_size": 4, "augmentation": "strong", **settings})
+    phases = [replace(phase, batch_size=phase.batch_size and 4) for phase in step.phases]
+    return Run(phases, networks, scans(), given, cpu(), 3, Draft(folder))
+
+
+def steps_of(name: str, **settings: Any) -> Iterator[tuple[Train, dict[str, nn.Module]]]:
+    """Steps that train, with all networks; later rounds are as the first one."""
+    recipe = built(name, atlases=2, **settings)
+    for number, step in recipe.training_steps():
+        if number <= 1:
+            yield step, {**recipe.networks, **{f"{key} before": net for key, net in step.as_before.items()}}
+
+
+def kind(phase: Phase) -> str:
+    """What a phase draws, passes forward and is told: phases of one kind are compared once."""
+    sampler = phase.batches
+    drawn = (sampler.func.__name__, sorted(sampler.keywords)) if isinstance(sampler, partial) else repr(sampler)[:30]
+    losses = [
+        [
+            type(player.forward).__name__,
+            *(getattr(term, "__name__", type(term).__name__) for _, term in player.loss.terms.values()),
+        ]
+        for player in phase.players
+    ]
+    return str((drawn, losses))
+
+
+def gradients(name: str, folder: Path, settings: dict[str, Any], kinds: set[str]) -> dict[str, Tensor]:
+    """Of each parameter, after one step of every player of every phase of a kind that is not in `kinds` yet."""
+    found = {}
+    for number, (step, networks) in enumerate(steps_of(name, **settings)):
+        for network in networks.values():
+            network.double()
+        run = run_of(name, step, networks, folder)
+        for phase in run.phases:
+            if kind(phase) in kinds:
+                continue
+            kinds.add(kind(phase))
+            batch = phase.batches(run.data, loop._draw(run, phase))
+            for player in phase.players:
+                optimizer = torch.optim.SGD(player.trains.parameters(), lr=0.0)
+                loop._move(player, optimizer, phase, batch, cpu())
+                for key, parameter in player.trains.named_parameters():
+                    if parameter.grad is not None:
+                        found[f"{name} {number} {phase.name} {player.name} {key}"] = parameter.grad.clone()
+        buffers = {key: value for net in networks for key, value in networks[net].named_buffers(prefix=net)}
+        found |= {f"{name} {number} {key}": value.double().clone() for key, value in buffers.items()}
+        found[f"{name} {number} stream"] = run.generator.get_state().double()
+    return found
+
+
+def compare_gradients(folder: Path) -> dict[str, float]:
+    """The largest difference of every gradient, of buffers and of the stream, relative to its size.
+
+    Each process takes half of the steps alone, and all of them together.
+    """
+    torch.set_default_dtype(torch.float64)
+    differences = {}
+    seen: set[str] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "float", Tensor.double)
+        patch.setattr(torch, "float32", torch.float64)
+        for place, (name, settings) in enumerate(CASES):
+            before = set(seen)
+            found = gradients(name, folder, settings, seen)
+            if place % 2 == ranks.rank():
+                with alone():
+                    expected = gradients(name, folder, settings, before)
+                assert found.keys() == expected.keys()
+                for key, value in expected.items():
+                    worst = (found[key] - value).abs().max() / value.abs().max().clamp(min=1.0)
+                    differences[f"{key} {settings}"] = float(worst)
+    torch.set_default_dtype(torch.float32)
+    return differences
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("clmorph", {}),  # BatchNorm
+    *((name, {"preset": "light"}) for name in METHODS if METHODS[name].train_reg or METHODS[name].train_seg),
+    ("jrss", {"preset": "light", "pretraining_loss": "hard-ce", "weigh_classes": True}),
+    ("os-medseg", {"preset": "light", "registration": "learned", "registration_network": "light"}),
+    ("sst", {"preset": "light", "segmentation_loss": "sst", "appearance": False}),
+]
+
+
+def losses(name: str, folder: Path) -> list[float]:
+    """Every loss of 20 steps, in float32."""
+    found = []
+    for number, (step, networks) in enumerate(steps_of(name, preset="light")):
+        settings = {"batch_size": 2, "steps": 20, "checkpoint_steps": 100, "ema": 0.9, "learning_rate": 1e-3}
+        run = run_of(name, step, networks, folder / f"{name} {number} {ranks.ranks()}", **settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "LOG_STEPS", 1)
+            found += [value for record in train(run) for key, value in record.items() if key.endswith("/total")]
+    return found
+
+
+def compare_losses(folder: Path) -> dict[str, list[list[float]]]:
+    found = {}
+    for name in NAMES_20:
+        with alone():
+            expected = losses(name, folder)
+        found[name] = [expected, losses(name, folder)]
+    return found
+
+
+def command(project: Project, *arguments: str) -> list[Any]:
+    """A command in this process, one of two."""
+    os.environ["MASTER_PORT"] = arguments[0]
+    try:
+        return list(astuple(project.lrls(*arguments[1:])))
+    finally:
+        if torch.distributed.is_initialized():  # after an error the process would end
+            torch.distributed.destroy_process_group()
+
+
+def fail_in_second(step: int) -> Any:
+    real, moves = loop._move, []
+
+    def move(*arguments: Any) -> dict[str, Tensor]:
+        moves.append(None)
+        if len(moves) > step and ranks.rank():
+            raise RuntimeError("not enough memory: you tried to allocate 1 byte")
+        return real(*arguments)
+
+    return move
+
+
+def take_part(rank: int, ports: list[str], folder: Path, stopped: Project, fresh: Project) -> None:
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0],
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    own, found = folder / str(rank), dict[str, Any]()
+    with ranks.joined(["train-seg"]):
+        found["gradients"], found["losses"] = compare_gradients(own), compare_losses(own)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_no_pictures(patch)
+        found["uneven"] = command(fresh, ports[1], *TRAIN, "--set", "train_seg.batch_size=3")
+        found["resumed"] = command(stopped, ports[2], *TRAIN)
+        found["again"] = command(stopped, ports[3], *TRAIN)
+        patch.setattr(loop, "_move", fail_in_second(3))
+        os.environ["MASTER_PORT"] = ports[4]
+        found["failed"] = list(astuple(fresh.lrls(*TRAIN)))  # the second process ends with it
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+NAMES_20 = ("unet", "voxelmorph", "brbs")
+TRAIN = ("train-seg", "--method", "unet")
+
+
+def free_ports(number: int) -> list[str]:
+    with ExitStack() as sockets:
+        free = [sockets.enter_context(socket.socket()) for _ in range(number)]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in free]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What each of two processes found and printed, and the projects that they worked in."""
+
+    by: tuple[dict[str, Any], dict[str, Any]]
+    straight: Project  # trained by one process
+    resumed: Project  # begun by one process, finished by two
+    failed: Project  # begun by two processes
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, new_project: Any, no_pictures_in_module: None) -> Told:
+    folder = tmp_path_factory.mktemp("ranks")
+    small = {"shape": [16, 16, 16], "spacing_mm": 3.0}
+    straight = new_project(folder / "straight", preprocess=small, train_seg={"ema": 0.5})
+    straight.made("preprocess")
+    stopped, fresh = (Project(folder / name) for name in ("stopped", "fresh"))
+    for project in (stopped, fresh):
+        shutil.copytree(straight.folder, project.folder)
+    straight.made(*TRAIN)
+    with pytest.MonkeyPatch.context() as patch:
+        rate = loop.learning_rate
+
+        def stops(peak: float, step: int, *others: Any) -> float:
+            if step == 3:
+                raise KeyboardInterrupt
+            return rate(peak, step, *others)
+
+        patch.setattr(loop, "learning_rate", stops)
+        assert stopped.lrls(*TRAIN).code != 0
+    torch.multiprocessing.spawn(take_part, (free_ports(5), folder, stopped, fresh), nprocs=2)
+    first, second = (json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))
+    return Told((first, second), straight, stopped, fresh)
+
+
+def test_gradients_of_two_processes_are_those_of_one_for_every_method(told):
+    gradients = told.by[0]["gradients"] | told.by[1]["gradients"]
+    assert {key: value for key, value in gradients.items() if not value <= 1e-10} == {}
+    assert len(gradients) > 1000
+
+
+@pytest.mark.parametrize("name", ["unet", "voxelmorph", "brbs"])
+def test_losses_of_twenty_steps_are_those_of_one_process(told, name):
+    expected, found = told.by[0]["losses"][name]
+    assert len(expected) >= 20
+    assert found == pytest.approx(expected, abs=1e-4, rel=1e-4)
+
+
+def test_a_batch_without_equal_shares_is_refused_by_the_first_process_alone(told):
+    code, out, err = told.by[0]["uneven"]
+    assert code == 1 and not out
+    assert err.splitlines() == [
+        "lrls: train_seg.batch_size: found 3, expected a multiple of 2, because the 2 processes of torchrun share "
+        "every batch; set it to 4, or start fewer processes."
+    ]
+    assert told.by[1]["uneven"] == [1, "", ""]
+
+
+def weights(project: Project) -> dict[str, Tensor]:
+    return read_weights(project.workspace / "unet" / "segmentation" / "v0001" / "weights.safetensors")[0]
+
+
+def same_weights(found: Project, expected: Project) -> None:
+    for name, tensor in weights(expected).items():
+        torch.testing.assert_close(weights(found)[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_two_processes_finish_what_one_began_and_only_the_first_one_speaks(told):
+    code, out, err = told.by[0]["resumed"]
+    assert (code, out.strip()) == (0, str(told.resumed.workspace / "unet" / "segmentation" / "v0001"))
+    assert "train labelled: 4/4" in err
+    assert told.by[1]["resumed"] == told.by[1]["again"] == [0, "", ""]
+    assert told.by[0]["again"] == [0, out, ""]
+    same_weights(told.resumed, told.straight)
+    manifest = told.resumed.manifest("unet/segmentation")
+    assert manifest.identity == told.straight.manifest("unet/segmentation").identity
+    assert manifest.device.endswith(", 2 processes")
+
+
+def test_a_failure_of_the_second_process_is_one_line_of_the_first_and_one_process_goes_on(told):
+    code, out, err = told.by[0]["failed"]
+    assert code == 1 and not out
+    (line,) = err.splitlines()
+    assert line.startswith("lrls: training stopped: not enough memory in labelled for a batch of 2 on a grid of 16 x")
+    assert told.by[1]["failed"] == [1, "", ""]
+    done = told.failed.made(*TRAIN)
+    assert "train labelled: 4/4" in done.err
+    log = (told.failed.workspace / "unet" / "segmentation" / "v0001" / "log.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line)["step"] for line in log.splitlines()] == [2, 4]
+    same_weights(told.failed, told.straight)
+
+
+def test_torchrun_starts_commands_that_train_and_no_other():
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "lrls_cli", "run", "lrls.yaml"], capture_output=True, encoding="utf-8", timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("lrls: ")] == [
+        "lrls: torchrun: found `run`, expected train-reg or train-seg, which alone run in several processes; "
+        "type `lrls run ...` without torchrun."
+    ]
