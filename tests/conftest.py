@@ -55,6 +55,7 @@ SETTINGS = {
         "deep-atlas": {"registration_network": "light", "segmentation_network": "light"},
         "rsegnet": {"registration_network": "light", "segmentation_network": "light"},
         "ist": {"preset": "light"},
+        **{name: {"preset": "light"} for name in ("ua-mt", "cps", "massl")},
         "syn": {"reg_iterations": [2, 1, 0]},
     },
 }

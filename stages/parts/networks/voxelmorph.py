@@ -23,6 +23,7 @@ class VoxelMorphUNet(nn.Module):
         outputs: channels of the result.
         shape: grid (D, H, W) that the depth is derived from; small grids lack the coarsest levels.
         encoder, decoder, final: channels; an encoder's convolution is pooled, a decoder's upsampled.
+        segments: the head writes logits and starts as torch's convolutions do.
 
     Source: Balakrishnan et al., TMI 2019; the published `voxelmorph` configuration.
     """
@@ -39,6 +40,8 @@ class VoxelMorphUNet(nn.Module):
         encoder: Sequence[int] = ENCODER,
         decoder: Sequence[int] = DECODER,
         final: Sequence[int] = FINAL,
+        *,
+        segments: bool = False,
     ) -> None:
         super().__init__()
         depth = derived_depth(shape, most=len(encoder))
@@ -55,23 +58,40 @@ class VoxelMorphUNet(nn.Module):
             self.final.append(nn.Conv3d(width, b, 3, padding=1))
             width = b
         self.head = nn.Conv3d(width, outputs, 3, padding=1)
-        small_head(self.head)
+        if not segments:
+            small_head(self.head)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    @property
+    def down(self) -> nn.ModuleList:
+        return self.encoder
+
+    @property
+    def up(self) -> Sequence[nn.Module]:
+        """The decoder, finest first."""
+        return [*reversed(self.final), *reversed(self.decoder)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
-        shape = x.shape[2:]
+        return self.answer(self.features(x)[-1], x.shape[2:])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The decoder's features, from the coarsest to those that the head reads, on padded grids."""
         x = pad_to_multiple(x, 2 ** len(self.encoder)).contiguous(memory_format=torch.channels_last_3d)
-        skips = []
+        skips, features = [], []
         for convolution in self.encoder:
             skips.append(F.leaky_relu(convolution(x), 0.2))
             x = F.max_pool3d(skips[-1], 2)
         for convolution in self.decoder:
-            x = F.leaky_relu(convolution(x), 0.2)
-            x = torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skips.pop()], 1)
+            features.append(F.leaky_relu(convolution(x), 0.2))
+            x = torch.cat([F.interpolate(features[-1], scale_factor=2, mode="nearest"), skips.pop()], 1)
         for convolution in self.final:
             x = F.leaky_relu(convolution(x), 0.2)
-        return crop(in_float32(self.head, x), shape)
+        return [*features, x]
+
+    def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
+        """The head on the last of the features, on the image's grid."""
+        return crop(in_float32(self.head, feature), shape)
 
 
 class StridedUNet(nn.Module):
