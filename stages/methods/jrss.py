@@ -74,7 +74,7 @@ class Settings(AnswerSettings, RegistrationSettings):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "abdomen": {"threshold": 0.6},
-        "mono": {"rounds": 0, "overlap_weight": 0.0},
+        "mono": {"rounds": 0},
         "official": {
             "slope": 0.025,
             "pretraining_loss": "hard-ce",

@@ -36,10 +36,12 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
         if kind == "residual":
             return ResidualUNet(task.channels, task.num_classes, task.shape)
         if kind == "vm-unet":
-            return VoxelMorphUNet(task.channels, task.num_classes, task.shape, segments=True)
+            network = VoxelMorphUNet(task.channels, task.num_classes, task.shape)
+            network.head.reset_parameters()  # as a displacement's it starts at 0
+            return network
         if kind in ("segnet", "unet++"):
-            network = SegNet if kind == "segnet" else NestedUNet
-            return network(task.channels, task.num_classes, task.shape, task.spacing_mm)
+            build = SegNet if kind == "segnet" else NestedUNet
+            return build(task.channels, task.num_classes, task.shape, task.spacing_mm)
         per_group = {"brbs": 4, "full": 1}[kind]
         return UNet(task.channels, task.num_classes, task.shape, per_group, task.spacing_mm)
 

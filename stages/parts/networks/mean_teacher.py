@@ -42,5 +42,5 @@ class MeanTeacher(nn.Module):
         decay = min(1 - 1 / steps, self.decay)
         for mean, now in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             mean.lerp_(now, 1 - decay)
-        for mean, now in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
-            mean.copy_(now)
+        for kept, new in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            kept.copy_(new)

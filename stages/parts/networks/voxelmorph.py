@@ -23,7 +23,6 @@ class VoxelMorphUNet(nn.Module):
         outputs: channels of the result.
         shape: grid (D, H, W) that the depth is derived from; small grids lack the coarsest levels.
         encoder, decoder, final: channels; an encoder's convolution is pooled, a decoder's upsampled.
-        segments: the head writes logits and starts as torch's convolutions do.
 
     Source: Balakrishnan et al., TMI 2019; the published `voxelmorph` configuration.
     """
@@ -40,8 +39,6 @@ class VoxelMorphUNet(nn.Module):
         encoder: Sequence[int] = ENCODER,
         decoder: Sequence[int] = DECODER,
         final: Sequence[int] = FINAL,
-        *,
-        segments: bool = False,
     ) -> None:
         super().__init__()
         depth = derived_depth(shape, most=len(encoder))
@@ -58,8 +55,7 @@ class VoxelMorphUNet(nn.Module):
             self.final.append(nn.Conv3d(width, b, 3, padding=1))
             width = b
         self.head = nn.Conv3d(width, outputs, 3, padding=1)
-        if not segments:
-            small_head(self.head)
+        small_head(self.head)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     @property
