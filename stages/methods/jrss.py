@@ -47,7 +47,7 @@ from torch import nn
 
 from stages.config import TrainSettings
 from stages.generating.pseudo_labels import PseudoLabels
-from stages.methods.networks import registration_network, segmentation_network
+from stages.methods.networks import SEGMENTATION_NAMES, SegmentationName, registration_network, segmentation_network
 from stages.methods.phases import Phase, Player, Ramp, Term, WeightedSum
 from stages.methods.recipe import Answer, Generate, Method, Recipe, Step, Task, Train
 from stages.methods.registration_losses import SIMILARITY, RegistrationSettings, Similarity, registration_terms
@@ -74,6 +74,7 @@ class Settings(AnswerSettings, RegistrationSettings):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "abdomen": {"threshold": 0.6},
+        "mono": {"rounds": 0},
         "official": {
             "slope": 0.025,
             "pretraining_loss": "hard-ce",
@@ -100,7 +101,7 @@ class Settings(AnswerSettings, RegistrationSettings):
     preset: Annotated[str, ANSWER] = Field(
         "default",
         description="paper: the text alone; light: minutes on CPU cores; abdomen: the paper's threshold for it; "
-        "official: the published code's single-task networks.",
+        "official: the published code's single-task networks; mono: Mono-Seg and Mono-Reg, each network alone.",
     )
     rounds: Annotated[int, ANSWER] = Field(
         3, ge=0, le=20, description="Rounds of self-training after the first training; 0: none."
@@ -117,8 +118,8 @@ class Settings(AnswerSettings, RegistrationSettings):
     registration_network: Literal["obelisk", "voxelmorph", "brbs", "light"] = Field(
         "obelisk", description="R: hybrid OBELISK, or VoxelMorph's, BRBS's U-Net, or the light one."
     )
-    segmentation_network: Annotated[Literal["obelisk", "brbs", "full", "light", "residual"], SEGMENT] = Field(
-        "obelisk", description="S: hybrid OBELISK, BRBS's U-Net (full: InstanceNorm), the light one, or OS-MedSeg's."
+    segmentation_network: Annotated[Literal["obelisk"] | SegmentationName, SEGMENT] = Field(
+        "obelisk", description=f"S: obelisk (hybrid OBELISK), {SEGMENTATION_NAMES}"
     )
     slope: float = Field(0.2, ge=0, lt=1, description="Slope of LeakyReLU in the hybrid OBELISK networks.")
     diffeomorphic: bool = Field(False, description="R predicts a velocity field, which is integrated.")

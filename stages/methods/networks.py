@@ -8,16 +8,18 @@ from torch import nn
 
 from stages.methods.recipe import Task
 from stages.parts.networks.blocks import small_head
+from stages.parts.networks.nested_unet import NestedUNet
 from stages.parts.networks.registration import RegistrationNetwork
+from stages.parts.networks.segnet import SegNet
 from stages.parts.networks.teacher_student import ResidualUNet
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.networks.velocity import VelocityDistribution
 from stages.parts.networks.voxelmorph import HalfVoxelMorphUNet, VoxelMorphUNet
 
-SegmentationName = Literal["brbs", "full", "light", "small", "residual"]
+SegmentationName = Literal["brbs", "full", "light", "small", "residual", "vm-unet", "segnet", "unet++"]
 SEGMENTATION_NAMES = (
     "brbs (BRBS's U-Net), full (the same with InstanceNorm), light (half resolution), small (the same with half the "
-    "channels), or residual (OS-MedSeg's)."
+    "channels), residual (OS-MedSeg's), vm-unet (VoxelMorph's), segnet, or unet++."
 )
 
 
@@ -34,6 +36,13 @@ def segmentation_network(kind: str, task: Task, *, name: str = "segmentation") -
             return LightUNet(task.channels, task.num_classes, task.shape, widths, spacing_mm=task.spacing_mm)
         if kind == "residual":
             return ResidualUNet(task.channels, task.num_classes, task.shape)
+        if kind == "vm-unet":
+            network = VoxelMorphUNet(task.channels, task.num_classes, task.shape)
+            network.head.reset_parameters()  # as a displacement's it starts at 0
+            return network
+        if kind in ("segnet", "unet++"):
+            build = SegNet if kind == "segnet" else NestedUNet
+            return build(task.channels, task.num_classes, task.shape, task.spacing_mm)
         per_group = {"brbs": 4, "full": 1}[kind]
         return UNet(task.channels, task.num_classes, task.shape, per_group, task.spacing_mm)
 

@@ -75,6 +75,7 @@ class Train:
             round before.
         as_before: networks that stand still, with the weights that the network of this name had before the step.
         pages: further pictures, by name.
+        sees_unlabeled: its batches hold unlabelled scans, although it trains S and nothing was generated from them.
     """
 
     makes: Literal["registration", "segmentation"]
@@ -82,6 +83,7 @@ class Train:
     uses: Sequence[Role] = ()
     as_before: Mapping[str, nn.Module] = field(default_factory=dict)
     pages: Mapping[str, Page] = field(default_factory=dict)
+    sees_unlabeled: bool = False
 
     @property
     def share(self) -> float:
@@ -228,7 +230,10 @@ class Recipe:
     def looks_at_unlabeled(self) -> bool:
         """Whether anything is learned from unlabelled scans."""
         steps = [step for number in range(len(self.rounds)) for step in self.steps(number)]
-        return any(isinstance(step, Generate) or (step.makes == "registration" and step.phases) for step in steps)
+        return any(
+            isinstance(step, Generate) or step.sees_unlabeled or (step.makes == "registration" and step.phases)
+            for step in steps
+        )
 
 
 def propagation(registers: Classical) -> Recipe:

@@ -22,6 +22,12 @@ from stages.parts.losses.inverse import (
     self_warped_inverse_loss,
 )
 from stages.parts.losses.overlap import counted_dice_loss, dice_loss, pooled_dice_loss, soft_dice
+from stages.parts.losses.semi_supervised import (
+    attended_reconstruction_loss,
+    certain_consistency_loss,
+    entropy,
+    pseudo_label_loss,
+)
 from stages.parts.losses.similarity import (
     SCALE_WEIGHTS,
     LnccTo,
@@ -47,8 +53,10 @@ __all__ = [
     "LnccTo",
     "absolute_gradient_loss",
     "anatomy_difference_loss",
+    "attended_reconstruction_loss",
     "bending_energy_loss",
     "box_sum",
+    "certain_consistency_loss",
     "class_weights",
     "contrastive_loss",
     "cosine_hint_loss",
@@ -58,6 +66,7 @@ __all__ = [
     "dice_loss",
     "diffusion_loss",
     "diffusion_losses",
+    "entropy",
     "hardest_cross_entropy_loss",
     "info_nce_loss",
     "inverse_consistency_loss",
@@ -72,6 +81,7 @@ __all__ = [
     "mutual_information",
     "nt_xent_loss",
     "pooled_dice_loss",
+    "pseudo_label_loss",
     "rarity_weighted_cross_entropy_loss",
     "robust_inverse_loss",
     "robust_penalty",

@@ -62,23 +62,40 @@ class VoxelMorphUNet(nn.Module):
         small_head(self.head)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
+    @property
+    def down(self) -> nn.ModuleList:
+        return self.encoder
+
+    @property
+    def up(self) -> Sequence[nn.Module]:
+        """The decoder, finest first."""
+        return [*reversed(self.final), *reversed(self.decoder)]
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, D, H, W) -> (N, outputs, D, H, W), float32."""
-        shape = tuple(x.shape[2:])
+        shape = x.shape[2:]
+        return self.answer(self.features(x)[-1], halved(shape) if self.AT_HALF else shape)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The decoder's features, from the coarsest to those that the head reads, on padded grids."""
         x = pad_to_multiple(x, 2 ** len(self.encoder)).contiguous(memory_format=torch.channels_last_3d)
-        skips = []
+        skips, features = [], []
         for convolution in self.encoder:
             skips.append(F.leaky_relu(convolution(x), 0.2))
             x = F.max_pool3d(skips[-1], 2)
         for convolution in self.decoder:
             x = F.leaky_relu(convolution(x), 0.2)
             if self.AT_HALF and len(skips) == 1:
-                shape = halved(shape)
                 break
+            features.append(x)
             x = torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skips.pop()], 1)
         for convolution in self.final:
             x = F.leaky_relu(convolution(x), 0.2)
-        return crop(in_float32(self.head, x), shape)
+        return [*features, x]
+
+    def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
+        """The head on the last of the features, on the image's grid."""
+        return crop(in_float32(self.head, feature), shape)
 
 
 class HalfVoxelMorphUNet(VoxelMorphUNet):
