@@ -205,7 +205,11 @@ def neighbours(shape: Sequence[int], window: Sequence[int], shift: Sequence[int]
 
 def offsets(window: Sequence[int]) -> Tensor:
     """A number for the offset between each two tokens of a window, (T, T), from 0 to the number of offsets - 1."""
-    places = torch.tensor(list(itertools.product(*map(range, window))))
-    apart = places[:, None] - places[None] + torch.tensor(window) - 1
-    _, h, w = (2 * edge - 1 for edge in window)
-    return (apart[..., 0] * h + apart[..., 1]) * w + apart[..., 2]
+    places = list(itertools.product(*map(range, window)))
+    d, h, w = window
+    return torch.tensor(
+        [
+            [((a - x + d - 1) * (2 * h - 1) + b - y + h - 1) * (2 * w - 1) + c - z + w - 1 for x, y, z in places]
+            for a, b, c in places
+        ]
+    )  # numbers first: subtracted as tensors without a device they make torch load its compiler
