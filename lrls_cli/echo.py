@@ -11,9 +11,7 @@ from stages.errors import LostProcess, printable
 
 
 def tell(message: object) -> None:
-    """Print a line to standard output; of processes that train together, the first one's."""
-    if ranks.rank():
-        return
+    """Print a line to standard output."""
     typer.echo(printable(str(message)))
 
 
@@ -23,9 +21,7 @@ def telling(as_json: bool) -> Callable[[object], None]:
 
 
 def tell_beside(message: object) -> None:
-    """Print a line to standard error, as `tell`."""
-    if ranks.rank():
-        return
+    """Print a line to standard error."""
     typer.echo(printable(str(message)), err=True)
 
 

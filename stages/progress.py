@@ -8,15 +8,12 @@ from types import TracebackType
 from typing import Self
 
 from stages.errors import printable
-from stages.ranks import rank
 
 PLAIN_INTERVAL_S = 15.0
 
 
 def say(line: str) -> None:
-    """A line for the user, beside results; of processes that train together, the first one's."""
-    if rank():
-        return
+    """A line for the user, beside results."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -34,7 +31,7 @@ class Progress:
         self.began = self.printed = time.monotonic()
         self.note = ""
         self.bar = None
-        if sys.stderr.isatty() and not rank():
+        if sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
 
@@ -60,8 +57,6 @@ class Progress:
         self.note = printable(note) or self.note
         if self.bar:
             self.bar.update(self.task, advance=1, total=self.total, note=self.note)
-        elif rank():
-            pass  # the first process tells
         elif self.done == self.total or time.monotonic() - self.printed > PLAIN_INTERVAL_S:
             self.printed = time.monotonic()
             elapsed = self.printed - self.began

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 TOGETHER = ("train-reg", "train-seg")  # commands
 WAIT = timedelta(hours=2)  # for another process, which may draw pages or write a checkpoint meanwhile
 HEARD_S = 2.0  # for the line of a process that ended
+FIRST_S = 5.0  # for the first process to come to a fault
 _store: Any = None  # where a process that ends leaves its line
 
 
@@ -49,7 +50,9 @@ def ranks_here() -> int:
 
 @contextmanager
 def joined(command: Sequence[str]) -> Iterator[None]:
-    """Inside, the processes that `torchrun` started hear one another; GPUs speak NCCL, processors gloo.
+    """Inside, the processes that `torchrun` started hear one another, and the first one alone prints.
+
+    GPUs speak NCCL, processors gloo.
 
     Args:
         command: the first word of the command line.
@@ -79,8 +82,15 @@ def joined(command: Sequence[str]) -> Iterator[None]:
             f"the {ranks()} processes of torchrun cannot reach one another ({shortened(str(error), 120)}); "
             "add --standalone on one machine, or give --rdzv-endpoint on several."
         ) from None
-    yield
+    with _silent() if number else nullcontext():
+        yield
     dist.destroy_process_group()  # after an error the process ends, and the others must not hear of it before its line
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def is_joined() -> bool:
@@ -148,10 +158,16 @@ def mean_of(values: Tensor) -> Tensor:
 
 
 def leave_line(line: str) -> None:
-    """Leave the line that this process ends with to the first one, which prints it if it has none of its own."""
-    if _store is not None:
-        with suppress(RuntimeError):
-            _store.set(f"line/{rank()}", line)
+    """Leave the line that this process ends with to the first one, which prints it if it has none of its own.
+
+    Before they hear one another, all meet the same faults. `torchrun` stops the others as soon as one has ended, so the
+    first one gets time to print.
+    """
+    if _store is None:
+        time.sleep(FIRST_S)
+        return
+    with suppress(RuntimeError):
+        _store.set(f"line/{rank()}", line)
 
 
 def line_of_others() -> str | None:

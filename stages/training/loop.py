@@ -35,7 +35,7 @@ from stages.stopping import at_step_ends, is_told
 from stages.training.clock import Clock
 from stages.training.fitting import Size, told_in_one_line
 from stages.training.schedules import learning_rate
-from stages.training.sharing import average_gradients, mean_terms
+from stages.training.sharing import average_gradients, mean_terms, share_weights
 
 LOG_STEPS = 10  # a log record and a look for NaN
 
@@ -77,9 +77,10 @@ def train(run: Run) -> list[dict[str, Any]]:
     """
     checkpoint = run.draft.resume / "training.pt"
     state = None if ranks.rank() else load_state(checkpoint)
-    if state is None and checkpoint.exists():
+    if state is None and checkpoint.exists() and not ranks.rank():
         say("training: the state that a stopped run left is damaged; training starts over.")
     state = ranks.from_first(state)
+    share_weights(run.networks.values())
     if state:
         for name, network in run.networks.items():
             network.load_state_dict(state["networks"][name])

@@ -120,7 +120,7 @@ def make_trained(
             kind, target, cohort, config, method, settings=settings, round=round, inputs=digests, force=force
         )
         start = ranks.from_first(start)  # which may have found what others just finished
-        if told and not ranks.rank():
+        if told:
             tell(told)
 
     def write(draft: Draft) -> None:

@@ -7,7 +7,7 @@ learn, and is called by its forward; here players take turns with parts of sever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -89,6 +89,14 @@ def refuse_unequal_shares(
                     f"{name} has a {type(layer).__name__}, which several processes cannot share as one does; "
                     "train it in one process, without torchrun."
                 )
+
+
+def share_weights(networks: Iterable[nn.Module]) -> None:
+    """Give every process the first one's weights: random ones may differ in a last bit between processor types."""
+    if ranks.is_joined():
+        for network in networks:
+            own = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+            network.load_state_dict(ranks.from_first(own))
 
 
 def average_gradients(network: nn.Module) -> None:

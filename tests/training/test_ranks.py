@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from stages import ranks
 from stages.artifacts.store import Draft
-from stages.artifacts.weights_file import read_weights
 from stages.device import Device
 from stages.methods import METHODS, training_of
 from stages.methods.phases import Phase
@@ -296,13 +295,17 @@ def test_a_batch_without_equal_shares_is_refused_by_the_first_process_alone(told
     assert told.by[1]["uneven"] == [1, "", ""]
 
 
-def weights(project: Project) -> dict[str, Tensor]:
-    return read_weights(project.workspace / "unet" / "segmentation" / "v0001" / "weights.safetensors")[0]
+def log_of(project: Project) -> list[dict[str, Any]]:
+    """Records of the losses; weights in front of a norm move by rounding alone, as far as Adam likes."""
+    log = project.workspace / "unet" / "segmentation" / "v0001" / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [{key: record[key] for key in ("step", "segmentation/total")} for record in records]
 
 
-def same_weights(found: Project, expected: Project) -> None:
-    for name, tensor in weights(expected).items():
-        torch.testing.assert_close(weights(found)[name], tensor, rtol=1e-3, atol=1e-3)
+def same_losses(found: Project, expected: Project) -> None:
+    assert [record["step"] for record in log_of(found)] == [2, 4]
+    for one, other in zip(log_of(found), log_of(expected), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_two_processes_finish_what_one_began_and_only_the_first_one_speaks(told):
@@ -311,7 +314,7 @@ def test_two_processes_finish_what_one_began_and_only_the_first_one_speaks(told)
     assert "train labelled: 4/4" in err
     assert told.by[1]["resumed"] == told.by[1]["again"] == [0, "", ""]
     assert told.by[0]["again"] == [0, out, ""]
-    same_weights(told.resumed, told.straight)
+    same_losses(told.resumed, told.straight)
     manifest = told.resumed.manifest("unet/segmentation")
     assert manifest.identity == told.straight.manifest("unet/segmentation").identity
     assert manifest.device.endswith(", 2 processes")
@@ -325,9 +328,7 @@ def test_a_failure_of_the_second_process_is_one_line_of_the_first_and_one_proces
     assert told.by[1]["failed"] == [1, "", ""]
     done = told.failed.made(*TRAIN)
     assert "train labelled: 4/4" in done.err
-    log = (told.failed.workspace / "unet" / "segmentation" / "v0001" / "log.jsonl").read_text(encoding="utf-8")
-    assert [json.loads(line)["step"] for line in log.splitlines()] == [2, 4]
-    same_weights(told.failed, told.straight)
+    same_losses(told.failed, told.straight)
 
 
 def test_torchrun_starts_commands_that_train_and_no_other():
