@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import Done, Project
 
+from stages.cores import available_cores
 from stages.errors import LrlsError
 from stages.slurm import Resources, seconds_of
 
@@ -240,6 +241,14 @@ def test_names_that_end_a_line_are_refused(project, tmp_path):
 def test_label_maps_that_cannot_be_scored_with_are_told_before_jobs_are_written(project, tmp_path):
     done = project.lrls("slurm", "--method", "unet", "--out", str(tmp_path / "jobs"), "--set", "data.test=[nobody]")
     assert done.code == 1 and "nobody" in done.err and not (tmp_path / "jobs").exists()
+
+
+def test_a_job_uses_the_cores_that_it_was_given(monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    all_of_them = available_cores()
+    for given, cores in (("1", 1), ("100000", all_of_them), ("0", all_of_them), ("few", all_of_them)):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
+        assert available_cores() == cores
 
 
 def test_times_are_read_as_sbatch_reads_them():
