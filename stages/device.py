@@ -32,7 +32,10 @@ class Device:
 
     def free_bytes(self) -> int | None:
         """Memory that networks may still take; None: unknown."""
-        return torch.cuda.mem_get_info(self.torch)[0] if self.torch.type == "cuda" else available_bytes()
+        if self.torch.type != "cuda":
+            return available_bytes()
+        kept = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)  # by torch, for reuse
+        return torch.cuda.mem_get_info(self.torch)[0] + kept
 
     def __str__(self) -> str:
         precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
@@ -53,7 +56,7 @@ def choose_device(config: Config) -> Device:
     if config.device != "cpu" and torch.cuda.is_available():
         torch.set_num_threads(config.threads or available_cores())
         torch.backends.cudnn.allow_tf32 = False  # torch's default rounds float32 convolutions to ten bits
-        fast = asked == "bf16" or (asked is None and torch.cuda.is_bf16_supported())
+        fast = asked == "bf16" or (asked is None and torch.cuda.is_bf16_supported(including_emulation=False))
         return Device(torch.device("cuda"), torch.bfloat16 if fast else torch.float32)
     limit_memory()  # not with CUDA, which reserves addresses beyond the memory
     if asked == "bf16" and not cpu_has_bf16():
