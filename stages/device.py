@@ -35,7 +35,10 @@ class Device:
 
     def free_bytes(self) -> int | None:
         """Memory that networks may still take; None: unknown."""
-        return torch.cuda.mem_get_info(self.torch)[0] if self.torch.type == "cuda" else available_bytes()
+        if self.torch.type != "cuda":
+            return available_bytes()
+        kept = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)  # by torch, for reuse
+        return torch.cuda.mem_get_info(self.torch)[0] + kept
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:
@@ -60,7 +63,7 @@ def choose_device(config: Config) -> Device:
     if config.device != "cpu" and torch.cuda.is_available():
         torch.set_num_threads(config.threads or available_cores())
         torch.backends.cudnn.allow_tf32 = False  # torch's default rounds float32 convolutions to ten bits
-        fast = asked == "bf16" or (asked is None and torch.cuda.is_bf16_supported())
+        fast = asked == "bf16" or (asked is None and torch.cuda.is_bf16_supported(including_emulation=False))
         return Device(_own_gpu(), torch.bfloat16 if fast else torch.float32, ranks.ranks())
     limit_memory()  # not with CUDA, which reserves addresses beyond the memory
     if asked == "bf16" and not cpu_has_bf16():

@@ -28,6 +28,12 @@ class _Module(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Its generators are the CPU's."""
+
 
 class OnGpu(torch.Tensor):
     """Wraps a tensor of the CPU and says that it lies on the pretended GPU."""
@@ -74,7 +80,6 @@ class PretendedGpu(TorchDispatchMode):
 
     def __enter__(self) -> PretendedGpu:
         global _current
-        _set_up()
         self._lifts = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(values, device=...) comes by here
         _current = self
@@ -96,14 +101,8 @@ class PretendedGpu(TorchDispatchMode):
 
 
 _current: PretendedGpu | None = None
-_is_set_up = False
-
-
-def _set_up() -> None:
-    global _is_set_up
-    if not _is_set_up:
-        _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-        _is_set_up = True
+# On import, while tests are collected: torch counts its devices at the first gradient of the process.
+_setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:

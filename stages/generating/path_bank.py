@@ -87,12 +87,12 @@ class PathBank:
             self.style_map.to(job.device.torch).eval()
 
         def finish(_: str, moving: Tensor, fixed: Tensor, ways: list[Tensor]) -> dict[str, Any]:
-            values = {"displacement": ways[0][0].half()}
+            values = {"displacement": ways[0][0].half().cpu()}
             if self._registers_back:
-                values["style"] = (warp(fixed, ways[1]) - moving)[0].half()
+                values["style"] = (warp(fixed, ways[1]) - moving)[0].half().cpu()
             elif self.style_map is not None:
                 with torch.inference_mode(), job.device.autocast():
-                    change = self.style_map(moving.to(job.device.torch), fixed.to(job.device.torch))
+                    change = self.style_map(moving, fixed)
                 values["style"] = change[0].cpu().half()
             return values
 

@@ -46,8 +46,9 @@ class WarpedAtlases(StoresCouples):
         pairs, cohort = atlas_scan_pairs(job.cohort, self.most), job.cohort
 
         def finish(atlas: str, moving: Tensor, _: Tensor, ways: list[Tensor]) -> dict[str, Any]:
-            label = warp_label(as_label(cohort.label(atlas)), ways[0])[0]
-            return {"image": warp(moving, ways[0])[0].half(), "label": label.numpy().astype(label_type(cohort))}
+            label = warp_label(as_label(cohort.label(atlas)).to(ways[0].device), ways[0])[0]
+            warped = warp(moving, ways[0])[0].half()
+            return {"image": warped.cpu(), "label": label.cpu().numpy().astype(label_type(cohort))}
 
         register_couples(pairs, finish, job, title="warp atlases")
         origins = [

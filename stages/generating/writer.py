@@ -179,7 +179,10 @@ def store_piece(resume: Path, place: int, values: dict[str, Any]) -> None:
 
 
 Finish = Callable[[str, Tensor, Tensor, list[Tensor]], dict[str, Any]]
-"""(atlas, its image and the scan's (1, C, D, H, W), displacements there and, if registered, back) -> what to store."""
+"""(atlas, its image and the scan's (1, C, D, H, W), displacements there and, if registered, back) -> what to store.
+
+The tensors lie on the job's device; what is stored is on the CPU.
+"""
 
 
 def register_couples(pairs: list[tuple[str, str]], finish: Finish, job: Job, *, title: str, back: bool = False) -> None:
@@ -188,7 +191,7 @@ def register_couples(pairs: list[tuple[str, str]], finish: Finish, job: Job, *, 
     Args:
         back: also register the scan to the atlas.
     """
-    cohort = job.cohort
+    cohort, device = job.cohort, job.device.torch
     missing = [i for i in range(len(pairs)) if not is_stored(job.resume, i)]
     ways = 2 if back else 1
     images = {case: cohort.image(case) for case in cohort.cases}
@@ -202,8 +205,8 @@ def register_couples(pairs: list[tuple[str, str]], finish: Finish, job: Job, *, 
             of_couple = range(turn * ways, (turn + 1) * ways)
             if not all(k in fields for k in of_couple):
                 continue
-            both_ways = [fields.pop(k) for k in of_couple]
-            moving, fixed = (as_images(image) for image in queue[of_couple[0]])
+            both_ways = [fields.pop(k).to(device) for k in of_couple]
+            moving, fixed = (as_images(image).to(device) for image in queue[of_couple[0]])
             values = finish(pairs[missing[turn]][0], moving, fixed, both_ways)
             quality = measure(moving, fixed, both_ways[0], both_ways[1] if back else None)
             store_piece(job.resume, missing[turn], values | quality)

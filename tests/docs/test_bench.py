@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,34 +124,25 @@ def test_steps_of_every_stage_of_a_method_are_measured(monkeypatch: pytest.Monke
 GPU = str(BENCHMARKS / "gpu.py")
 
 
-def test_the_gpu_benchmark_writes_down_each_part_and_runs_on_the_cpu_where_there_is_no_gpu(tmp_path: Path) -> None:
-    parts = ["--part", "pairs", "--part", "steps"]
-    tiny = [
-        "--device",
-        "cpu",
-        "--shape",
-        "16",
-        "12",
-        "12",
-        "--pairs",
-        "1",
-        "2",
-        "--descent",
-        "1",
-        "1",
-        "--repeats",
-        "1",
-    ]
-    done = subprocess.run(
-        [sys.executable, GPU, *parts, *tiny, "--out", str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    result = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    pairs, steps = (result["parts"][name] for name in ("pairs", "steps"))
-    assert pairs["ended"] == steps["ended"] == "whole"
+def test_the_gpu_benchmark_writes_down_what_its_parts_print(tmp_path: Path) -> None:
+    tiny = ["--shape", "16", "12", "12", "--pairs", "1", "2", "--descent", "1", "1", "--repeats", "1"]
+    command = [sys.executable, GPU, "--device", "cpu", "--part", "pairs", *tiny, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    pairs = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["parts"]["pairs"]
+    assert pairs["ended"] == "whole"
     assert [row["pairs at once"] for row in pairs["rows"]] == [1, 2]
-    assert all(row["seconds"] > 0 and row["peak MiB"] > 0 for row in (*pairs["rows"], *steps["rows"]))
-    assert [row["step"] for row in steps["rows"]] == ["plain fp32", "lrls fp32"]
-    assert "| plain fp32 | 16x12x12 |" in done.stdout and "| plain fp32 |" in (tmp_path / "gpu.md").read_text("utf-8")
+    assert all(row["seconds"] > 0 and row["peak MiB"] > 0 for row in pairs["rows"])
+    for text in (done.stdout, (tmp_path / "gpu.md").read_text(encoding="utf-8")):
+        assert "| 2 | 16x12x12 |" in text
+
+
+def test_the_gpu_benchmark_takes_the_plain_step_and_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    import gpu
+
+    rows = list(gpu.steps(SimpleNamespace(device="cpu", shape=(8, 8, 8), repeats=1)))
+    assert [row["step"] for row in rows] == ["plain fp32", "lrls fp32"]
+    assert all(row["seconds"] > 0 and row["peak MiB"] > 0 for row in rows)
 
 
 def test_a_part_of_the_gpu_benchmark_that_hangs_is_stopped_and_one_that_fails_says_why(
@@ -162,8 +154,8 @@ def test_a_part_of_the_gpu_benchmark_that_hangs_is_stopped_and_one_that_fails_sa
     child = tmp_path / "child.py"
     monkeypatch.setattr(gpu, "__file__", str(child))
     child.write_text("print('{\"n\": 1}', flush=True); import time; time.sleep(60)", encoding="utf-8")
-    stopped = gpu.run_part("pairs", 2.0)
-    assert (stopped["ended"], stopped["rows"]) == ("stopped after 2 s", [{"n": 1}])
+    stopped = gpu.run_part("pairs", 5.0)
+    assert (stopped["ended"], stopped["rows"]) == ("stopped after 5 s", [{"n": 1}])
     child.write_text("print('{\"n\": 1}'); raise SystemExit('no luck')", encoding="utf-8")
     failed = gpu.run_part("pairs", 60.0)
     assert (failed["ended"], failed["rows"]) == ("failed: no luck", [{"n": 1}])
