@@ -66,13 +66,12 @@ def main(
     held_out = preprocess(config, config.eval.part, base=cohort)
     couples = list(itertools.combinations(held_out.parts[config.eval.part], 2))[:pairs]
     known = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()] if rows.exists() else []
-    for way in only or WAYS:
-        register = registers(way, cohort)
-        for couple in couples:
-            if not any(row["way"] == way and row["pair"] == list(couple) for row in known):
-                known.append({"way": way, "pair": list(couple), **one(register, *couple, held_out, cohort, config)})
-                with rows.open("a", encoding="utf-8") as file:
-                    print(json.dumps(known[-1]), file=file)
+    ways = {way: registers(way, cohort) for way in only or WAYS}
+    for couple, (way, register) in itertools.product(couples, ways.items()):
+        if not any(row["way"] == way and row["pair"] == list(couple) for row in known):
+            known.append({"way": way, "pair": list(couple), **one(register, *couple, held_out, cohort, config)})
+            with rows.open("a", encoding="utf-8") as file:
+                print(json.dumps(known[-1]), file=file)
     print(f"{len(couples)} pairs on {cohort.grid.shape} voxels of {cohort.grid.spacing_mm} mm\n")
     print("| way | pairs | DSC (worst) | HD95 mm | % folded | processor seconds a pair |\n|---|---|---|---|---|---|")
     for way in WAYS:
