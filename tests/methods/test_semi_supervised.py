@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import goes_on_after_a_fault
 from recipes import SHAPE, built, config, generator, phases, textured
 from torch import nn
 
@@ -189,6 +190,13 @@ def test_teacher_answers_once_and_t_times_each_with_noise_of_its_own():
     assert all(not torch.equal(a, b) for k, a in enumerate(both.teacher.seen) for b in both.teacher.seen[:k])
     result = TeachWhereSure(both, passes=0, noise=0.1, dropout=0.0)(drawn)
     assert len(both.teacher.seen) == 4 and result.teacher is None
+
+
+def test_a_stopped_training_goes_on_with_its_teacher(project, monkeypatch, no_pictures):
+    goes_on_after_a_fault(
+        project, monkeypatch, method="ua-mt", stage="train-seg", kind="segmentation", term="certain_consistency_loss",
+        player="student",
+    )  # fmt: skip
 
 
 def test_answers_choose_the_network():
