@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try the same again
+STOP = signal.SIGTERM
 KEEPING = ("SIGUSR1", "SIGTERM")  # Windows has no SIGUSR1
 _code = 0  # to end with; 0: nobody has told this process to stop
 _waiting = 0  # blocks that end their work first

@@ -31,7 +31,7 @@ from stages.parts.batches.scans import Scans
 from stages.parts.together import Stream, shared
 from stages.progress import Progress, say
 from stages.seeds import derive
-from stages.stopping import at_step_ends, is_told
+from stages.stopping import STOP, at_step_ends, is_told, stop
 from stages.training.clock import Clock
 from stages.training.fitting import Size, told_in_one_line
 from stages.training.schedules import learning_rate
@@ -120,7 +120,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
 
     watch = _Watch(phase.name)
     with at_step_ends(), Progress(f"train {phase.name}", steps, start=step) as progress, _memory_told(run, phase):
-        stops = is_told()
+        stops = _told()
         while step < steps and not stops:
             batch = phase.batches(run.data, draw)
             for player, optimizer, average in zip(phase.players, optimizers, averages, strict=True):
@@ -138,7 +138,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             step += 1
             if clock and (corrected := ranks.from_first(clock.steps(step, steps, run.draft.elapsed_s()))) != steps:
                 steps = progress.total = corrected
-            stops = is_told()
+            stops = _told()
             saves = step % settings.checkpoint_steps == 0 or step == steps or stops
             if step % LOG_STEPS == 0 or saves:
                 record = watch.record(step)
@@ -152,6 +152,13 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
             if saves and not ranks.rank():
                 run.draft.save_elapsed()
                 _save(run, checkpoint, index, step, steps, optimizers, averages)
+
+
+def _told() -> bool:
+    """Whether a signal told this process to stop, or another one that takes the same steps: then all stop after one."""
+    if told := ranks.any_of(is_told()):
+        stop(STOP)  # nothing new where a signal came
+    return told
 
 
 def _restore(generator: torch.Generator, state: Tensor, otherwise: int) -> None:

@@ -20,12 +20,13 @@ def pick(items: Sequence[int], count: int, generator: Generator) -> list[int]:
     def draw(size: Sequence[int]) -> Tensor:
         return torch.randint(len(items), size, generator=generator, device=generator.device)
 
-    return [items[int(i)] for i in per_sample(draw, (count,), generator)]
+    return [items[i] for i in per_sample(draw, (count,), generator).tolist()]
 
 
 def pick_whole(items: Sequence[int], count: int, generator: Generator) -> list[int]:
     """As `pick`, of which every rank keeps all: for the whole batch, or one draw that its samples share."""
-    return [items[int(i)] for i in torch.randint(len(items), (count,), generator=generator, device=generator.device)]
+    drawn = torch.randint(len(items), (count,), generator=generator, device=generator.device)
+    return [items[i] for i in drawn.tolist()]
 
 
 @dataclass(frozen=True)
