@@ -79,7 +79,7 @@ class Bench:
         for manifest in sorted((self.out / workspace).glob("**/v0*/artifact.json")):
             name = manifest.parent.relative_to(self.out / workspace).as_posix()
             found[name] = json.loads(manifest.read_text(encoding="utf-8"))["digest"]
-        for file in sorted((self.out / workspace / "answers").glob("*.*")):
+        for file in sorted((self.out / workspace / "answers").glob("[!.]*.*")):
             found[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         return found
 
@@ -367,19 +367,23 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that workers end, too
     parts = asked.part or ["speed", "kills", "memory"]
     bench = Bench(out, asked.data, asked.labels, asked.scans)
-    found = {}
+    found: dict[str, Any] = {}
+
+    def keep(part: str, measured: dict[str, Any]) -> None:
+        found[part] = measured
+        (out / "dask.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
     with workers(out) as (scheduler, starter):
         if "speed" in parts:
-            found["speed"] = speed(bench, scheduler)
+            keep("speed", speed(bench, scheduler))
         else:  # what the other parts compare with, and the network
             for stage in ("preprocess", "generate", "train-seg", "predict"):
                 Ran(bench.command(stage, "way0", ["--set", "preprocess.workers=2"]))
         if "kills" in parts:
             wall = found.get("speed", {}).get("wall_s", {})
-            found["kills"] = kills(bench, scheduler, starter, {stage: wall[stage][WAYS[2]] for stage in wall})
+            keep("kills", kills(bench, scheduler, starter, {stage: wall[stage][WAYS[2]] for stage in wall}))
         if "memory" in parts:
-            found["memory"] = memory(bench, scheduler, asked.many)
-    (out / "dask.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            keep("memory", memory(bench, scheduler, asked.many))
     print(table(found), *([paper(found, **on_paper)] if "speed" in parts else []), sep="\n\n")
 
 
