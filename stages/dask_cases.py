@@ -43,7 +43,8 @@ class OnDask:
     """
 
     def __init__(self, compute: ComputeSettings, sees: Sequence[tuple[str, Path]]) -> None:
-        self.compute, self.sees = compute, sees
+        # Workers were started elsewhere, and a relative path is another one there.
+        self.compute, self.sees = compute, [(setting, Path(os.path.abspath(folder))) for setting, folder in sees]
         self._client: Any = None
         self._probe: Path | None = None
         self._looked_at: dict[str, tuple[str, int]] = {}  # workers that were found usable: host and process

@@ -51,9 +51,10 @@ def versions() -> Needs:
 
 def other_version(needs: Needs) -> str | None:
     """The first package of which this worker has another version, with both; None: there is none."""
-    for (name, needed), (_, found) in zip(needs, versions(), strict=True):
-        if needed != found:
-            return f"{name} {found}, this command has {needed}"
+    found = dict(versions())
+    for name, needed in needs:
+        if found.get(name) != needed:
+            return f"{name} {found.get(name)}, this command has {needed}"
     return None
 
 

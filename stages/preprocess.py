@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,7 +17,7 @@ import SimpleITK as sitk
 
 from stages.artifacts.cohort import Cohort, Grid, write_images
 from stages.artifacts.digests import digest_of
-from stages.artifacts.draft import Draft, working_in
+from stages.artifacts.draft import Draft, locked, working_in
 from stages.artifacts.files import atomic_write_text
 from stages.artifacts.found import WORK
 from stages.artifacts.manifest import peek_manifest
@@ -34,6 +35,7 @@ from stages.data.subsets import MEMBERS, TRAINED_ON, Part, cohort_folder, cohort
 from stages.errors import LrlsError
 
 WORK_VERSION = 3  # of the files in it
+OLD_S = 24 * 3600.0  # a process that goes on writes into its folder more often
 
 
 def preprocess(
@@ -120,9 +122,11 @@ def preprocess(
         inputs={**{f"scan/{case}": facts[case].digest for _, case in jobs}, "cohort": base},
         force=force,
     )
-    with suppress(LrlsError), working_in(target):  # a lock: another process still needs it
+    with suppress(LrlsError), locked(target, wait_s=0.0):  # another process may read its scans, even the same
         for leftover in target.glob(f"{WORK}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(OSError):  # a cohort with other settings may be about to be written from its own
+                if leftover == work or leftover.stat().st_mtime < time.time() - OLD_S:
+                    shutil.rmtree(leftover, ignore_errors=True)
     return cohort
 
 

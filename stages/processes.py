@@ -209,6 +209,8 @@ def number_of_workers(config: Config) -> int:
     """How many cases are worked on at once; raises LrlsError as `working` does."""
     if config.compute.cases == "local":
         return config.preprocess.workers or available_cores()
+    if config.compute.cluster == "local":
+        return config.compute.jobs  # some may not have started yet, and a plan must not depend on that
     from stages.dask_clusters import workers_of
 
     return max(1, len(workers_of(config.compute)))

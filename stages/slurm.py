@@ -97,6 +97,7 @@ class Job:
     Args:
         commands: lines of bash, in order.
         after: names of the jobs that must have succeeded.
+        behind: names of the jobs that must have ended, however.
         gpus: whether it asks for them.
         parts: of an array, numbered from 1; None: it is none.
     """
@@ -107,6 +108,7 @@ class Job:
     after: Sequence[str] = ()
     gpus: bool = True
     parts: int | None = None
+    behind: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,8 @@ def jobs_of(
         part = f'{command} --part="$SLURM_ARRAY_TASK_ID/{new.parts}"'
         trains = bool(found[0].train_reg or found[0].train_seg)
         jobs.append(Job("predict", f"new scans in {new.parts} parts", [part], last, trains, new.parts))
-        jobs.append(Job("tables", "the tables of all new scans", [command], ["predict"], trains))
+        # A part in which one scan has no answer fails, and the tables are of the others.
+        jobs.append(Job("tables", "the tables of all new scans", [command], last, trains, behind=["predict"]))
     return jobs
 
 
@@ -293,8 +296,10 @@ run() {{
 def _submission(jobs: Sequence[Job]) -> str:
     lines = [SUBMISSION]
     for job in jobs:
-        before = "".join(f' "${_variable(name)}"' for name in job.after)
-        lines.append(f"{_variable(job.name)}=$(submit {job.name}{before})")
+        waits = [("afterok", job.after), ("afterany", job.behind)]
+        each = ["".join([how, *(f":${_variable(name)}" for name in names)]) for how, names in waits if names]
+        on = f'"{",".join(each)}"' if each else ""
+        lines.append(f"{_variable(job.name)}=$(submit {job.name}{on and ' '}{on})")
     return "\n".join([*lines, ""])
 
 
@@ -310,12 +315,10 @@ fi
 mkdir -p logs
 logs=${{PWD//%/%%}}/logs  # SLURM reads %j and the like in the whole path
 
-submit() {{  # the name of a job, and the ids of those that it waits for; says its id
-    local name=$1 id after
-    shift
-    after=$(IFS=:; echo "$*")
+submit() {{  # the name of a job, and what it waits for; says its id
+    local name=$1 after=${{2:-}} id
     id=$(sbatch --parsable --output="$logs/%x-%j.out" --kill-on-invalid-dep=yes \\
-        ${{after:+--dependency=afterok:"$after"}} "$name.sbatch") || exit 1
+        ${{after:+--dependency="$after"}} "$name.sbatch") || exit 1
     id=${{id%%;*}}  # behind it may stand the cluster
     echo "$id $name" >&2
     echo "$id"

@@ -359,7 +359,7 @@ def _steps_before(plan: Recipe, round: int, stage: MethodStage) -> list[Step]:
 
 
 def newest_of(step: Step, config: Config, method: Method, made: Made, round: int) -> Any:
-    """The newest version of what a step makes with these settings, from what was made before it.
+    """The newest version of what a step makes with these settings, from what was made before it; of the seed, if any.
 
     Raises:
         LrlsError: there is none.
@@ -374,5 +374,6 @@ def newest_of(step: Step, config: Config, method: Method, made: Made, round: int
         kind=KINDS[step.makes].KIND,
         made_from={role: artifact.manifest for role, artifact in inputs.items()},
         settings=settings_read(method, config, stage, round=round),
+        seed=config.seed,
         round=round,
     )

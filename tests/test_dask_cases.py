@@ -142,6 +142,13 @@ def test_a_lost_scheduler_is_one_line(tmp_path):
     assert not list(tmp_path.glob(".lrls-cases-*"))
 
 
+def test_folders_are_the_same_wherever_a_worker_was_started(at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with OnDask(at, [("--out", Path("answers"))]) as workers:
+        assert list(workers.each(doubled, [(np.ones(2), 1)])) == [3]
+    assert not (tmp_path / "answers").exists()
+
+
 def refused(at: ComputeSettings, *sees: tuple[str, Path]) -> str:
     with pytest.raises(LrlsError) as caught, OnDask(at, sees) as workers:
         list(workers.each(doubled, [(np.ones(1), 1)]))

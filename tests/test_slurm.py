@@ -102,9 +102,10 @@ def test_submission_hands_in_every_job_behind_those_it_waits_for(project, tmp_pa
     chain = ["preprocess", *(f"brbs-seed7-{s}" for s in ("train-reg", "generate", "train-seg", "eval"))]
     chain += ["predict", "tables"]
     common = f"--parsable --output={str(out).replace('%', '%%')}/logs/%x-%j.out --kill-on-invalid-dep=yes"
+    waits = ["", *(f"--dependency=afterok:{99 + place} " for place in range(1, 6))]
+    waits.append("--dependency=afterok:104,afterany:105 ")  # a scan without an answer fails its part alone
     assert (out / "log").read_text().splitlines() == [
-        f"{common} {f'--dependency=afterok:{99 + place} ' if place else ''}{name}.sbatch"
-        for place, name in enumerate(chain)
+        f"{common} {on}{name}.sbatch" for on, name in zip(waits, chain, strict=True)
     ]
     assert done.stderr.splitlines() == [f"{100 + place} {name}" for place, name in enumerate(chain)]
     ran = (out / "commands").read_text(encoding="utf-8").splitlines()

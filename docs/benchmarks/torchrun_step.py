@@ -86,7 +86,8 @@ class Steps:
         began = time.perf_counter()
         batch = self.phase.batches(self.data, self.draw)
         drawn = time.perf_counter()
-        terms = loop._move(self.player, self.optimizer, self.phase, batch, Device(torch.device("cpu"), torch.float32))
+        device = Device(torch.device("cpu"), torch.float32)
+        terms = loop._move(self.player, self.optimizer, self.phase, batch, device, 0, None, self.draw.generator)
         ended = time.perf_counter()
         average_gradients(self.player.trains)  # once more, by itself; means of means are the same
         averaged = time.perf_counter()

@@ -122,6 +122,7 @@ def latest(
     kind: str,
     made_from: Mapping[str, Manifest] | None = None,
     settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
     round: int = 0,
 ) -> Path:
     """The newest finished version of a round.
@@ -130,6 +131,7 @@ def latest(
         kind: `KIND` of the artifacts in `target`.
         made_from: consider only versions with these inputs, by role: weights of an older cohort do not fit a newer one.
         settings: consider only versions whose configuration has these values: weights do not name their network.
+        seed: one of this seed comes first, if there is any: runs with several seeds stand beside each other.
 
     Raises:
         NotMade: no version matches, or all are of an older format.
@@ -140,7 +142,7 @@ def latest(
     if not finished:
         raise NotMade(f"{shown(target)} holds no finished {kind} artifact; make it with `{expected.MADE_WITH}`.")
     wanted = {role: manifest.digest for role, manifest in (made_from or {}).items()}
-    identities = {}
+    identities, fitting = {}, list[Path]()
     for folder in reversed(finished):
         identity = identities[folder] = peek_manifest(folder, kind=expected).identity
         if (
@@ -149,7 +151,11 @@ def latest(
             and all(identity.inputs.get(role) == digest for role, digest in wanted.items())
             and all(identity.config.get(key) == value for key, value in (settings or {}).items())
         ):
-            return folder
+            if seed in (None, identity.seed):
+                return folder
+            fitting.append(folder)
+    if fitting:
+        return fitting[0]
     command = f"{expected.MADE_WITH} --round {round}" if round else expected.MADE_WITH
     if all(identity.outdated for identity in identities.values()):
         newest = identities[finished[-1]].format_version

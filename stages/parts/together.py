@@ -18,32 +18,32 @@ from torch import Generator, Tensor
 from stages.errors import LostProcess
 
 T = TypeVar("T")
-_is_shared = False
+_stream: Stream | None = None  # of the batch that is shared
 
 
 @contextmanager
-def shared(ranks: int) -> Iterator[None]:
-    """Inside, all processes of the default group, if there are several, take the same steps on their shares."""
-    global _is_shared
-    _is_shared = ranks > 1
+def shared(stream: Stream | None) -> Iterator[None]:
+    """Inside, all processes that draw from a stream, if there are several, take the same steps on their shares."""
+    global _stream
+    _stream = stream if stream is not None and stream.ranks > 1 else None
     try:
         yield
     finally:
-        _is_shared = False
+        _stream = None
 
 
 def is_shared() -> bool:
-    return _is_shared
+    return _stream is not None
 
 
 def summed(tensor: Tensor) -> Tensor:
     """Sum over the ranks; gradients of all ranks' losses go back to each."""
-    return _Summed.apply(tensor) if _is_shared else tensor
+    return _Summed.apply(tensor) if is_shared() else tensor
 
 
 def gathered(rows: Tensor) -> Tensor:
     """The rows of all ranks, (n, ...) -> (R n, ...), in the order of the whole batch; gradients as of `summed`."""
-    if not _is_shared:
+    if not is_shared():
         return rows
     rank, ranks = dist.get_rank(), dist.get_world_size()
     own = torch.arange(ranks, device=rows.device).view(ranks, *[1] * rows.dim()) == rank
@@ -56,7 +56,7 @@ def evened(divisor: Tensor) -> Tensor:
     Args:
         divisor: the sum over the rank's samples by which their sum would be divided.
     """
-    return summed(divisor.detach().float()) / dist.get_world_size() if _is_shared else divisor
+    return summed(divisor.detach().float()) / dist.get_world_size() if is_shared() else divisor
 
 
 class _Summed(torch.autograd.Function):
@@ -126,6 +126,14 @@ def rand(size: Sequence[int], generator: Generator, axis: int = 0) -> Tensor:
 def randn(size: Sequence[int], generator: Generator) -> Tensor:
     """Normal, drawn for each sample; see `per_sample`."""
     return per_sample(lambda size: torch.randn(size, generator=generator, device=generator.device), size, generator)
+
+
+def rand_of_layer(rows: int) -> Tensor:
+    """Uniform in [0, 1), one number for each row of a layer's input, from torch's own generator of the CPU.
+
+    For layers that know of no stream; checkpoints hold that generator, too.
+    """
+    return per_sample(torch.rand, (rows,), _stream) if _stream else torch.rand(rows)
 
 
 def share_of(items: Sequence[T], generator: Generator) -> list[T]:

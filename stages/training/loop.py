@@ -132,7 +132,7 @@ def _train_phase(run: Run, index: int, checkpoint: Path, state: dict[str, Any] |
                 fade = min(1.0, 2 * (1 - step / steps)) if phase.fades else 1.0
                 for group in optimizer.param_groups:
                     group["lr"] = rate * fade * group["pace"]
-                terms = _move(player, optimizer, phase, batch, run.device, step, steps)
+                terms = _move(player, optimizer, phase, batch, run.device, step, steps, run.generator)
                 average.update()
                 watch.see(player.name, terms, step + 1, batch.scans)
             step += 1
@@ -200,7 +200,7 @@ def step_seconds(
                     turn = time.monotonic() if player.every > 1 else 0.0
                     for group in optimizer.param_groups:
                         group["lr"] = 0.0
-                    _move(player, optimizer, phase, batch, run.device)
+                    _move(player, optimizer, phase, batch, run.device, 0, None, run.generator)
                     average.update()
                     if player.every > 1:  # here the player moved in every step
                         seldom_s += (time.monotonic() - turn) * (1 - 1 / player.every)
@@ -219,11 +219,15 @@ def _draw(run: Run, phase: Phase) -> Draw:
 
 def _move(
     player: Player, optimizer: torch.optim.Optimizer, phase: Phase, batch: object, device: Device,
-    step: int = 0, of: int | None = None,
+    step: int = 0, of: int | None = None, stream: Stream | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """One optimiser step of a player; the other players' networks stand still."""
+    """One optimiser step of a player; the other players' networks stand still.
+
+    Args:
+        stream: the batch was drawn from it, by all processes that share it.
+    """
     give_turn(player, phase)
-    with shared(ranks.ranks()):
+    with shared(stream):
         with device.autocast():
             state = player.forward(batch)
         total, terms = player.loss(state, step, of)

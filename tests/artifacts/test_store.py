@@ -407,6 +407,12 @@ def test_a_newer_version_of_an_older_format_does_not_hide_the_newest_readable_on
     assert find_finished(tmp_path, IDENTITY) == good
 
 
+def test_a_run_goes_on_from_its_own_seed_although_another_one_ended_later(tmp_path):
+    own, other = (written(tmp_path, replace(IDENTITY, seed=seed)) for seed in (0, 1))
+    found = [latest(tmp_path, kind="registration", seed=seed) for seed in (0, 1, 2, None)]
+    assert found == [own, other, other, other]
+
+
 def test_latest_of_older_formats_only_says_so_and_names_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):

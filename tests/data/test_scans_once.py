@@ -300,6 +300,15 @@ def test_a_stopped_pass_goes_on_behind_the_scans_that_are_on_the_grid(here, deco
     assert list((here.workspace / "cohort").glob(".work-*")) == []
 
 
+def test_scans_that_another_process_may_be_about_to_write_are_left_to_it_for_a_day(here):
+    new, old = (here.workspace / "cohort" / f".work-{name}" for name in ("new", "old"))
+    for folder in (new, old):
+        folder.mkdir(parents=True)
+    os.utime(old, (1e9, 1e9))
+    here.made("preprocess")
+    assert list((here.workspace / "cohort").glob(".work-*")) == [new]
+
+
 def test_with_the_first_fault_the_rest_is_checked_and_nothing_aligned(here, alignments):
     change(image_file(here, "free_1"), lambda voxels: voxels * 0)
     image_file(here, "free_2").write_bytes(b"no image")

@@ -25,11 +25,15 @@ from torch import Tensor, nn
 from stages import ranks
 from stages.artifacts.store import Draft
 from stages.device import Device
+from stages.errors import LrlsError
 from stages.methods import METHODS, training_of
 from stages.methods.phases import Phase
 from stages.methods.recipe import Train
+from stages.parts.batches.drawing import Draw
+from stages.parts.batches.half_labelled import labelled_and_unlabeled
 from stages.parts.batches.pseudo_labels import PseudoLabel
 from stages.parts.batches.scans import Scans
+from stages.parts.together import Stream
 from stages.training import loop
 from stages.training.loop import Run, train
 from stages.training.runs import SECTION
@@ -101,7 +105,8 @@ def kind(phase: Phase) -> str:
         ]
         for player in phase.players
     ]
-    return str((drawn, losses))
+    drops = any(getattr(layer, "dropped", 0) for player in phase.players for layer in player.trains.modules())
+    return str((drawn, losses, drops))
 
 
 def gradients(name: str, folder: Path, settings: dict[str, Any], kinds: set[str]) -> dict[str, Tensor]:
@@ -118,7 +123,7 @@ def gradients(name: str, folder: Path, settings: dict[str, Any], kinds: set[str]
             batch = phase.batches(run.data, loop._draw(run, phase))
             for player in phase.players:
                 optimizer = torch.optim.SGD(player.trains.parameters(), lr=0.0)
-                loop._move(player, optimizer, phase, batch, cpu())
+                loop._move(player, optimizer, phase, batch, cpu(), 0, None, run.generator)
                 for key, parameter in player.trains.named_parameters():
                     if parameter.grad is not None:
                         found[f"{name} {number} {phase.name} {player.name} {key}"] = parameter.grad.clone()
@@ -159,6 +164,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("jrss", {"preset": "light", "pretraining_loss": "hard-ce", "weigh_classes": True}),
     ("os-medseg", {"preset": "light", "registration": "learned", "registration_network": "light"}),
     ("sst", {"preset": "light", "segmentation_loss": "sst", "appearance": False}),
+    ("transmorph", {"preset": "light", "most_dropped": 0.5}),
+    *((name, {"preset": "light", "probabilistic": True}) for name in ("voxelmorph", "lc-voxelmorph")),
+    ("pdd-net", {"preset": "light", "with_atlas": 1.0}),
+    ("massl", {"preset": "light", "attention": False}),
 ]
 
 
@@ -329,6 +338,16 @@ def test_a_failure_of_the_second_process_is_one_line_of_the_first_and_one_proces
     done = told.failed.made(*TRAIN)
     assert "train labelled: 4/4" in done.err
     same_losses(told.failed, told.straight)
+
+
+def test_a_share_that_has_no_halves_is_refused():
+    stream = Stream("cpu")
+    stream.ranks = 2
+    with pytest.raises(LrlsError, match=r"^a batch of 2 has no equal shares .* for 2 processes; set train_seg\.batch"):
+        labelled_and_unlabeled(scans(), Draw(1, None, None, stream))
+    stream.manual_seed(0)
+    batch = labelled_and_unlabeled(scans(), Draw(2, None, None, stream))
+    assert len(batch.image) == len(batch.unlabeled) == 1
 
 
 def test_torchrun_starts_commands_that_train_and_no_other():

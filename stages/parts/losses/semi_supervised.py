@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.parts.together import evened, summed
+
 
 def entropy(probabilities: Tensor) -> Tensor:
     """-sum_c p ln p of each voxel, (N, D, H, W); from 0, sure, to ln C, uniform.
@@ -30,7 +32,7 @@ def certain_consistency_loss(student: Tensor, teacher: Tensor, certain: Tensor) 
     Source: Yu et al., MICCAI 2019, Eq. 3; over the classes too, as the published code.
     """
     squares = (student.float().softmax(1) - teacher.detach().float()).square().mean(1)
-    return (squares * certain).sum() / certain.sum().clamp(min=1)
+    return (squares * certain).sum() / evened(certain.sum()).clamp(min=1e-6)
 
 
 def pseudo_label_loss(logits: Tensor, other: Tensor) -> Tensor:
@@ -66,5 +68,5 @@ def attended_reconstruction_loss(parts: Tensor, image: Tensor, attention: Tensor
     errors = (parts.float() - attention.float()[:, :, None] * image.float()[:, None]).square().mean((0, 2, 3, 4, 5))
     if not by_share:
         return errors.mean()
-    shares = attention.float().sum((0, 2, 3, 4))
+    shares = summed(attention.float().sum((0, 2, 3, 4)))
     return (errors * shares / shares.sum()).sum()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from stages.parts.networks.batch_norm import BatchNorm3d
 from stages.parts.networks.obelisk import Obelisk, coarse_shape
 from stages.parts.warps import resize
 
@@ -38,13 +39,11 @@ class ObeliskFeatures(nn.Module):
     def __init__(self, inputs: int, outputs: int = 16) -> None:
         super().__init__()
         offsets, width = 2 * outputs, 4 * outputs
-        self.first = nn.Sequential(
-            nn.Conv3d(inputs, 4, 5, stride=2, padding=2, bias=False), nn.BatchNorm3d(4), nn.ReLU()
-        )
+        self.first = nn.Sequential(nn.Conv3d(inputs, 4, 5, stride=2, padding=2, bias=False), BatchNorm3d(4), nn.ReLU())
         self.ahead, self.behind = Obelisk(offsets, 1), Obelisk(offsets, 1)
         self.last = nn.Sequential(
-            nn.Conv3d(4 * offsets, width, 1, bias=False), nn.BatchNorm3d(width), nn.ReLU(),
-            nn.Conv3d(width, width, 3, padding=1, bias=False), nn.BatchNorm3d(width), nn.ReLU(),
+            nn.Conv3d(4 * offsets, width, 1, bias=False), BatchNorm3d(width), nn.ReLU(),
+            nn.Conv3d(width, width, 3, padding=1, bias=False), BatchNorm3d(width), nn.ReLU(),
             nn.Conv3d(width, outputs, 1),
         )  # fmt: skip
         for module in self.modules():

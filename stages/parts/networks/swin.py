@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.parts.together import rand_of_layer
+
 Triple = tuple[int, int, int]
 
 
@@ -103,7 +105,7 @@ class SwinBlock(nn.Module):
     def _sometimes(self, branch: Tensor) -> Tensor:
         if not self.training or not self.dropped:
             return branch
-        kept = torch.rand(len(branch)) >= self.dropped  # on the CPU: a checkpoint holds its generator
+        kept = rand_of_layer(len(branch)) >= self.dropped
         return branch * (kept / (1 - self.dropped)).view(-1, 1, 1, 1, 1).to(branch)
 
     def _attend(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from stages.parts import losses
 from stages.parts.batches.partly_labelled import PartlyLabelledPair
 from stages.parts.discrete import mind_ssc
 from stages.parts.networks.dense_displacement import DenseDisplacements, interpolated
+from stages.parts.together import summed
 from stages.parts.warps import one_hot, resize, warp
 
 BACKGROUND_WEIGHT = 0.15  # of the non-local label loss
@@ -73,10 +74,11 @@ def non_local_labels(pair: DenselyRegistered) -> Tensor:
     """
     batch = pair.batch
     rows = (batch.moving_counts & batch.fixed_counts).all(1).nonzero()[:, 0]
+    moving, fixed = (one_hot(label[rows], batch.num_classes) for label in (batch.moving_label, batch.fixed_label))
+    voxels = summed(fixed.sum((0, 2, 3, 4)))  # before any process returns: the others wait for it here
     if not len(rows):
         return 0 * pair.displacement.sum()
-    moving, fixed = (one_hot(label[rows], batch.num_classes) for label in (batch.moving_label, batch.fixed_label))
-    weights = losses.class_weights(fixed.sum((0, 2, 3, 4)))
+    weights = losses.class_weights(voxels)
     weights[0] = BACKGROUND_WEIGHT
     apart = pair.network.expected(pair.probabilities[rows], moving) - pair.at_points(fixed)
     loss = (apart.square() * weights.view(1, -1, 1, 1, 1)).mean()

@@ -17,6 +17,7 @@ from stages.parts.networks.mean_teacher import MeanTeacher
 from stages.parts.networks.reconstruction import ReconstructionDecoder
 from stages.parts.networks.unet import FeatureNetwork
 from stages.parts.players.segmenting import Segmented, merged
+from stages.parts.together import randn
 
 NOISE_AT_MOST = 2.0  # standard deviations of the noise
 
@@ -73,7 +74,7 @@ def noisy(image: Tensor, noise: float, generator: Generator) -> Tensor:
         image: (N, C, D, H, W).
         noise: standard deviation, in those of each image and channel.
     """
-    drawn = torch.randn(image.shape, generator=generator, device=image.device).clamp(-NOISE_AT_MOST, NOISE_AT_MOST)
+    drawn = randn(image.shape, generator).clamp(-NOISE_AT_MOST, NOISE_AT_MOST)
     return image + noise * image.float().std((2, 3, 4), keepdim=True) * drawn
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from stages.parts import losses
 from stages.parts.batches.pairs import LabelledPair, LabelledPairs
 from stages.parts.networks.velocity import VelocityDistribution
 from stages.parts.players.registering import Registered, labelled_classes
+from stages.parts.together import randn
 
 
 @dataclass
@@ -34,7 +34,7 @@ class RegisterBySample:
     def __call__(self, batch: LabelledPair | LabelledPairs) -> Sampled:
         assert batch.draw is not None, "the samplers of pairs fill it in"
         mean, log_variance = self.network.distribution(batch.moving, batch.fixed)
-        noise = torch.randn(mean.shape, generator=batch.draw.generator, device=mean.device)
+        noise = randn(mean.shape, batch.draw.generator)
         velocity = mean + (log_variance / 2).exp() * noise
         displacement = self.network.displacement(velocity, tuple(batch.fixed.shape[2:]))
         result = Sampled(batch.moving, batch.fixed, displacement, 1, mean=mean, log_variance=log_variance)
