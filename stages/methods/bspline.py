@@ -25,7 +25,7 @@ class Settings(MethodSettings):
     """Settings of `bspline`."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "light": {"iterations": 10, "samples": 2**12},
+        "light": {"iterations": 5, "samples": 2**12},
         "paper": {"control_mm": 10.0, "levels": 2},
     }
 
@@ -33,7 +33,7 @@ class Settings(MethodSettings):
         None, gt=0, description="Distance of control points at the last level (mm); default: 5 of the finest voxels."
     )
     levels: int = Field(3, ge=1, le=6, description="Each halves voxels and the distance of control points.")
-    iterations: int = Field(30, ge=1, description="At each level, at most.")
+    iterations: int = Field(10, ge=1, description="At each level.")
     samples: int = Field(2**14, ge=1000, description="Voxels that are compared at each level, drawn once.")
 
 

@@ -37,7 +37,7 @@ def bspline_displacement(
     *,
     control_mm: float | None = None,
     levels: int = 3,
-    iterations: int = 30,
+    iterations: int = 10,
     samples: int = 2**14,
 ) -> np.ndarray:
     """Cubic B-splines between two images on one grid, by mutual information (Mattes, 32 bins) and LBFGS.
@@ -48,7 +48,7 @@ def bspline_displacement(
         seed: of the draw of voxels.
         control_mm: distance of control points at the finest level; none: `CONTROL_VOXELS`.
         levels: each halves the voxels and the cells of the one before.
-        iterations: at each level, at most.
+        iterations: at each level.
         samples: voxels that are compared at each level.
 
     Returns:
@@ -83,9 +83,10 @@ def bspline_displacement(
     registration.SetShrinkFactorsPerLevel(shrink)
     registration.SetSmoothingSigmasPerLevel([factor / 2 if factor > 1 else 0.0 for factor in shrink])
     registration.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
-    registration.SetOptimizerAsLBFGS2(
-        solutionAccuracy=1e-4, numberOfIterations=iterations, deltaConvergenceDistance=5, deltaConvergenceTolerance=1e-4
-    )
+    # Iterations alone end a level. LBFGS2 compares its gradient with the length of all displacements together, which is
+    # small enough after a few iterations, or at once on finer levels. Its test of progress, (before - now) / now, takes
+    # a metric to be positive: mutual information is negative here, and every progress would end it.
+    registration.SetOptimizerAsLBFGS2(solutionAccuracy=1e-9, numberOfIterations=iterations, deltaConvergenceDistance=0)
     registration.SetInitialTransformAsBSpline(transform, inPlace=True, scaleFactors=finer)
     registration.Execute(target, source)
 

@@ -63,6 +63,13 @@ def test_displacement_is_found_to_a_third_of_a_voxel(fields, name, case, truth):
     assert fields[name, case].dtype == np.float32
 
 
+def test_bsplines_go_on_for_as_many_iterations_as_are_set():
+    short, long = (
+        bspline_displacement(*pair(SCALING), SPACING_MM, 0, levels=2, iterations=n, samples=2**11) for n in (6, 12)
+    )
+    assert np.abs(long - short).max() > 1e-2
+
+
 @pytest.mark.parametrize("name", CLASSICAL)
 def test_the_same_pair_gives_the_same_displacement(fields, name):
     assert np.array_equal(fields[name, "shift"], fields[name, "again"])
