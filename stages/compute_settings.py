@@ -47,9 +47,7 @@ class ComputeSettings(Section):
             found = "neither scheduler nor cluster is set" if self.scheduler is None else "scheduler and cluster are"
             raise ValueError(f"cases is dask, and {found}; set one of them, or give --scheduler")
         if "cases" not in self.model_fields_set and (self.scheduler or self.cluster):
-            raise ValueError(
-                "scheduler or cluster is set, and cases is not; set cases: dask, or cases: local"
-            )
+            raise ValueError("scheduler or cluster is set, and cases is not; set cases: dask, or cases: local")
         return self
 
     def at(self, base: Path) -> ComputeSettings:
