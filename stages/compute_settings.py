@@ -46,6 +46,8 @@ class ComputeSettings(Section):
         if self.cases == "dask" and (self.scheduler is None) == (self.cluster is None):
             found = "neither scheduler nor cluster is set" if self.scheduler is None else "scheduler and cluster are"
             raise ValueError(f"cases is dask, and {found}; set one of them, or give --scheduler")
+        if "cases" not in self.model_fields_set and (self.scheduler or self.cluster):
+            raise ValueError("scheduler or cluster is set, and cases is not; set cases: dask, or cases: local")
         return self
 
     def at(self, base: Path) -> ComputeSettings:

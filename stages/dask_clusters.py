@@ -46,12 +46,20 @@ def connected(compute: ComputeSettings) -> Any:
     warnings.filterwarnings("ignore", message="Sending large graph|(?s:.*)Port .* is already in use")
     warnings.filterwarnings("ignore", category=distributed.versions.VersionMismatchWarning)
     at = _started(compute) if compute.cluster else _address(compute.scheduler or "")
+    client = distributed.Client.__new__(distributed.Client)
     try:
-        client = distributed.Client(at, set_as_default=False, timeout=CONNECT_S)
+        client.__init__(at, set_as_default=False, timeout=CONNECT_S)  # type: ignore[misc]
     except (OSError, TimeoutError, ValueError, ImportError, RuntimeError, TypeError) as error:
+        client.status = "closed"  # or it waits half a minute for itself when it is deleted, and traces back
+        named = compute.scheduler or compute.cluster
+        if isinstance(error, ValueError | TypeError):
+            raise LrlsError(
+                f"compute.scheduler: {named} is no address that Dask can reach ({type(error).__name__}); give one such "
+                "as tcp://login:8786 (tls:// needs certificates in Dask's configuration), or the scheduler's file."
+            ) from None
         raise LrlsError(
-            f"compute.scheduler: no Dask scheduler answers at {compute.scheduler or compute.cluster} "
-            f"({type(error).__name__}); start it with `dask scheduler`, or correct the address."
+            f"compute.scheduler: no Dask scheduler answers at {named} ({type(error).__name__}); start it with `dask "
+            "scheduler`, or correct the address."
         ) from None
     if not _clients:
         atexit.register(disconnect)

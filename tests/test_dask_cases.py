@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -190,8 +191,9 @@ def test_a_cluster_without_workers_is_told_after_a_while(tmp_path):
     [
         (["--scheduler", "nowhere.json"], "nowhere.json is not there; start `dask scheduler --scheduler-file"),
         (["--scheduler", __file__], "is no file of a Dask scheduler"),
-        (["--scheduler", "what://here:1"], "no Dask scheduler answers at what://here:1 (ValueError)"),
+        (["--scheduler", "what://here:1"], "what://here:1 is no address that Dask can reach (ValueError)"),
         (["--set", "compute.cases=dask"], "neither scheduler nor cluster is set"),
+        (["--set", "compute={cluster: local}"], "and cases is not; set cases: dask"),
         (["--set", "compute={cases: dask, cluster: slurm}"], "there is no `sbatch` here"),
         (["--set", "compute={cases: dask, cluster: local, job: {colour: red}}"], "compute.job: no workers start"),
     ],
@@ -210,6 +212,17 @@ def test_nobody_answers(project, monkeypatch):
         place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         done = project.lrls("preprocess", "--scheduler", place)
     assert done.code == 1 and f"no Dask scheduler answers at {place}" in done.err
+
+
+@pytest.mark.parametrize("place", ["tcp://localhost", "what://here:1", "8786", "tls://127.0.0.1:1"])
+def test_what_is_no_address_leaves_nothing_that_waits_for_itself(place, monkeypatch):
+    monkeypatch.setattr(dask_clusters, "CONNECT_S", 0.5)
+    unheard: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unheard.append)
+    with pytest.raises(LrlsError, match="is no address that Dask can reach"):
+        dask_clusters.connected(ComputeSettings(cases="dask", scheduler=place))
+    gc.collect()
+    assert not unheard  # Dask's client, deleted before it was connected, traces back after half a minute
 
 
 def test_dask_is_only_needed_where_it_is_asked_for(project, monkeypatch):
