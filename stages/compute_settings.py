@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -54,7 +55,7 @@ class ComputeSettings(Section):
         """The same settings with the scheduler's file relative to a folder; addresses stay as they are."""
         if self.scheduler is None or is_address(self.scheduler):
             return self
-        return self.model_copy(update={"scheduler": str(base / Path(self.scheduler).expanduser())})
+        return self.model_copy(update={"scheduler": str(base / os.path.expanduser(self.scheduler))})
 
 
 def is_address(scheduler: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -27,6 +28,8 @@ from stages.cores import available_cores
 from stages.data.phantoms import ORIENTATIONS, STRUCTURES, make_phantom
 from stages.parts import losses
 from stages.planning.choosing import Cost, GridOption, Measured
+
+collect_ignore = [] if "LRLS_ON_A_GPU" in os.environ else ["gpu"]  # `test_gpu.py` runs them in a process of their own
 
 MOST_PROCESSES = 8  # for tests: the longest file takes longer than an eighth of all
 NAMES = ("light", "full", "brbs")  # of segmentation networks

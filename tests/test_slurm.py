@@ -28,12 +28,12 @@ from pathlib import Path
 
 script = Path(sys.argv[-1])
 ids, log = Path("ids"), Path("log")
-number = str(100 + len(ids.read_text().split()) if ids.exists() else 100)
+number = str(100 + len(ids.read_text(encoding="utf-8").split()) if ids.exists() else 100)
 with ids.open("a") as file:
     file.write(number + "\\n")
 with log.open("a") as file:
     file.write(" ".join(sys.argv[1:]) + "\\n")
-array = re.search("--array=1-([0-9]+)", script.read_text())
+array = re.search("--array=1-([0-9]+)", script.read_text(encoding="utf-8"))
 for task in range(1, int(array[1]) + 1) if array else [None]:
     names = {{"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": str(task)}} if task else {{}}
     subprocess.run(["bash", str(script)], env={{**os.environ, "SLURM_JOB_ID": number, **names}}, check=True)
@@ -104,7 +104,7 @@ def test_submission_hands_in_every_job_behind_those_it_waits_for(project, tmp_pa
     common = f"--parsable --output={str(out).replace('%', '%%')}/logs/%x-%j.out --kill-on-invalid-dep=yes"
     waits = ["", *(f"--dependency=afterok:{99 + place} " for place in range(1, 6))]
     waits.append("--dependency=afterok:104,afterany:105 ")  # a scan without an answer fails its part alone
-    assert (out / "log").read_text().splitlines() == [
+    assert (out / "log").read_text(encoding="utf-8").splitlines() == [
         f"{common} {on}{name}.sbatch" for on, name in zip(waits, chain, strict=True)
     ]
     assert done.stderr.splitlines() == [f"{100 + place} {name}" for place, name in enumerate(chain)]
@@ -157,15 +157,18 @@ def test_a_job_that_is_told_to_stop_goes_back_into_the_queue_but_not_when_it_is_
         time.sleep(0.05)
     assert job.wait(60) == 75
     asked = tmp_path / "asked"
-    assert (asked.read_text().strip() if asked.exists() else "") == requeued
-    assert (tmp_path / "said").read_text().split() in (["begins", "stops"], ["begins", "stops", "stops"])
+    assert (asked.read_text(encoding="utf-8").strip() if asked.exists() else "") == requeued
+    assert (tmp_path / "said").read_text(encoding="utf-8").split() in (
+        ["begins", "stops"],
+        ["begins", "stops", "stops"],
+    )
 
 
 @needs_bash
 @pytest.mark.parametrize(("code", "runs"), [(0, 2), (1, 1), (75, 1)])
 def test_a_job_ends_as_its_commands_do(code, runs, project, tmp_path):
     bin = tmp_path / "bin"
-    program(bin / "lrls", f"#!/bin/bash\necho >> runs\nexit {code}\n")
+    program(bin / "lrls", f"#!/bin/bash\necho >> ran\nexit {code}\n")
     program(bin / "scontrol", "#!/bin/bash\necho >> asked\n")
     written(project, tmp_path / "jobs", "--method", "unet", "--activate", f"export PATH={shlex.quote(str(bin))}:$PATH")
 
@@ -174,11 +177,11 @@ def test_a_job_ends_as_its_commands_do(code, runs, project, tmp_path):
         return subprocess.run(["bash", "jobs/preprocess.sbatch"], cwd=tmp_path, env=environment, check=False).returncode
 
     assert ended() == code
-    assert len((tmp_path / "runs").read_text().splitlines()) == runs
+    assert len((tmp_path / "ran").read_text(encoding="utf-8").splitlines()) == runs
     assert (tmp_path / "asked").exists() == (code == 75)
     if code == 75:
         assert ended(SLURM_RESTART_COUNT="100") == 75
-        assert len((tmp_path / "asked").read_text().splitlines()) == 1
+        assert len((tmp_path / "asked").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_directives_are_what_was_asked_for(project, tmp_path):

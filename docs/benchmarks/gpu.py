@@ -5,7 +5,7 @@
 
 Parts, each in a process of its own and within its own time, so that one that fails or hangs takes no other with it:
 
-- tests: those that take a GPU where there is one, `tests/methods/test_on_a_gpu.py` and `tests/test_gpu_commands.py`.
+- tests: those that take a GPU where there is one, `tests/gpu`.
 - steps: a training step of BRBS written plainly (`plain_brbs.py`) against ours, 144 x 144 x 128 voxels.
 - pairs: instance optimisation of `best`, one pair at a time and in batches of pairs, on the same grid.
 - best: `lrls run --method best` on the scans (without a folder: on phantoms of as many voxels) with preprocessing,
@@ -127,10 +127,13 @@ def run_part(name: str, limit_s: float) -> Row:
 
 def tests(arguments: argparse.Namespace) -> Iterator[Row]:
     """The test suite's part that runs on a GPU where there is one."""
-    files = ["tests/methods/test_on_a_gpu.py", "tests/test_gpu_commands.py"]
+    files = ["tests/gpu"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     selected = ["-k", arguments.tests] if arguments.tests else []
-    done = subprocess.run([*command, *selected], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | {"LRLS_ON_A_GPU": "1"}  # without it pytest leaves them out
+    done = subprocess.run(
+        [*command, *selected], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
     lines = done.stdout.strip().splitlines()
     yield {"tests": "passed" if done.returncode == 0 else "failed", "summary": lines[-1] if lines else ""}
     yield from ({"failed": line.removeprefix("FAILED ")[:300]} for line in lines if line.startswith("FAILED"))
