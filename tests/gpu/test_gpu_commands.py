@@ -15,10 +15,12 @@ import stages.evaluate
 import stages.generate
 import stages.planning.plans
 import stages.training.budget
+import stages.training.loop
 import stages.training.runs
-import stages.workflow  # noqa: F401
+import stages.workflow
 from stages.config import Config
 from stages.device import Device
+from stages.parts.together import Stream
 
 
 @pytest.fixture
@@ -35,7 +37,11 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(1)
         return Device(torch.device(*(["cpu"] if config.device == "cpu" else [NAME, 0])), torch.float32)
 
+    class OnGpu(Stream):
+        device = property(lambda self: torch.device(NAME, 0))
+
     monkeypatch.setattr(torch, "Generator", AnyGenerator)
+    monkeypatch.setattr(stages.training.loop, "Stream", lambda place: OnGpu() if place.type == NAME else Stream(place))
     for name, module in list(sys.modules.items()):
         if name.startswith("stages") and hasattr(module, "choose_device"):
             monkeypatch.setattr(module, "choose_device", choose)
