@@ -218,6 +218,21 @@ def test_what_is_no_address_leaves_nothing_that_waits_for_itself(place, monkeypa
     assert not unheard  # Dask's client, deleted before it was connected, traces back after half a minute
 
 
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_local_cluster_has_as_many_workers_as_jobs(jobs, monkeypatch):
+    asked: list[int] = []
+
+    def start(self: Any, workers: dict[Any, Any], **others: Any) -> None:
+        asked.append(len(workers))
+        raise RuntimeError  # enough is known
+
+    monkeypatch.setattr(distributed.SpecCluster, "__init__", start)
+    monkeypatch.setattr(distributed.SpecCluster, "__del__", lambda self: None)  # of what was never begun
+    with pytest.raises(LrlsError, match="no workers start"):
+        dask_clusters.connected(ComputeSettings(cases="dask", cluster="local", jobs=jobs))
+    assert asked == [jobs]  # not as many as cores
+
+
 def test_dask_is_only_needed_where_it_is_asked_for(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     done = project.lrls("preprocess", "--scheduler", "tcp://host:8786")
