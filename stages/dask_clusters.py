@@ -107,7 +107,11 @@ def _started(compute: ComputeSettings) -> Any:
 
         try:
             return LocalCluster(  # type: ignore[no-untyped-call]
-                compute.jobs, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL, **job
+                n_workers=compute.jobs,
+                threads_per_worker=1,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,
+                **job,
             )
         except (TypeError, ValueError, OSError, RuntimeError) as error:
             raise LrlsError(f"compute.job: no workers start with it ({type(error).__name__}); correct it.") from None
