@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two workers, processes of one thread."""
-    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster:
         yield cluster
         dask_clusters.disconnect()
 
@@ -132,7 +132,7 @@ def test_few_cases_are_under_way_and_what_they_share_is_sent_once(at, tmp_path):
 
 
 def test_a_lost_scheduler_is_one_line(tmp_path):
-    with distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as lost:
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as lost:
         at = ComputeSettings(cases="dask", scheduler=lost.scheduler_address)
         with OnDask(at, [("workspace", tmp_path)]) as workers:
             results = workers.each(told, [(place, tmp_path) for place in range(5)])
