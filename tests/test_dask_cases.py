@@ -30,7 +30,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two workers, processes of one thread."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as cluster:
+    options = {"threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
+    with distributed.LocalCluster(n_workers=2, **options) as cluster:
         yield cluster
         dask_clusters.disconnect()
 
