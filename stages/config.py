@@ -352,13 +352,13 @@ def unreviewed(path: Path, overrides: list[str] | None = None) -> Config:
         raise LrlsError(f"{path.name}: {first_fault(error, Config)}") from None
     base = path.resolve().parent
     folder = _place(base, config.data.folder, "data.folder")
-    config = config.model_copy(
-        update={
-            "workspace": _place(base, config.workspace, "workspace"),
-            "compute": config.compute.at(base),
-            "data": config.data.model_copy(update={"folder": folder}),
-        }
-    )
+    update = {
+        "workspace": _place(base, config.workspace, "workspace"),
+        "data": config.data.model_copy(update={"folder": folder}),
+    }
+    if config.compute.scheduler:
+        update["compute"] = config.compute.at(base)
+    config = config.model_copy(update=update)
     config._base = base
     return config
 
