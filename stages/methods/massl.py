@@ -33,6 +33,7 @@ from stages.methods.schedules import full_or_light_rate, published_training, sho
 from stages.methods.settings import ANSWER, AnswerSettings
 from stages.parts.batches.half_labelled import labelled_and_unlabeled
 from stages.parts.networks.reconstruction import ReconstructionDecoder
+from stages.parts.networks.teacher_student import ResidualUNet
 from stages.parts.networks.unet import LightUNet, UNet
 from stages.parts.players.segmenting import Segment, overlap, overlap_and_cross_entropy
 from stages.parts.players.semi_supervised import (
@@ -56,8 +57,10 @@ class Settings(AnswerSettings):
         "default", description="paper: the published numbers, as the default; light: minutes on CPU cores."
     )
 
-    segmentation_network: Literal["brbs", "full", "light", "small"] = Field(
-        "brbs", description="S, whose encoder is shared: BRBS's U-Net (full: InstanceNorm), light, or small."
+    segmentation_network: Literal["brbs", "full", "light", "small", "residual"] = Field(
+        "brbs",
+        description="S, whose encoder is shared: BRBS's U-Net (full: InstanceNorm), light, small, or residual "
+        "(OS-MedSeg's).",
     )
     segmentation_loss: Literal["dice", "dice-ce"] = Field("dice", description="L_S: Dice, or Dice with cross-entropy.")
     reconstructs: bool = Field(True, description="Off: S learns from labels alone.")
@@ -69,7 +72,7 @@ class Settings(AnswerSettings):
 
 
 def build(task: Task, settings: Settings) -> Recipe:
-    S = cast(UNet | LightUNet, segmentation_network(settings.segmentation_network, task))
+    S = cast(UNet | LightUNet | ResidualUNet, segmentation_network(settings.segmentation_network, task))
     with task.initialises("reconstruction"):
         D_R = ReconstructionDecoder(S, task.channels * (task.num_classes if settings.attention else 1))
     encoder_and_D_R = nn.ModuleList([S.down, D_R])

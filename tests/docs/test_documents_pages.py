@@ -129,8 +129,7 @@ def test_the_readme_is_short():
 def test_every_method_has_a_page_and_a_row_in_the_readme(name):
     titles = [page.read_text(encoding="utf-8").splitlines()[0] for page in (ROOT / "docs" / "methods").glob("*.md")]
     assert sum(f"`{name}`" in title for title in titles) == 1
-    rows = [row for row in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if row.startswith("| [`")]
-    assert sum(f"[`{name}`](docs/methods/" in row for row in rows) == 1
+    assert f"| [`{name}`](docs/methods/" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_settings_is_what_the_script_writes():

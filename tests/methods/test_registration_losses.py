@@ -30,9 +30,7 @@ from stages.parts.warps import warp
 
 NAMES = ("similarity", "smoothness")
 SHARES = [name for name in METHODS if set(NAMES) <= set(METHODS[name].settings.model_fields)]
-SEGMENTS = [  # massl's S gives features to a decoder of its own
-    name for name in METHODS if "segmentation_network" in METHODS[name].settings.model_fields and name != "massl"
-]
+SEGMENTS = [name for name in METHODS if "segmentation_network" in METHODS[name].settings.model_fields]
 
 
 def losses_of(name, **settings):

@@ -27,6 +27,13 @@ class Block(nn.Module):
         return x
 
 
+def initialise(network: nn.Module, head: nn.Module, slope: float = 0.0) -> None:
+    """He's weights for every convolution but the head; `slope` is that of the LeakyReLU behind them."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module is not head:
+            nn.init.kaiming_normal_(module.weight, a=slope)
+
+
 def normalise_and_rectify(x: Tensor, normalisation: nn.GroupNorm, slope: float) -> Tensor:
     """GroupNorm, then LeakyReLU; on the CPU with a gradient of our own, which takes a fifth of the time."""
     if x.device.type == "cpu":

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.parts.networks.blocks import Block, in_float32
+from stages.parts.networks.blocks import Block, in_float32, initialise
 from stages.parts.networks.sizes import CUBE, crop, derived_levels, pad_to_multiple, whole
 
 
@@ -46,9 +46,7 @@ class NestedUNet(nn.Module):
         )
         self.up = nn.ModuleList(node(i, last - i) for i in range(last))
         self.head = nn.Conv3d(widths[0], outputs, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d) and module is not self.head:
-                nn.init.kaiming_normal_(module.weight, a=0.2)
+        initialise(self, self.head, 0.2)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.parts.networks.blocks import Block, in_float32
 from stages.parts.networks.sizes import Triple, crop, depth_to_space
+from stages.parts.networks.teacher_student import ResidualUNet, ResidualUnit
 from stages.parts.networks.unet import LightUNet, UNet
 
 
@@ -27,9 +28,9 @@ class ReconstructionDecoder(nn.Module):
     Source: Chen et al., MICCAI 2019, published `network/ssl_3d_attention.py`.
     """
 
-    def __init__(self, network: UNet | LightUNet, outputs: int) -> None:
+    def __init__(self, network: UNet | LightUNet | ResidualUNet, outputs: int) -> None:
         super().__init__()
-        blocks = [cast(Block, block) for block in network.down]
+        blocks = [cast(Block | ResidualUnit, block) for block in network.down]
         widths = [cast(nn.Conv3d, block.layers[0]).out_channels for block in blocks]
         self.pools: list[Triple] = list(network.pools)
         self.block = network.block if isinstance(network, LightUNet) else (1, 1, 1)

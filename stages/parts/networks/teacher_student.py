@@ -19,6 +19,8 @@ class ResidualUnit(nn.Module):
     Source: He et al., "Deep residual learning", CVPR 2016, as MONAI's `ResidualUnit` has it.
     """
 
+    kernel = (3, 3, 3)
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(*_normalised(inputs, outputs), *_normalised(outputs, outputs))
@@ -56,6 +58,7 @@ class ResidualUNet(nn.Module):
         widths = self.WIDTHS[: derived_depth(shape, most=len(self.WIDTHS) - 1) + 1]
         self.down = nn.ModuleList(ResidualUnit(a, b) for a, b in zip((inputs, *widths[:-1]), widths, strict=True))
         self.up = nn.ModuleList(ResidualUnit(a + b, a) for a, b in pairwise(widths))
+        self.pools = [(2, 2, 2)] * len(self.up)
         width = widths[0]
         self.before_head = nn.Identity() if reconstructs else nn.Sequential(*_normalised(width, width))
         self.head = nn.Conv3d(width, outputs, 3, padding=1) if reconstructs else nn.Conv3d(width, outputs, 1)
@@ -68,7 +71,7 @@ class ResidualUNet(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """The decoder's features at each level, from the coarsest to the one that the head reads, on padded grids."""
         x = pad_to_multiple(x, 2 ** len(self.up)).contiguous(memory_format=torch.channels_last_3d)
-        return down_and_up(x, self.down, self.up, [(2, 2, 2)] * len(self.up))
+        return down_and_up(x, self.down, self.up, self.pools)
 
     def answer(self, feature: Tensor, shape: Sequence[int]) -> Tensor:
         """The head on the last of the features, on the image's grid."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.parts.networks.blocks import Block, in_float32
+from stages.parts.networks.blocks import Block, in_float32, initialise
 from stages.parts.networks.sizes import (
     CUBE,
     Triple,
@@ -59,9 +59,7 @@ class UNet(nn.Module):
         pairs = zip(widths, widths[1:], kernels, strict=False)
         self.up = nn.ModuleList(Block(a + b, a, a // per_group, kernel) for a, b, kernel in pairs)
         self.head = nn.Conv3d(widths[0], outputs, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d) and module is not self.head:
-                nn.init.kaiming_normal_(module.weight)
+        initialise(self, self.head)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,9 +141,7 @@ class LightUNet(nn.Module):
         pairs = zip(widths, widths[1:], kernels, strict=False)
         self.up = nn.ModuleList(Block(a + b, a, a, kernel) for a, b, kernel in pairs)
         self.head = nn.Conv3d(widths[0], outputs if smooth else in_block * outputs, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d) and module is not self.head:
-                nn.init.kaiming_normal_(module.weight, a=0.2)
+        initialise(self, self.head, 0.2)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
