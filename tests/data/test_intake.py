@@ -405,7 +405,12 @@ def test_a_file_cut_short_is_a_fault(config, tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", gzip.compress(b"no image" * 100)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no image", gzip.compress(b"no image" * 100)],
+    # gzip writes the second into its header, and each pytest process names the tests for itself
+    ids=["empty", "text", "gzip"],
+)
 def test_a_file_that_is_no_image_is_a_fault(config, tmp_path, content):
     (tmp_path / "labels" / "atlas.nii.gz").write_bytes(content)
 
