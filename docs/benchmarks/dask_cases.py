@@ -41,7 +41,7 @@ SETTINGS = {  # small, so that what is not the cases' own work shows
     "seed": 0, "device": "cpu", "precision": "fp32", "threads": 1,
     "preprocess": {"align": "rigid", "max_voxels": 40_000},
     "train_seg": {"steps": 5},
-    "methods": {"unet": {"segmentation_network": "light"}, "syn": {"reg_iterations": [20, 10, 0]}},
+    "methods": {"unet": {"segmentation_network": "light"}},
 }  # fmt: skip
 
 
@@ -156,10 +156,11 @@ def killer(starter: psutil.Process, moments: list[float], killed: list[float]) -
         for moment in sorted(moments):
             if stop.wait(max(0.0, moment - (time.monotonic() - began))):
                 return
-            alive = of_workers(starter)
-            if alive:
-                random.choice(alive).kill()
-                killed.append(round(time.monotonic() - began, 1))
+            while not (alive := of_workers(starter)):  # the last one killed is being started again
+                if stop.wait(0.1):
+                    return
+            random.choice(alive).kill()
+            killed.append(round(time.monotonic() - began, 1))
 
     return disturb
 
@@ -226,7 +227,7 @@ def kills(bench: Bench, scheduler: Path, starter: psutil.Process, undisturbed: d
         if stage == "predict":
             Ran(bench.command("train-seg", "killed", []))
         seconds = undisturbed.get(stage, 30.0)
-        moments = [random.uniform(0.2, 1.0) * seconds for _ in range(number)]
+        moments = [random.uniform(0.2, 0.9) * seconds for _ in range(number)]
         disturb = killer(starter, moments, killed.setdefault(stage, []))
         ran = Ran(bench.command(stage, "killed", ["--scheduler", str(scheduler)]), disturb=disturb)
         if ran.code:
