@@ -74,6 +74,7 @@ class OnDask:
         name = hashlib.sha256(blob).hexdigest()
         done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         under_way: dict[int, Any] = {}
+        given: dict[int, list[str]] = {}  # to which worker; Dask may know better
         left = iter(range(len(arguments)))
         submit = self._client.submit
         sent = submit(dask_worker.kept, blob, key=f"lrls-{uuid.uuid4().hex}", pure=False)
@@ -83,9 +84,12 @@ class OnDask:
                 if (place := next(left, None)) is None:
                     return
                 call = _pickled((function, without(arguments[place], placed[place]), placed[place]))
+                # Left to itself, Dask gives every case to the worker that has what they share, until others steal it.
+                has = Counter(address for other in under_way for address in given[other])
+                given[place] = sorted(self._looked_at, key=has.__getitem__)[:1]
                 future = submit(
-                    dask_worker.work, RUN, dask_worker.versions(), call, name, sent,
-                    key=f"lrls-{uuid.uuid4().hex}", pure=False,
+                    dask_worker.work, RUN, dask_worker.versions(), call, name, sent, key=f"lrls-{uuid.uuid4().hex}",
+                    pure=False, workers=given[place] or None, allow_other_workers=bool(given[place]),
                 )  # fmt: skip
                 under_way[place] = future
                 future.add_done_callback(lambda future, place=place: done.put((place, future)))

@@ -8,6 +8,7 @@ import concurrent.futures
 import json
 import logging
 import shutil
+import threading
 import uuid
 import warnings
 from contextlib import suppress
@@ -17,8 +18,10 @@ from typing import Any
 from stages import dask_worker
 from stages.compute_settings import ComputeSettings, is_address
 from stages.errors import LrlsError, shortened
+from stages.progress import say
 
 CONNECT_S = 15.0
+TELL_S = 2.0  # a connection that takes longer says what it is
 SUBMITS = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
 GOES_ON = "the same command goes on where it stopped"
 GONE = (OSError, TimeoutError, asyncio.CancelledError, concurrent.futures.CancelledError)
@@ -47,6 +50,8 @@ def connected(compute: ComputeSettings) -> Any:
     warnings.filterwarnings("ignore", category=distributed.versions.VersionMismatchWarning)
     at = _started(compute) if compute.cluster else _address(compute.scheduler or "")
     client = distributed.Client.__new__(distributed.Client)
+    slow = threading.Timer(TELL_S, say, ["connecting to the Dask scheduler"])
+    slow.start()
     try:
         client.__init__(at, set_as_default=False, timeout=CONNECT_S)  # type: ignore[misc]
     except (OSError, TimeoutError, ValueError, ImportError, RuntimeError, TypeError) as error:
@@ -61,6 +66,8 @@ def connected(compute: ComputeSettings) -> Any:
             f"compute.scheduler: no Dask scheduler answers at {named} ({type(error).__name__}); start it with `dask "
             "scheduler`, or correct the address."
         ) from None
+    finally:
+        slow.cancel()
     if not _clients:
         atexit.register(disconnect)
     _clients[key] = client

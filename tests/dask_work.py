@@ -32,3 +32,8 @@ def raising(place: int) -> None:
 
 def doubled(array: Any, place: int) -> int:
     return int(array.sum()) + place
+
+
+def waiting(array: Any, seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()

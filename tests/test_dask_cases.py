@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Project
-from dask_work import doubled, killing, raising, told
+from dask_work import doubled, killing, raising, told, waiting
 
 from stages import dask_clusters, dask_worker
 from stages.compute_settings import ComputeSettings
@@ -86,8 +86,8 @@ def test_a_killed_worker_costs_a_retry_and_leaves_no_process_and_no_file_behind(
     with OnDask(at, [("workspace", tmp_path)]) as workers:
         for result in workers.each(told, [(place, tmp_path) for place in range(8)]):
             results.append(result)
-            worker = next((pid for pid in pids(cluster) if psutil.Process(pid).children()), None)
-            if not beside and worker:
+            if not beside:
+                worker = next(pid for pid in pids(cluster) if psutil.Process(pid).children())
                 beside = psutil.Process(worker).children(recursive=True)
                 os.kill(worker, signal.SIGKILL)
     assert sorted(place for place, _, _ in results) == list(range(8))
@@ -130,6 +130,12 @@ def test_few_cases_are_under_way_and_what_they_share_is_sent_once(at, tmp_path):
     assert filled_in(without(calls[5], placed[5]), placed[5], shared) == [array, 5]
     own = [(np.ones(3), place) for place in range(40)]
     assert shared_among(own)[0] == []
+
+
+def test_workers_take_turns_although_one_of_them_has_what_cases_share(cluster, at, tmp_path):
+    array = np.ones(1000)
+    with OnDask(at, [("workspace", tmp_path)]) as workers:
+        assert len(set(workers.each(waiting, [(array, 0.2)] * 4))) == 2
 
 
 def test_a_lost_scheduler_is_one_line(tmp_path):
