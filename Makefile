@@ -1,6 +1,7 @@
 # Every target sets up what it needs: a virtual environment in .venv with the pinned packages.
 #   make demo                      best on the example, next to affine and unet: within six minutes
 #   make test                      the test suite; make test-browser: the report in a browser, which must be there
+#   make properties                hundred times as many random inputs as `make test` draws: about an hour
 #   make preprocess CONFIG=my.yaml METHOD=brbs    one target per stage; SET="--set key=value" overrides settings
 #   make predict CONFIG=my.yaml METHOD=best SCANS=new OUT=labels
 #   make TORCH_INDEX=https://download.pytorch.org/whl/cu130 demo    another build of torch
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser lint bench check suggest-atlas preprocess train-reg generate train-seg eval run calibrate \
+.PHONY: setup demo test test-browser properties lint bench check suggest-atlas preprocess train-reg generate train-seg eval run calibrate \
 	export predict clean
 
 setup: $(READY)
@@ -43,6 +44,9 @@ test: $(READY)
 
 test-browser: $(READY)  # fails where there is no chromium
 	LRLS_BROWSER=required $(BIN)/python -m pytest tests/reporting
+
+properties: $(READY)
+	LRLS_PROPERTIES=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/properties
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -33,11 +33,20 @@ def twins(cases: Sequence[str]) -> tuple[str, str] | None:
     """The first two ids that many file systems take for one: equal but for upper and lower case or accents' codes."""
     seen: dict[str, str] = {}
     for case in cases:
-        alike = unicodedata.normalize("NFC", unicodedata.normalize("NFC", case).lower())
+        alike = as_compared(case)
         if alike in seen:
             return seen[alike], case
         seen[alike] = case
     return None
+
+
+def as_compared(name: str) -> str:
+    """A name as file systems compare it that ignore case: `ss` for a sharp s, one letter for both small sigmas.
+
+    Source: The Unicode Standard, 3.13, D145: canonical caseless matching; APFS, and ext4 with casefold.
+    """
+    folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+    return unicodedata.normalize("NFD", folded.casefold())
 
 
 def fault_among(cases: Sequence[str]) -> str | None:

@@ -20,6 +20,7 @@ from stages.answering.predictor import Failure, Prediction, Predictor
 from stages.answering.quality import Quality
 from stages.artifacts.digests import digest_of
 from stages.artifacts.files import atomic_write_text
+from stages.case_ids import as_compared
 from stages.compute_settings import ComputeSettings
 from stages.data.bids_derivatives import names_in_bids, write_dataset, write_sidecars
 from stages.data.dicom_files import is_dicom
@@ -35,6 +36,7 @@ from stages.parts.colors import chosen_colors
 MOST_SEEN = 20  # folders that workers are asked for
 TABLES_SHARE = 0.05  # of the time goes into tables of scans that are done
 LabelFormat = Literal["nifti", "nrrd", "mha", "seg.nrrd"]
+CONTOURS = "_rtstruct"  # behind a case in the name of its contours' file
 ENDINGS: dict[LabelFormat, str] = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "seg.nrrd": ".seg.nrrd"}
 
 
@@ -118,6 +120,8 @@ def predict(
         raise LrlsError(f"--format {forms.labels}: label maps of BIDS are NIfTI files; leave out --format or --bids.")
     if forms.bids:
         forms = replace(forms, names=names_in_bids(scans, channels))
+    if forms.rtstruct:
+        refuse_shared_names(scans)
     folder = AnswerFolder(out, scans, forms.asked(model), force=force, channels=channels, is_shared=part is not None)
     for line in left_out:
         tell(line)
@@ -162,6 +166,21 @@ def predict(
         shown_estimate = () if estimate is None else (f"estimated DSC {estimate:.2f}",)
         tell(f"{row.case}: {'; '.join([*shown_estimate, *row.quality.flags]) or 'done'}")
     return failures
+
+
+def refuse_shared_names(scans: Sequence[tuple[str, Path]]) -> None:
+    """Refuse two series of which one's contours would replace the other's DICOM-SEG.
+
+    Raises:
+        LrlsError: there are such.
+    """
+    cases = {as_compared(case): case for case, _ in scans}
+    for case, _ in scans:
+        if other := cases.get(as_compared(f"{case}{CONTOURS}")):
+            raise LrlsError(
+                f"--rtstruct: the contours of {case} and the segmentation of {other} would both be {other}.dcm; "
+                "rename one of them, or predict them apart."
+            )
 
 
 Written = tuple[dict[str, Any] | Failure, list[str]]
@@ -257,8 +276,10 @@ def _write(
         from stages.data.rtstruct import write_rtstruct
 
         try:
-            write_rtstruct(result.classes, structures, colours, scan, case, out / f"{case}_rtstruct.dcm", method=method)
-            files.append(f"{case}_rtstruct.dcm")
+            write_rtstruct(
+                result.classes, structures, colours, scan, case, out / f"{case}{CONTOURS}.dcm", method=method
+            )
+            files.append(f"{case}{CONTOURS}.dcm")
         except LrlsError as error:
             tell(f"note: {error}")
     if forms.transforms:

@@ -33,7 +33,9 @@ class Section(BaseModel):
     @classmethod
     def _is_what_it_looks_like(cls, value: Any, info: ValidationInfo) -> Any:
         expected = str(cls.model_fields[info.field_name or ""].annotation)
-        if any(isinstance(part, bool) for part in _parts_of(value)) and not re.search(r"\bbool\b|\bAny\b", expected):
+        is_table = isinstance(value, dict) and expected.startswith("dict")  # and no section, which checks itself
+        inside = list(value.values()) if is_table else value
+        if any(isinstance(part, bool) for part in _parts_of(inside)) and not re.search(r"\bbool\b|\bAny\b", expected):
             raise ValueError("true and false are expected elsewhere")
         if any(isinstance(part, str) and UNPRINTABLE.search(part) for part in _parts_of(value)):
             raise ValueError("text with a control character")

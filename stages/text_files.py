@@ -52,7 +52,8 @@ def yaml_value(text: str, key: str) -> Any:
 
 def yaml_text(value: Any) -> str:
     """A value in one line of YAML, as `yaml_value` reads it."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def read_json(path: Path) -> Any:
@@ -143,6 +144,15 @@ for _kind, _pattern, _first in (
     ("merge", r"<<", "<"),
 ):
     _Loader.add_implicit_resolver(TAG + _kind, re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as something else, such as 1e3, a number in YAML 1.2 alone."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # a list that stands in two places is written twice
 
 
 def _parsed(text: str, key: tuple[str, ...]) -> Any:

@@ -8,12 +8,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.artifacts.digests import digest_of
+from stages.data.slabs import slabs
 
 
 def voxel_digest(image: sitk.Image) -> str:
     """SHA-256 of size and voxels alone, to recognise the same image under another name or header."""
     digest = hashlib.sha256(repr(image.GetSize()).encode())
-    digest.update(_bytes(image, np.float32))
+    _update(digest, image, np.float32)
     return digest.hexdigest()
 
 
@@ -39,11 +40,13 @@ def scan_digest(image: str, label: str | None = None) -> str:
 def _with_geometry(image: sitk.Image, kind: str, dtype: type) -> str:
     geometry = (image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
     digest = hashlib.sha256(f"{kind} {geometry}".encode())
-    digest.update(_bytes(image, dtype))
+    _update(digest, image, dtype)
     return digest.hexdigest()
 
 
-def _bytes(image: sitk.Image, dtype: type) -> memoryview:
-    array: np.ndarray = sitk.GetArrayViewFromImage(image).astype(dtype)
-    array += 0  # -0.0 and 0.0 are the same voxel
-    return np.ascontiguousarray(array).data.cast("B")
+def _update(digest: hashlib._Hash, image: sitk.Image, dtype: type) -> None:
+    voxels = sitk.GetArrayViewFromImage(image)
+    for slab in slabs(voxels):
+        array: np.ndarray = voxels[slab].astype(dtype)
+        array += 0  # -0.0 and 0.0 are the same voxel
+        digest.update(np.ascontiguousarray(array).data.cast("B"))

@@ -53,10 +53,12 @@ def border_faces(classes: np.ndarray) -> Faces:
     """
     faces: Faces = []
     for axis in range(3):
-        before = classes.take(range(classes.shape[axis] - 1), axis).astype(np.int64)
-        behind = classes.take(range(1, classes.shape[axis]), axis).astype(np.int64)
-        meets = (before != behind) & (before > 0) & (behind > 0)
-        pairs = np.sort(np.stack([before[meets], behind[meets]]), axis=0)
+        along = np.moveaxis(classes, axis, 0)
+        before, behind = (np.moveaxis(part, 0, axis) for part in (along[:-1], along[1:]))  # views: volumes are large
+        meets = before != behind
+        meets &= before > 0
+        meets &= behind > 0
+        pairs = np.sort(np.stack([before[meets], behind[meets]]).astype(np.int64), axis=0)
         rows, counts = np.unique(np.stack([*pairs, np.nonzero(meets)[axis]]), axis=1, return_counts=True)
         for (low, high, place), number in zip(rows.T.tolist(), counts.tolist(), strict=True):
             faces.append((low, high, axis, place, number))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from stages.artifacts.cohort import Grid
 from stages.config import LEAST_EDGE, PreprocessSettings
 from stages.data.alignment import affine_transform
 from stages.data.faults import IntakeError, off_grid
+from stages.data.slabs import slabs
 from stages.errors import LrlsError
 from stages.memory import available_bytes
 from stages.parts.lengths import are_thick, as_setting, with_fewer_voxels
@@ -149,7 +150,8 @@ def label_box(label: sitk.Image, classes: np.ndarray, matrix: Any, direction: tu
         direction: of the reference's axes.
     """
     back = np.linalg.inv(matrix)
-    return _box(_points(label, classes > 0) @ back[:3, :3].T + back[:3, 3], direction)
+    blocks = (points for _, points in _points(label, classes > 0) if len(points))
+    return union([_box(points @ back[:3, :3].T + back[:3, 3], direction) for points in blocks])
 
 
 def cut_shares(label: sitk.Image, classes: np.ndarray, matrix: Any, grid: Grid) -> dict[int, float]:
@@ -163,20 +165,25 @@ def cut_shares(label: sitk.Image, classes: np.ndarray, matrix: Any, grid: Grid) 
     """
     mask = classes > 0
     back = np.linalg.inv(matrix)
-    points = _points(label, mask) @ back[:3, :3].T + back[:3, 3]
-    index = (points - grid.origin) @ np.array(grid.direction).reshape(3, 3) / grid.spacing_mm[::-1]
     beyond = np.maximum(1, min(label.GetSpacing()) / np.array(grid.spacing_mm[::-1]))
-    is_outside = ((index <= -beyond) | (index >= np.array(grid.shape[::-1]) - 1 + beyond)).any(1)
-    return {
-        int(found): float(is_outside[classes[mask] == found].mean()) for found in np.unique(classes[mask][is_outside])
-    }
+    number = int(classes.max()) + 1
+    all_voxels, cut = np.zeros(number, np.int64), np.zeros(number, np.int64)
+    for slab, own_points in _points(label, mask):
+        points = own_points @ back[:3, :3].T + back[:3, 3]
+        index = (points - grid.origin) @ np.array(grid.direction).reshape(3, 3) / grid.spacing_mm[::-1]
+        is_outside = ((index <= -beyond) | (index >= np.array(grid.shape[::-1]) - 1 + beyond)).any(1)
+        found = classes[slab][mask[slab]]
+        all_voxels += np.bincount(found, minlength=number)
+        cut += np.bincount(found[is_outside], minlength=number)
+    return {int(found): float(cut[found] / all_voxels[found]) for found in np.flatnonzero(cut)}
 
 
 def image_box(reference: sitk.Image, *, above: float = -math.inf) -> Box:
     """The box of the reference's voxels above a value, or of the whole reference if there is none."""
     voxels = sitk.GetArrayViewFromImage(reference)
     mask = voxels > above
-    return _box(_points(reference, mask if mask.any() else ~mask), reference.GetDirection())
+    blocks = (points for _, points in _points(reference, mask if mask.any() else ~mask) if len(points))
+    return union([_box(points, reference.GetDirection()) for points in blocks])
 
 
 def held_and_shown(settings: PreprocessSettings, reference: sitk.Image, labels: Sequence[Box]) -> tuple[Box, Box]:
@@ -201,10 +208,11 @@ def _box(points: np.ndarray, direction: tuple[float, ...]) -> Box:
     return along.min(0).tolist(), along.max(0).tolist()
 
 
-def _points(image: sitk.Image, mask: np.ndarray) -> np.ndarray:
-    """Positions (n, 3) in mm of a mask's voxels."""
-    index = np.argwhere(mask)[:, ::-1] * np.array(image.GetSpacing())
-    return index @ np.array(image.GetDirection()).reshape(3, 3).T + np.array(image.GetOrigin())
+def _points(image: sitk.Image, mask: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Positions (n, 3) in mm of a mask's voxels, slab by slab: those of a whole CT take gigabytes."""
+    for slab in slabs(mask):
+        index = np.add(np.argwhere(mask[slab]), (slab.start, 0, 0))[:, ::-1] * np.array(image.GetSpacing())
+        yield slab, index @ np.array(image.GetDirection()).reshape(3, 3).T + np.array(image.GetOrigin())
 
 
 def to_grid(image: sitk.Image, record: dict[str, Any], grid: Grid, *, nearest: bool = False) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -359,9 +358,10 @@ def _window(images: dict[str, sitk.Image], label_maps: dict[str, np.ndarray]) ->
 
 
 def _scalar(text: str) -> str:
-    """A string as YAML in one line, quoted where it would otherwise be read as something else."""
+    """A string as YAML in one line, in a list too, quoted where it would otherwise be read as something else."""
     quotes = None if text.isprintable() else '"'  # only in these are line breaks escaped
-    return yaml.safe_dump(text, allow_unicode=True, width=10**6, default_style=quotes).splitlines()[0]
+    listed = yaml.safe_dump([text], allow_unicode=True, width=10**6, default_flow_style=True, default_style=quotes)
+    return listed.strip().removeprefix("[").removesuffix("]")
 
 
 def _files(files: Mapping[str, Sequence[str | list[str]]]) -> str:
@@ -376,6 +376,11 @@ def _files(files: Mapping[str, Sequence[str | list[str]]]) -> str:
 
 def _list(name: str, cases: Sequence[str]) -> str:
     """A list of case ids as YAML, wrapped."""
-    text = f"{name}: [{', '.join(map(_scalar, cases))}]"
-    lines = textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False)
-    return "".join(f"  {'' if index == 0 else '  '}{line}\n" for index, line in enumerate(lines))
+    lines = [f"{name}: ["]
+    for place, case in enumerate(map(_scalar, cases)):  # never within an id: two spaces of one are not one
+        item = case + (", " if place < len(cases) - 1 else "")
+        if len(lines[-1]) + len(item.rstrip()) > 110 and not lines[-1].endswith("["):
+            lines.append("")
+        lines[-1] += item
+    lines[-1] += "]"
+    return "".join(f"  {'' if index == 0 else '  '}{line.rstrip()}\n" for index, line in enumerate(lines))

@@ -7,6 +7,7 @@ import SimpleITK as sitk
 
 from stages.config import Config
 from stages.data.faults import Fault, IntakeError, no_numbers, not_finite
+from stages.data.slabs import slabs
 
 ROUNDING = 1e-3  # between a stored value and its integer
 MANY_VALUES = 100  # label maps with more are looked at more closely
@@ -23,12 +24,17 @@ def class_indices(label_array: np.ndarray, config: Config, case: str) -> np.ndar
         IntakeError: a value is neither named nor background, and `others` is not "background".
     """
     values, indices = value_table(config)
-    place = np.searchsorted(values, label_array).clip(max=len(values) - 1)
-    known = values[place] == label_array
-    if config.others == "error" and not known.all():
-        raise IntakeError(_unknown_values(case, np.unique(label_array[~known])))
-    classes = indices[place]
-    classes[~known] = 0
+    classes = np.empty(label_array.shape, indices.dtype)
+    unknown: list[np.ndarray] = []
+    for slab in slabs(label_array):
+        stored = label_array[slab]
+        place = np.searchsorted(values, stored).clip(max=len(values) - 1)
+        known = values[place] == stored
+        if not known.all():
+            unknown.append(np.unique(stored[~known]))
+        classes[slab] = np.where(known, indices[place], 0)
+    if unknown and config.others == "error":
+        raise IntakeError(_unknown_values(case, np.unique(np.concatenate(unknown))))
     return classes
 
 

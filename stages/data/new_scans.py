@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.case_ids import fault_among
 from stages.data.bids import files_in_bids, is_bids
 from stages.data.channels import new_channels, numbered_files, split_name
 from stages.data.dicom_files import series_in
@@ -73,6 +74,8 @@ def find_scans(paths: Sequence[Path], channels: int = 1) -> tuple[list[tuple[str
         if not name.isprintable() or not name.strip(" ."):
             shown = name.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
             raise LrlsError(f"a scan's name has characters that cannot be shown ({shown}); rename it.")
+    if fault := fault_among(named_cases):  # their answers would hide, or replace one another
+        raise LrlsError(f"{fault}.")
     return list(zip(named_cases, scans, strict=True)), left_out
 
 

@@ -232,7 +232,7 @@ def _extent(mask: np.ndarray) -> list[int]:
 
 def _integers(text: str, number: int) -> list[int]:
     values = [int(word) for word in text.split()]
-    if len(values) != number or max(map(abs, values)) >= 2**31:
+    if len(values) != number or not -(2**31) <= min(values) <= max(values) < 2**32:  # what label maps hold
         raise ValueError("not as many integers as expected")
     return values
 

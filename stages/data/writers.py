@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from stages.artifacts.files import atomic_write_text, fsync, is_disk_full, rename
 from stages.data.neutral import ending_of
 from stages.data.nifti import NIFTI_BYTES, nifti_header, with_geometry_of
+from stages.data.slabs import slabs
 from stages.errors import LrlsError
 from stages.parts.colors import class_color
 
@@ -139,7 +140,8 @@ def _bytes_of(colour: str) -> tuple[int, int, int]:
 
 def volumes_ml(classes: np.ndarray, structures: Sequence[str], spacing_mm: Sequence[float]) -> dict[str, float]:
     """Volume of each structure in ml, by counting voxels."""
-    counts = np.bincount(classes.ravel(), minlength=len(structures) + 1)
+    number = len(structures) + 1
+    counts = np.sum([np.bincount(classes[slab].ravel(), minlength=number) for slab in slabs(classes)], axis=0)
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     return {name: float(counts[index]) * voxel_ml for index, name in enumerate(structures, start=1)}
 
