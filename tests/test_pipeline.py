@@ -36,6 +36,7 @@ KINDS = {
     "lt-net": ["registration", "scores"],
     "data-aug": ["registration", "generated", "segmentation", "scores"],
     "deep-atlas": ["registration", "segmentation", "scores"],
+    "deep-rs": ["registration", "segmentation", "scores"],
     "rsegnet": ["registration", "segmentation", "scores"],
     "ist": ["registration", "generated", "segmentation", "scores"],
     "ua-mt": ["segmentation", "scores"],
@@ -57,8 +58,8 @@ PICTURES = {
 
 
 OTHER_PICTURES = {
-    ("deep-atlas", "segmentation"): [],  # it is trained beside the registration
-    ("rsegnet", "segmentation"): [],
+    # It is trained beside the registration.
+    **{(name, "segmentation"): [] for name in ("deep-atlas", "deep-rs", "rsegnet")},
     ("sst", "registration"): [
         *PICTURES["registration"],
         "looks-and-shapes.png",
