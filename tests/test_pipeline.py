@@ -37,6 +37,7 @@ KINDS = {
     "data-aug": ["registration", "generated", "segmentation", "scores"],
     "deep-atlas": ["registration", "segmentation", "scores"],
     "deep-rs": ["registration", "segmentation", "scores"],
+    "pc-reg-rt": ["registration", "segmentation", "scores"],
     "rsegnet": ["registration", "segmentation", "scores"],
     "ist": ["registration", "generated", "segmentation", "scores"],
     "ua-mt": ["segmentation", "scores"],
@@ -59,7 +60,7 @@ PICTURES = {
 
 OTHER_PICTURES = {
     # It is trained beside the registration.
-    **{(name, "segmentation"): [] for name in ("deep-atlas", "deep-rs", "rsegnet")},
+    **{(name, "segmentation"): [] for name in ("deep-atlas", "deep-rs", "pc-reg-rt", "rsegnet")},
     ("sst", "registration"): [
         *PICTURES["registration"],
         "looks-and-shapes.png",
