@@ -56,6 +56,7 @@ class Settings(AnswerSettings, RegistrationSettings):
         "paper": {"perturb_registration": True},
         "light": {
             "registration_network": "light", "segmentation_network": "light", "segmentation_loss": "dice-ce",
+            "segmentation_learning_rate": 3e-3,
             "warm_up": 0.5,  # untrained networks have nothing to tell one another
             "train_reg": {"steps": 900},
         },

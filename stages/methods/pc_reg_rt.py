@@ -59,6 +59,7 @@ class Settings(AnswerSettings, RegistrationSettings):
         "paper": {},
         "light": {
             "registration_network": "light", "segmentation_network": "light", "segmentation_loss": "dice-ce",
+            "segmentation_learning_rate": 3e-3,
             "alone_share": 0.3,  # R sees nothing before S does
             "train_reg": {"steps": 900},
         },
