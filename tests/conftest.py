@@ -61,7 +61,7 @@ SETTINGS = {
         "deep-atlas": {"registration_network": "light", "segmentation_network": "light"},
         "rsegnet": {"registration_network": "light", "segmentation_network": "light"},
         "ist": {"preset": "light"},
-        **{name: {"preset": "light"} for name in ("ua-mt", "cps", "massl")},
+        **{name: {"preset": "light"} for name in ("deep-rs", "pc-reg-rt", "ua-mt", "cps", "massl")},
         "transmorph": {"preset": "light"},
         "pdd-net": {"preset": "light"},
         "bspline": {"iterations": 2, "samples": 1000},

@@ -36,6 +36,8 @@ KINDS = {
     "lt-net": ["registration", "scores"],
     "data-aug": ["registration", "generated", "segmentation", "scores"],
     "deep-atlas": ["registration", "segmentation", "scores"],
+    "deep-rs": ["registration", "segmentation", "scores"],
+    "pc-reg-rt": ["registration", "segmentation", "scores"],
     "rsegnet": ["registration", "segmentation", "scores"],
     "ist": ["registration", "generated", "segmentation", "scores"],
     "ua-mt": ["segmentation", "scores"],
@@ -57,8 +59,8 @@ PICTURES = {
 
 
 OTHER_PICTURES = {
-    ("deep-atlas", "segmentation"): [],  # it is trained beside the registration
-    ("rsegnet", "segmentation"): [],
+    # It is trained beside the registration.
+    **{(name, "segmentation"): [] for name in ("deep-atlas", "deep-rs", "pc-reg-rt", "rsegnet")},
     ("sst", "registration"): [
         *PICTURES["registration"],
         "looks-and-shapes.png",

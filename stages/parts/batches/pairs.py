@@ -33,6 +33,7 @@ class LabelledPair(Pair):
     label: Tensor  # (N, D, H, W), class indices
     num_classes: int
     draw: Draw | None = None  # with which players draw samples
+    missing: Tensor | None = None  # (N, C): structures that the label may lack
 
 
 def atlas_and_scan(data: Scans, draw: Draw) -> LabelledPair:
@@ -67,7 +68,8 @@ def _pair(atlases: Sequence[int], scans: Sequence[int], data: Scans, draw: Draw)
         label = warp_label(label, displacement)
     moving, fixed = images.chunk(2)
     names = [data.names[place] for place in (*atlases, *scans)]
-    return LabelledPair(names, moving, fixed, label, data.num_classes, draw)
+    missing = data.missing(names[: len(atlases)])
+    return LabelledPair(names, moving, fixed, label, data.num_classes, draw, missing)
 
 
 @dataclass

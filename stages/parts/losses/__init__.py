@@ -3,7 +3,7 @@
 Players call them as `losses.dice_loss(...)`; each module here holds one topic.
 """
 
-from stages.parts.losses.adversarial import least_squares_gan_loss
+from stages.parts.losses.adversarial import cross_entropy_gan_loss, least_squares_gan_loss
 from stages.parts.losses.agreement import cosine_hint_loss, l2_hint_loss, mix_loss, symmetric_divergence_loss
 from stages.parts.losses.contrast import contrastive_loss, info_nce_loss, nt_xent_loss
 from stages.parts.losses.cross_entropy import (
@@ -12,6 +12,7 @@ from stages.parts.losses.cross_entropy import (
     dice_cross_entropy_loss,
     hardest_cross_entropy_loss,
     rarity_weighted_cross_entropy_loss,
+    trusted_cross_entropy_loss,
     weighted_cross_entropy_loss,
 )
 from stages.parts.losses.inverse import (
@@ -61,6 +62,7 @@ __all__ = [
     "contrastive_loss",
     "cosine_hint_loss",
     "counted_dice_loss",
+    "cross_entropy_gan_loss",
     "cross_entropy_loss",
     "dice_cross_entropy_loss",
     "dice_loss",
@@ -89,6 +91,7 @@ __all__ = [
     "soft_dice",
     "structural_loss",
     "symmetric_divergence_loss",
+    "trusted_cross_entropy_loss",
     "velocity_kl_loss",
     "weighted_cross_entropy_loss",
 ]

@@ -1,4 +1,4 @@
-"""Cross-entropy of logits against labels: plain, weighted, over the hardest voxels, with Dice."""
+"""Cross-entropy of logits against labels: plain, trusted, weighted, over the hardest voxels, with Dice."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
         target: probabilities or one-hot labels, (N, C, D, H, W).
     """
     return -(target * logits.float().log_softmax(1)).sum(1).mean()
+
+
+def trusted_cross_entropy_loss(logits: Tensor, target: Tensor, trust: Tensor) -> Tensor:
+    """Cross-entropy against soft labels, each voxel by how far its label is trusted, mean over all voxels.
+
+    Args:
+        logits, target: as of `cross_entropy_loss`.
+        trust: (N, 1, D, H, W), in [0, 1].
+
+    Returns:
+        Scalar >= 0; `cross_entropy_loss` where all are trusted, 0 where none is.
+
+    Source: L_acm of He et al., "DeepRS", ECCV 2020.
+    """
+    return -(trust * target * logits.float().log_softmax(1)).sum(1).mean()
 
 
 def weighted_cross_entropy_loss(logits: Tensor, label: Tensor, weights: Tensor, counts: Tensor | None = None) -> Tensor:

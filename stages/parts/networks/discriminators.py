@@ -1,15 +1,16 @@
-"""Discriminators: of images, patch by patch, and of codes."""
+"""Discriminators: of images, patch by patch, of pairs of images, voxel by voxel, and of codes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.parts.networks.blocks import in_float32, normalise_and_rectify
-from stages.parts.networks.sizes import derived_depth, pad_to_multiple
+from stages.parts.networks.sizes import crop, derived_depth, doubled, pad_to_multiple
 
 
 class PatchDiscriminator(nn.Module):
@@ -24,7 +25,7 @@ class PatchDiscriminator(nn.Module):
     Source: Isola et al., "pix2pix", CVPR 2017, in 3D as LT-Net (CVPR 2020) uses it; widths as common implementations.
     """
 
-    WIDTHS = (32, 64, 128, 256)
+    WIDTHS: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
 
     def __init__(self, inputs: int, shape: Sequence[int]) -> None:
         super().__init__()
@@ -45,6 +46,24 @@ class PatchDiscriminator(nn.Module):
         for convolution, norm in zip(self.down[1:], self.norms, strict=True):
             x = normalise_and_rectify(convolution(x), norm, 0.2)  # type: ignore[arg-type]
         return in_float32(self.head, F.pad(x, (1, 2, 1, 2, 1, 2)))
+
+
+class AlignmentDiscriminator(PatchDiscriminator):
+    """Judges at each voxel of two images whether they are aligned there.
+
+    A PatchGAN of two levels at most over the channels of both. Its verdicts, on patches of 22^3 voxels (10^3 on small
+    grids), are interpolated to the voxels.
+
+    Source: the pixel-wise discriminator of He et al., "DeepRS", ECCV 2020, which starts from PatchGAN; depth and widths
+    are ours.
+    """
+
+    WIDTHS = (32, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both images (N, inputs, D, H, W) -> logits (N, 1, D, H, W), float32; above 0: rather aligned."""
+        edge = 2 ** len(self.down)
+        return crop(doubled(super().forward(x), (edge, edge, edge)), x.shape[2:])
 
 
 class LatentDiscriminator(nn.Module):

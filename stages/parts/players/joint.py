@@ -78,7 +78,7 @@ class SegmentPair:
 def supervised_overlap(result: Anatomies) -> Tensor:
     """Soft Dice loss of S's answers over the images of the batch that have a label; 0 where none has."""
     logits, labels, known = (torch.cat(of_pair) for of_pair in (result.logits, result.labels, result.known))
-    return _where_known(lambda rows: losses.dice_loss(logits[rows].softmax(1), labels[rows]), known, logits)
+    return where_known(lambda rows: losses.dice_loss(logits[rows].softmax(1), labels[rows]), known, logits)
 
 
 def carried_anatomy(result: Anatomies) -> Tensor:
@@ -97,7 +97,7 @@ def carried_anatomy(result: Anatomies) -> Tensor:
     pairs = zip(((first, second), (second, first)), result.displacements, strict=False)
     total = torch.zeros((), device=first.device)
     for (moving, fixed), displacement in pairs:
-        total = total + _where_known(_overlap_of(moving, fixed, displacement), one_known, result.logits[0])
+        total = total + where_known(_overlap_of(moving, fixed, displacement), one_known, result.logits[0])
     return total / len(result.displacements)
 
 
@@ -105,7 +105,7 @@ def _overlap_of(moving: Tensor, fixed: Tensor, displacement: Tensor) -> Callable
     return lambda rows: losses.dice_loss(warp_probabilities(moving[rows], displacement[rows]), fixed[rows])
 
 
-def _where_known(loss: Callable[[Tensor], Tensor], known: Tensor, like: Tensor) -> Tensor:
+def where_known(loss: Callable[[Tensor], Tensor], known: Tensor, like: Tensor) -> Tensor:
     """The loss of the rows that are known, a mean over them; without such rows 0, with a gradient of 0."""
     rows = known.nonzero()[:, 0]
     on_average = evened(known.sum())
