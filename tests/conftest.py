@@ -52,6 +52,7 @@ SETTINGS = {
         "brbs": {"registration_network": "light", "segmentation_network": "light"},
         "voxelmorph": {"registration_network": "light"},
         "data-aug": {"registration_network": "light", "segmentation_network": "light", "appearance_share": 0.5},
+        "vae-aug": {"preset": "light", "samples": 3, "autoencoder_share": 0.25, "appearance_share": 0.25},
         "lc-voxelmorph": {"registration_network": "light"},
         "os-medseg": {"registration_network": "light", "segmentation_network": "light"},
         "lt-net": {"registration_network": "light", "backward_network": "own"},

@@ -35,6 +35,7 @@ KINDS = {
     "pdd-net": ["registration", "scores"],
     "lt-net": ["registration", "scores"],
     "data-aug": ["registration", "generated", "segmentation", "scores"],
+    "vae-aug": ["registration", "generated", "segmentation", "scores"],
     "deep-atlas": ["registration", "segmentation", "scores"],
     "rsegnet": ["registration", "segmentation", "scores"],
     "ist": ["registration", "generated", "segmentation", "scores"],

@@ -31,6 +31,7 @@ from stages.methods import (
     transmorph,
     ua_mt,
     unet,
+    vae_aug,
     voxelmorph,
 )
 from stages.methods.recipe import Method, Recipe, Task
@@ -54,6 +55,7 @@ METHODS = {
         pdd_net.METHOD,
         lt_net.METHOD,
         data_aug.METHOD,
+        vae_aug.METHOD,
         deep_atlas.METHOD,
         rsegnet.METHOD,
         ist.METHOD,

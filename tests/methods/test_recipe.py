@@ -122,6 +122,9 @@ STEPS = {  # method: for each round, what `lrls run` makes, and the names of the
     "pdd-net": [[R]],
     "lt-net": [[("registration", ["registration", "backward", "discriminator"])]],
     "data-aug": [[("registration", ["registration", "backward", "appearance"]), MADE, S]],
+    "vae-aug": [
+        [("registration", ["registration", "backward", "appearance", "looks", "shapes"]), MADE, S],
+    ],
     "deep-atlas": [[BOTH, S]],
     "rsegnet": [[BOTH, S]],
     "ist": [[R, MADE, S]] * 3,
@@ -297,6 +300,11 @@ LATER = {  # method: settings that stages before this one do not read
     "pdd-net": {"eval": {"preset"}},
     "lt-net": {"eval": {"preset"}},
     "data-aug": {"eval": {"preset"}},
+    "vae-aug": {
+        "generate": {"spread", "samples"},
+        "train-seg": {"segmentation_network", "segmentation_loss"},
+        "eval": {"preset", "flat_borders"},
+    },
     "deep-atlas": BORDERS,
     "rsegnet": BORDERS,
     "ua-mt": {"eval": {"preset", "flat_borders", "answers"}},
