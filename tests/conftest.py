@@ -67,6 +67,7 @@ SETTINGS = {
         "pdd-net": {"preset": "light"},
         "bspline": {"iterations": 2, "samples": 1000},
         "syn": {"reg_iterations": [2, 1, 0]},
+        "mabmis": {"most_scans": 2, "along_iterations": [2, 1], "refine_iterations": [1, 1]},
         "greedy": {"iterations": [2, 1, 0]},
     },
 }

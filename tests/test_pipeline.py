@@ -28,6 +28,7 @@ KINDS = {
     "bspline": ["scores"],
     "syn": ["scores"],
     "greedy": ["scores"],
+    "mabmis": ["segmentation", "scores"],
     "voxelmorph": ["registration", "scores"],
     "lc-voxelmorph": ["registration", "scores"],
     "clmorph": ["registration", "scores"],
@@ -60,6 +61,7 @@ PICTURES = {
 OTHER_PICTURES = {
     ("deep-atlas", "segmentation"): [],  # it is trained beside the registration
     ("rsegnet", "segmentation"): [],
+    ("mabmis", "segmentation"): [],  # nothing is trained
     ("sst", "registration"): [
         *PICTURES["registration"],
         "looks-and-shapes.png",
