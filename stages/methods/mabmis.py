@@ -45,11 +45,11 @@ class Settings(MethodSettings):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "light": {"most_scans": 5},
-        "paper": {"most_scans": None},
+        "paper": {},
     }
 
-    most_scans: int | None = Field(
-        20, ge=0, description="Most unlabelled scans on the tree, the first ones listed; null: all. Time goes with n^2."
+    most_scans: int = Field(
+        20, ge=0, description="Most unlabelled scans on the tree, the first ones listed. Time goes with their square."
     )
     iterations: int = Field(3, ge=1, le=10, description="Of the labels; 1: only atlases vote.")
     along_iterations: Iterations = Field(
@@ -66,14 +66,13 @@ class Settings(MethodSettings):
 
 
 def build(task: Task, settings: Settings) -> Recipe:
-    scans = task.num_unlabeled if settings.most_scans is None else min(settings.most_scans, task.num_unlabeled)
     demons = partial(Demons, spacing_mm=task.spacing_mm)
     tree = ImageTree(
         task.shape,
         task.channels,
         task.num_classes,
         atlases=task.num_atlases,
-        scans=scans,
+        most_scans=settings.most_scans,
         registration=TreeRegistration(
             coarse=demons(settings.refine_iterations, sigma=settings.first_smoothing),
             along=demons(settings.along_iterations, sigma=settings.smoothing),
@@ -81,16 +80,17 @@ def build(task: Task, settings: Settings) -> Recipe:
         ),
         iterations=settings.iterations,
     )
+    sees_unlabeled = settings.most_scans > 0 and task.num_unlabeled > 0
     return Recipe(
         networks={"segmentation": tree},
-        rounds=[[Train("segmentation", fits=partial(fill, tree), sees_unlabeled=scans > 0)]],
+        rounds=[[Train("segmentation", fits=partial(fill, tree), sees_unlabeled=sees_unlabeled)]],
         answer=Answer(network=tree),
     )
 
 
 def fill(tree: ImageTree, data: Scans) -> None:
     """Atlases and the first unlabelled scans become the tree."""
-    places = [*data.atlases, *data.unlabeled[: tree.scans]]
+    places = [*data.atlases, *data.unlabeled[: tree.most_scans]]
     tree.fill(data.image(places), data.label(data.atlases))
 
 

@@ -39,7 +39,7 @@ class TreeRegistration:
 class ImageTree(nn.Module):
     """Answers as a segmentation network does, though nothing is learned by gradients: `fill` keeps a group of images.
 
-    Nodes are the atlases, then the scans, then the templates. A new image becomes a leaf at the node that resembles it
+    Nodes are the atlases, then the templates, then the scans. A new image becomes a leaf at the node that resembles it
     most. It is registered to the root through that node, the way is inverted and refined, and composed with the ways of
     all others to the root, refined again. The images vote by `patch_vote`, the scans with the labels that the group
     gave them. Images, displacements and labels are buffers, so they are stored and exported like weights.
@@ -48,7 +48,8 @@ class ImageTree(nn.Module):
         shape: grid (D, H, W).
         channels: of the images.
         num_classes: background included.
-        atlases, scans: how many.
+        atlases: how many.
+        most_scans: room for scans; how many there are, `fill` is told. The sizes of buffers do not depend on it.
         registration: of the nodes.
         iterations: of labelling the scans: first the atlases vote, then all other images. 1: atlases alone.
     """
@@ -57,6 +58,7 @@ class ImageTree(nn.Module):
     to_root: Tensor
     labels: Tensor
     parents: Tensor
+    filled: Tensor
 
     def __init__(
         self,
@@ -65,25 +67,27 @@ class ImageTree(nn.Module):
         num_classes: int,
         *,
         atlases: int,
-        scans: int,
+        most_scans: int,
         registration: TreeRegistration,
         iterations: int = 3,
     ) -> None:
         super().__init__()
-        self.num_classes, self.atlases, self.scans = num_classes, atlases, scans
+        self.num_classes, self.atlases, self.most_scans = num_classes, atlases, most_scans
         self.registration, self.iterations = registration, iterations
-        nodes = atlases + scans + num_templates(atlases)
+        self.first_scan = atlases + num_templates(atlases)
+        nodes = self.first_scan + most_scans
         self.register_buffer("images", _packed(torch.zeros(nodes, channels, *shape)))
         self.register_buffer("to_root", _packed(torch.zeros(nodes, 3, *shape)))
-        self.register_buffer("labels", torch.zeros(atlases + scans, *shape, dtype=torch.int16))
+        self.register_buffer("labels", torch.zeros(nodes, *shape, dtype=torch.int16))  # of templates: unused
         self.register_buffer("parents", torch.zeros(nodes, dtype=torch.int64))
+        self.register_buffer("filled", torch.tensor(self.first_scan))  # nodes that there are
 
     @torch.no_grad()
     def fill(self, images: Tensor, labels: Tensor) -> None:
         """Build the tree, register along it, and label the scans.
 
         Args:
-            images: atlases, then scans, (atlases + scans, C, D, H, W) in [0, 1].
+            images: atlases, then at most `most_scans` scans, (atlases + scans, C, D, H, W) in [0, 1].
             labels: of the atlases, class indices, (atlases, D, H, W).
         """
         self.to(images.device)
@@ -91,19 +95,21 @@ class ImageTree(nn.Module):
         atlases, scans = images[: self.atlases], images[self.atlases :]
         root = centre(distances(atlases, atlases))
         templates, known = self._templates(atlases, root)
-        nodes = torch.cat([images, templates])
-        parents = self._tree(nodes, root)
+        nodes = torch.cat([atlases, templates, scans])
+        lengths, first = distances(nodes, nodes), range(self.first_scan)
+        parents = spanning_tree(lengths[: self.first_scan, : self.first_scan], root)
+        parents = grown(lengths, [*parents, *[root] * len(scans)], first)
         to_root = torch.zeros(len(nodes), 3, *images.shape[2:], device=images.device)
-        to_root[len(images) :] = known
+        to_root[self.atlases : self.first_scan] = known
         for node in by_depth(parents):
-            if node < len(images):  # a template's way is known
+            if not self.atlases <= node < self.first_scan:  # a template's way is known
                 moving, start = nodes[node : node + 1], to_root[parents[node]][None]
                 to_root[node] = self.registration.along(moving, nodes[root][None], start)[0]
-        self.images.copy_(_packed(nodes))
-        self.to_root.copy_(_packed(to_root))
-        self.parents.copy_(torch.tensor(parents))
+        n = len(nodes)
+        self.images[:n], self.to_root[:n], self.parents[:n] = _packed(nodes), _packed(to_root), torch.tensor(parents)
+        self.filled.fill_(n)
         self.labels[: self.atlases] = labels.to(torch.int16)
-        self.labels[self.atlases :] = self._labelled(scans)
+        self._label(scans)
 
     def _templates(self, atlases: Tensor, root: int) -> tuple[Tensor, Tensor]:
         """Images between the atlases, and their displacements to the root."""
@@ -114,30 +120,18 @@ class ImageTree(nn.Module):
         known = template_displacements(torch.cat(others))
         return torch.cat([warp(fixed, inverse(one[None])) for one in known]), known
 
-    def _tree(self, nodes: Tensor, root: int) -> list[int]:
-        """First the atlases and templates, then the scans one by one."""
-        lengths = distances(nodes, nodes)
-        first = [*range(self.atlases), *range(self.atlases + self.scans, len(nodes))]
-        within = spanning_tree(lengths[first][:, first], first.index(root))
-        parents = [root] * len(nodes)
-        for node, parent in zip(first, within, strict=True):
-            parents[node] = first[parent]
-        return grown(lengths, parents, first)
-
-    def _labelled(self, scans: Tensor) -> Tensor:
-        """The scans' classes, (scans, D, H, W), after all iterations."""
+    def _label(self, scans: Tensor) -> None:
+        """Let images vote on each scan, again and again."""
         votes = []
-        for node, scan in enumerate(scans, start=self.atlases):
-            voters = [voter for voter in range(self.atlases + self.scans) if voter != node]
+        for node, scan in enumerate(scans, start=self.first_scan):
+            voters = [voter for voter in self._voters() if voter != node]
             ways = self._ways(scan[None], _unpacked(self.to_root[node]), voters)
             votes.append((voters, ways.half(), self._apart(scan[None], ways, voters)))
-        labels = self.labels.clone()
         for iteration in range(self.iterations):
-            before = labels.clone()
-            for node, (voters, ways, apart) in enumerate(votes, start=self.atlases):
+            before = self.labels.clone()
+            for node, (voters, ways, apart) in enumerate(votes, start=self.first_scan):
                 n = len(voters) if iteration else self.atlases
-                labels[node] = self._fused(before[voters[:n]], ways[:n], apart[:n]).argmax(0)
-        return labels[self.atlases :]
+                self.labels[node] = self._fused(before[voters[:n]], ways[:n], apart[:n]).argmax(0)
 
     def forward(self, image: Tensor) -> Tensor:
         """Images (N, C, D, H, W) in [0, 1] -> logarithms of class probabilities (N, num_classes, D, H, W), float32."""
@@ -145,17 +139,25 @@ class ImageTree(nn.Module):
             return torch.stack([self._answer(one[None].float()) for one in image])
 
     def _answer(self, image: Tensor) -> Tensor:
-        nodes = _unpacked(self.images)
+        nodes = _unpacked(self.images[: self._filled()])
         nearest = int(distances(image, nodes)[0].argmin())
         start = _unpacked(self.to_root[nearest])[None]
         to_root = self.registration.along(image, nodes[self._root()][None], start)[0]
-        voters = list(range(self.atlases + (self.scans if self.iterations > 1 else 0)))
+        voters = self._voters() if self.iterations > 1 else list(range(self.atlases))
         ways = self._ways(image, to_root, voters)
         probabilities = self._fused(self.labels[voters], ways, self._apart(image, ways, voters))
         return probabilities.clamp(min=LEAST_PROBABILITY).log()
 
+    def _voters(self) -> list[int]:
+        """Atlases, then scans."""
+        return [*range(self.atlases), *range(self.first_scan, self._filled())]
+
+    def _filled(self) -> int:
+        return max(self.first_scan, min(int(self.filled), len(self.images)))  # whatever a file says
+
     def _root(self) -> int:
-        return int((self.parents == torch.arange(len(self.parents), device=self.parents.device)).nonzero()[0])
+        """The node that is its own parent."""
+        return int((self.parents == torch.arange(len(self.parents), device=self.parents.device)).int().argmax())
 
     def _ways(self, image: Tensor, to_root: Tensor, voters: Sequence[int]) -> Tensor:
         """Displacements of voters to an image (1, C, D, H, W), whose own to the root is given; (voters, 3, D, H, W)."""
@@ -187,4 +189,4 @@ def _packed(values: Tensor) -> Tensor:
 
 
 def _unpacked(bits: Tensor) -> Tensor:
-    return bits.view(torch.float16).float()
+    return bits.view(torch.float16).float().nan_to_num()
