@@ -39,7 +39,7 @@ def template_displacements(to_root: Tensor) -> Tensor:
     # The components from the small matrix of products, as many as there are atlases: e_j s_j = D' w_j / sqrt(n).
     _, weights = torch.linalg.eigh(deviations @ deviations.T)
     weights = weights.flip(1)[:, :components]
-    weights = weights * torch.where(weights[weights.abs().argmax(0), range(components)] < 0, -1.0, 1.0)
+    weights = weights * torch.where(weights.gather(0, weights.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
     scaled = (deviations.T @ weights / len(to_root) ** 0.5).T.view(components, *to_root.shape[1:])
     drawn = [[PLACES[number // len(PLACES) ** j % len(PLACES)] for j in range(components)] for number in range(count)]
     return mean + torch.einsum("kj,jcdhw->kcdhw", to_root.new_tensor(drawn), scaled)
