@@ -52,6 +52,7 @@ SETTINGS = {
         "brbs": {"registration_network": "light", "segmentation_network": "light"},
         "voxelmorph": {"registration_network": "light"},
         "data-aug": {"registration_network": "light", "segmentation_network": "light", "appearance_share": 0.5},
+        "vae-aug": {"preset": "light", "samples": 3, "autoencoder_share": 0.25, "appearance_share": 0.25},
         "lc-voxelmorph": {"registration_network": "light"},
         "os-medseg": {"registration_network": "light", "segmentation_network": "light"},
         "lt-net": {"registration_network": "light", "backward_network": "own"},
@@ -66,6 +67,7 @@ SETTINGS = {
         "pdd-net": {"preset": "light"},
         "bspline": {"iterations": 2, "samples": 1000},
         "syn": {"reg_iterations": [2, 1, 0]},
+        "mabmis": {"most_scans": 2, "along_iterations": [2, 1], "refine_iterations": [1, 1]},
         "greedy": {"iterations": [2, 1, 0]},
     },
 }

@@ -298,7 +298,8 @@ def test_run_without_unlabelled_scans_goes_to_the_scores(project, no_pictures, m
 
 def test_run_without_unlabelled_scans_is_refused_for_methods_that_learn_from_them(project):
     able = (
-        "list some, or choose one of: unet, supervised, rigid, affine, bspline, syn, greedy, brbs, os-medseg, best.\n"
+        "list some, or choose one of: unet, supervised, rigid, affine, bspline, syn, greedy, mabmis, brbs, os-medseg, "
+        "best.\n"
     )
     done = project.lrls("run", "--method", "voxelmorph", "--set", "preprocess.most_unlabeled=0")
     none = "voxelmorph learns from unlabelled scans, and preprocess.most_unlabeled leaves none"

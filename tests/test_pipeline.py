@@ -28,6 +28,7 @@ KINDS = {
     "bspline": ["scores"],
     "syn": ["scores"],
     "greedy": ["scores"],
+    "mabmis": ["segmentation", "scores"],
     "voxelmorph": ["registration", "scores"],
     "lc-voxelmorph": ["registration", "scores"],
     "clmorph": ["registration", "scores"],
@@ -35,6 +36,7 @@ KINDS = {
     "pdd-net": ["registration", "scores"],
     "lt-net": ["registration", "scores"],
     "data-aug": ["registration", "generated", "segmentation", "scores"],
+    "vae-aug": ["registration", "generated", "segmentation", "scores"],
     "deep-atlas": ["registration", "segmentation", "scores"],
     "deep-rs": ["registration", "segmentation", "scores"],
     "pc-reg-rt": ["registration", "segmentation", "scores"],
@@ -61,6 +63,7 @@ PICTURES = {
 OTHER_PICTURES = {
     # It is trained beside the registration.
     **{(name, "segmentation"): [] for name in ("deep-atlas", "deep-rs", "pc-reg-rt", "rsegnet")},
+    ("mabmis", "segmentation"): [],  # nothing is trained
     ("sst", "registration"): [
         *PICTURES["registration"],
         "looks-and-shapes.png",

@@ -102,7 +102,7 @@ def test_a_setting_that_changes_nothing_is_told(project, no_pictures):
         (
             ["preprocess.most_unlabeled=0,2", "--method", "voxelmorph"],
             "voxelmorph learns from unlabelled scans, and preprocess.most_unlabeled leaves none; list some, or choose "
-            "one of: unet, supervised, rigid, affine, bspline, syn, greedy, brbs, os-medseg, best.",
+            "one of: unet, supervised, rigid, affine, bspline, syn, greedy, mabmis, brbs, os-medseg, best.",
         ),
     ],
 )  # fmt: skip

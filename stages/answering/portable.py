@@ -26,10 +26,10 @@ def network_alone(model: Model, to: str) -> nn.Module:
     """A copy of the segmentation network on the CPU, in float32, that learns no more.
 
     Raises:
-        LrlsError: the method has none.
+        LrlsError: the method has none, or one that learned nothing and registers images that it keeps.
     """
     network = model.recipe.answer.network
-    if network is None:
+    if network is None or next(network.parameters(), None) is None:
         raise LrlsError(
             f"--to {to}: {model.method} has no segmentation network, it propagates atlases; "
             "export it with --to model, or name another method."

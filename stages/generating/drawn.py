@@ -1,4 +1,4 @@
-"""Atlases in shapes and looks that are drawn anew, image and label (SST)."""
+"""Atlases in shapes and looks that are drawn anew, image and label (SST, VAE augmentation)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from stages.parts.batches.scans import Scans
 from stages.parts.losses import lncc
 from stages.parts.metrics import folding_fraction, jacobian_determinant
 from stages.parts.synthesis import Synthesis
+from stages.parts.variational_synthesis import VariationalSynthesis
 from stages.parts.warps import warp_one_hot
 from stages.progress import Progress
 from stages.seeds import derive
@@ -42,7 +43,7 @@ class DrawnScans(StoresCouples):
         label_above: labels are background where a drawn image is below this; 0: nowhere.
     """
 
-    synthesis: Synthesis
+    synthesis: Synthesis | VariationalSynthesis
     count: int
     label_above: float = 0.0
 

@@ -23,6 +23,7 @@ from stages.methods import (
     ist,
     jrss,
     lt_net,
+    mabmis,
     massl,
     os_medseg,
     pc_reg_rt,
@@ -33,6 +34,7 @@ from stages.methods import (
     transmorph,
     ua_mt,
     unet,
+    vae_aug,
     voxelmorph,
 )
 from stages.methods.recipe import Method, Recipe, Task
@@ -49,6 +51,7 @@ METHODS = {
         bspline.METHOD,
         ants.SYN,
         greedy.METHOD,
+        mabmis.METHOD,
         voxelmorph.METHOD,
         voxelmorph.LABEL_CONSTRAINED,
         clmorph.METHOD,
@@ -56,6 +59,7 @@ METHODS = {
         pdd_net.METHOD,
         lt_net.METHOD,
         data_aug.METHOD,
+        vae_aug.METHOD,
         deep_atlas.METHOD,
         deep_rs.METHOD,
         pc_reg_rt.METHOD,

@@ -76,6 +76,7 @@ class Train:
         as_before: networks that stand still, with the weights that the network of this name had before the step.
         pages: further pictures, by name.
         sees_unlabeled: its batches hold unlabelled scans, although it trains S and nothing was generated from them.
+        fits: fills the network's buffers from the scans, where nothing is learned by gradients; in place of phases.
     """
 
     makes: Literal["registration", "segmentation"]
@@ -84,6 +85,7 @@ class Train:
     as_before: Mapping[str, nn.Module] = field(default_factory=dict)
     pages: Mapping[str, Page] = field(default_factory=dict)
     sees_unlabeled: bool = False
+    fits: Callable[[Scans], None] | None = None
 
     @property
     def share(self) -> float:

@@ -142,6 +142,8 @@ def make_trained(
                 about["steps"] = str(sum({record["phase"]: record["step"] for record in log}.values()))
             draw(draft, recipe, run)
             draw_pages(own, cohort, run)
+        elif own.fits:
+            own.fits(scans_to_learn_from(cohort, None, device))
         save_weights(recipe.trained(own), draft.folder / "weights.safetensors", about)
 
     return make_together(

@@ -22,6 +22,7 @@ from stages.parts.losses.inverse import (
     robust_penalty,
     self_warped_inverse_loss,
 )
+from stages.parts.losses.latent import code_kl_loss
 from stages.parts.losses.overlap import counted_dice_loss, dice_loss, pooled_dice_loss, soft_dice
 from stages.parts.losses.semi_supervised import (
     attended_reconstruction_loss,
@@ -59,6 +60,7 @@ __all__ = [
     "box_sum",
     "certain_consistency_loss",
     "class_weights",
+    "code_kl_loss",
     "contrastive_loss",
     "cosine_hint_loss",
     "counted_dice_loss",
