@@ -13,9 +13,8 @@ Readings:
   "only unsupervised registration is performed": so it is here. With one atlas nothing is supervised.
 - *Without labels*: the same non-local loss over self-similarities (MIND-SSC), as in the author's code of the successor,
   PDD 2.5, with that code's smoothness: 0.025 per axis, thirty times as high at first, falling for 100 steps.
-- *Control grid*: a point every six voxels, and 12 an axis at least. The published 29 or 32 points an axis are five to
-  nine voxels apart on its grids, and closer than voxels on small ones. Mean field averages over 9 points: with 6 an
-  axis, what fills a third of the grid would follow its surroundings.
+- *Control grid*: a point every six voxels. The published 29 or 32 points an axis are five to nine voxels apart on its
+  grids, and closer than voxels on small ones.
 - *Answer*: the mean displacement. The later code fits a smooth field to the probabilities, and registers twice; neither
   is in the training.
 
@@ -55,13 +54,6 @@ class Settings(RegistrationSettings):
     }
 
     control_spacing: int = Field(6, ge=1, le=64, description="Voxels between the points of the control grid, about.")
-    least_points: int = Field(
-        12,
-        ge=3,
-        le=64,
-        description="The fewest points of the control grid along an axis that has as many voxels: mean field averages "
-        "over 9, so that with fewer points a structure follows its surroundings.",
-    )
     displacements: int = Field(
         15, ge=3, le=31, description="Displacements along an axis that are compared; odd, so that 0 is one."
     )
@@ -100,7 +92,6 @@ def build(task: Task, settings: Settings) -> Recipe:
             spacing=settings.control_spacing,
             count=settings.displacements,
             reach=settings.reach,
-            least_points=settings.least_points,
         )
     weight = settings.smoothness_weight
     falling = Ramp(settings.warm_up_factor * weight, weight, settings.warm_up, most=0.2)

@@ -115,29 +115,6 @@ def test_probabilities_add_up_and_their_mean_reaches_as_far_as_is_set():
     assert net.eval()(moving, fixed).shape == (2, 3, *SHAPE)
 
 
-def test_the_control_grid_has_enough_points_that_mean_field_leaves_a_third_of_it_its_own_displacement():
-    like = torch.zeros(1)
-
-    def counts(shape, **options):
-        return [len(axis) for axis in network(**options).points(shape, like)]
-
-    assert counts((24, 80, 2), spacing=6, least_points=12) == [12, 14, 3]  # more than voxels along none but the last
-    assert counts((24, 80, 2), spacing=6) == [4, 14, 3]
-    light = built("pdd-net", preset="light").networks["registration"]
-    assert [len(axis) for axis in light.points((24, 32, 24), like)] == [12, 12, 12]
-
-    # What fills the middle third of the grid moves one way, and its surroundings move the other way.
-    def keeps_its_own(points):
-        third = slice(points // 3, 2 * points // 3)
-        costs = torch.zeros(1, points, 3, 3, 27)
-        costs[..., 22] = -1
-        costs[:, third, ..., 22], costs[:, third, ..., 4] = 0, -1
-        smooth = mean_field(mean_field(costs))
-        return bool((smooth[:, points // 2, ..., 4] < smooth[:, points // 2, ..., 22]).all())
-
-    assert keeps_its_own(12) and not keeps_its_own(6)
-
-
 def test_expected_image_is_the_weighted_sum_over_the_displacements_with_its_gradient():
     net = network(count=3)
     image = textured(1, 2, *SHAPE)

@@ -19,7 +19,7 @@ from stages.parts.networks.obelisk import Obelisk, coarse_shape
 from stages.parts.warps import resize
 
 FEATURE_FACTOR = 3  # voxels of the images per voxel of the features, an axis
-LEAST_POINTS = 3  # of the control grid, an axis: second differences need them; mean field reaches 4 to each side
+LEAST_POINTS = 3  # of the control grid, an axis: second differences need them
 
 
 class ObeliskFeatures(nn.Module):
@@ -73,15 +73,11 @@ class DenseDisplacements(nn.Module):
         spacing: voxels between control points, about.
         count: displacements along an axis, odd.
         reach: the largest displacement, as a share of half of the grid.
-        least_points: control points along an axis, where the grid has as many voxels, even if they are closer than the
-            spacing.
     """
 
-    def __init__(
-        self, inputs: int, *, spacing: int = 6, count: int = 15, reach: float = 0.4, least_points: int = LEAST_POINTS
-    ) -> None:
+    def __init__(self, inputs: int, *, spacing: int = 6, count: int = 15, reach: float = 0.4) -> None:
         super().__init__()
-        self.spacing, self.count, self.reach, self.least_points = spacing, count, reach, least_points
+        self.spacing, self.count, self.reach = spacing, count, reach
         self.features = ObeliskFeatures(inputs)
         # Of the costs; of the costs and of what was smoothed, the second time; of the softmax.
         self.weights = nn.Parameter(torch.ones(4))
@@ -128,7 +124,7 @@ class DenseDisplacements(nn.Module):
 
     def points(self, shape: Sequence[int], like: Tensor) -> list[Tensor]:
         """Coordinates of the control points along D, H and W: the ends, and points at equal distances between them."""
-        counts = [max(LEAST_POINTS, min(self.least_points, n), -(-n // self.spacing)) for n in shape]
+        counts = [max(LEAST_POINTS, -(-n // self.spacing)) for n in shape]
         return [torch.linspace(0, n - 1, count, device=like.device) for n, count in zip(shape, counts, strict=True)]
 
     def steps(self, shape: Sequence[int], like: Tensor) -> list[Tensor]:
