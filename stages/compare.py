@@ -213,7 +213,7 @@ def _write(draft: Draft, config: Config, runs: dict[str, list[Scores]], made: di
     fields = {method: _fields_of(of_method) for method, of_method in runs.items()}
     costs = {method: [cost(run.manifest, made) for run in of_method] for method, of_method in runs.items()}
     answered = {method: [run.manifest.scan_s for run in of_method] for method, of_method in runs.items()}
-    table = _table(scores, fields, costs, answered)
+    table = table_of(scores, fields, costs, answered)
     table.to_csv(draft.folder / "compare.csv", index=False, float_format="%.6g")
     num_seeds = len(next(iter(runs.values())))
     structures = pd.concat(
@@ -264,12 +264,20 @@ def _truths(scores: Scores | Listed) -> dict[str, str]:
     return {role: digest for role, digest in inputs.items() if role.startswith("truth/")}
 
 
-def _table(
+def table_of(
     scores: dict[str, pd.DataFrame],
     fields: dict[str, dict[str, float]],
     costs: dict[str, list[tuple[float | None, float | None]]],
     answered: dict[str, list[float | None]],
 ) -> pd.DataFrame:
+    """A row per method and output, as of `Comparison.table`; the first is the one that others are compared with.
+
+    Args:
+        scores: by method, the rows of `scores.csv`, with the number of their run in "run".
+        fields: by method, means of the measures of displacements.
+        costs: by method, (wall time in s, peak memory in MB) of every run.
+        answered: by method, seconds a scan of every run.
+    """
     by_scan: dict[Key, pd.DataFrame] = {}
     missed: dict[Key, float] = {}
     for method, table in scores.items():

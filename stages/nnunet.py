@@ -1,4 +1,4 @@
-"""Cohorts and generated couples as nnU-Net v2's raw data, to train nnU-Net on.
+"""Cohorts and generated couples as nnU-Net v2's raw data, to train nnU-Net on; held-out scans for it, and its answers.
 
     Dataset<3 digits>_<name>/
       dataset.json
@@ -15,14 +15,17 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
+import torch
 
 from stages.answering.answers import atlases_of
 from stages.answering.model import named_channels
+from stages.answering.scoring import score
 from stages.artifacts.cohort import Cohort
 from stages.artifacts.files import plain
 from stages.artifacts.made import Made
@@ -30,10 +33,14 @@ from stages.artifacts.manifest import UNREADABLE, parsed
 from stages.artifacts.placing import check_place, placed
 from stages.config import Config
 from stages.data.channels import suffix_of
+from stages.data.intake import read_image, read_label
+from stages.data.labels import classes_of
+from stages.data.own_space import classes_in_own_space
 from stages.data.writers import write_image
 from stages.errors import LrlsError
 from stages.methods import find_method, plan_of
 from stages.methods.recipe import Generate
+from stages.parts.warps import one_hot
 
 DATASET, FOLDERS = "dataset.json", ("imagesTr", "labelsTr", "imagesTs")
 OURS = "written_by_lrls"  # key in dataset.json: the files that may be replaced
@@ -85,6 +92,59 @@ def export_nnunet(
         }
         (draft / DATASET).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return {"train": train, "test": len(test)}
+
+
+def write_scans(cases: Sequence[str], cohort: Cohort, folder: Path) -> None:
+    """Write scans of a cohort into a folder as `nnUNetv2_predict` reads them, on the grid, a file a channel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        _write_channels(cohort.image(case), cohort, folder, case)
+
+
+def score_answers(name: str, folder: Path, held_out: Cohort, config: Config) -> pd.DataFrame:
+    """Score nnU-Net's label maps of the part `eval.part` as `lrls eval` scores ours: in the scans' own space.
+
+    A label map on the grid goes the way of our own answers: one-hot, interpolated at the scan's own voxels.
+
+    Args:
+        name: for the column "output".
+        folder: holds <case>.nii.gz with class indices on the cohort's grid.
+        held_out: the part's scans, on that grid.
+
+    Returns:
+        The rows of `scores.csv`.
+
+    Raises:
+        LrlsError: a label map is missing, lies on another grid, or holds other values.
+    """
+    rows = []
+    for case in held_out.parts[config.eval.part]:
+        on_grid = torch.from_numpy(_answer(folder, case, held_out).astype(np.int16))
+        whole = one_hot(on_grid[None], held_out.num_classes)[0]
+        classes = classes_in_own_space(whole, held_out.transform(case), held_out.grid)
+        volume = read_label(config, case)
+        rows += score(name, case, classes_of(volume, config, case), classes, volume.GetSpacing()[::-1], config)
+    return pd.DataFrame(rows)
+
+
+def _answer(folder: Path, case: str, cohort: Cohort) -> np.ndarray:
+    path, grid = folder / f"{case}.nii.gz", cohort.grid.as_image()
+    if not path.is_file():
+        raise LrlsError(f"case {case}: {plain(folder.name)} holds no {path.name}; let `nnUNetv2_predict` write it.")
+    image = read_image(path, case, "answer")
+    geometry = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
+    if not all(np.allclose(getattr(image, get)(), getattr(grid, get)(), atol=1e-3) for get in geometry):
+        raise LrlsError(
+            f"case {case}: {path.name} does not lie on the cohort's grid; let `nnUNetv2_predict` answer the scans "
+            "that were written for it."
+        )
+    classes = sitk.GetArrayFromImage(image)
+    if strange := sorted(set(np.unique(classes).tolist()) - set(range(cohort.num_classes))):
+        raise LrlsError(
+            f"case {case}: {path.name} holds the value {strange[0]:g}, expected 0 to {cohort.num_classes - 1}; let "
+            "`nnUNetv2_predict` answer with what was trained on this cohort's data."
+        )
+    return classes
 
 
 def _strange_in(out: Path) -> str | None:

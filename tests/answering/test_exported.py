@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -18,6 +19,7 @@ from stages.answering.exported import _sha256, export_model, open_model, tensors
 from stages.answering.model import running_on
 from stages.answering.packages import IMAGES, MODEL, NAMES, WEIGHTS
 from stages.artifacts.digests import digest_of
+from stages.artifacts.scores import Scores
 from stages.errors import LrlsError
 
 
@@ -250,6 +252,42 @@ def test_nnunet_finds_the_layout_that_it_reads(shared, tmp_path):
     assert refused.code == 1 and "nnU-Net reads folders like Dataset101_Hippocampus only" in refused.err
     again = shared.lrls("export", "--method", "best", "--to", "nnunet", "--out", str(out))
     assert again.code == 1 and "exists already" in again.err
+
+
+def test_answers_of_nnunet_are_scored_as_ours(shared, tmp_path):
+    import SimpleITK as sitk
+
+    from stages.nnunet import score_answers, write_scans
+    from stages.preprocess import preprocess
+
+    shared.made("run", "--method", "affine")
+    config = shared.config
+    cohort = preprocess(config, "train")
+    held_out = preprocess(config, config.eval.part, base=cohort)
+    cases = held_out.parts[config.eval.part]
+    write_scans(cases, held_out, tmp_path / "scans")
+    for case in cases:  # the label of the atlas as the answer, on the grid of what nnU-Net was given: that is `affine`
+        scan = sitk.ReadImage(str(tmp_path / "scans" / f"{case}_0000.nii.gz"))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(scan), held_out.image(case).astype(np.float32))
+        answer = sitk.GetImageFromArray(cohort.label("atlas_1").astype(np.uint8))
+        answer.CopyInformation(scan)
+        sitk.WriteImage(answer, str(tmp_path / f"{case}.nii.gz"))
+    found = score_answers("registration", tmp_path, held_out, config)
+    ours = Scores.open(shared.workspace / "affine" / "scores" / "v0001").table
+    pd.testing.assert_frame_equal(found, ours, atol=1e-6, check_dtype=False)
+
+    answer.SetSpacing([2 * edge for edge in answer.GetSpacing()])
+    sitk.WriteImage(answer, str(tmp_path / f"{case}.nii.gz"))
+    with pytest.raises(LrlsError, match=f"case {case}: {case}.nii.gz does not lie on the cohort's grid"):
+        score_answers("x", tmp_path, held_out, config)
+    strange = sitk.GetImageFromArray(np.full(cohort.grid.shape, 9, np.uint8))
+    strange.CopyInformation(scan)
+    sitk.WriteImage(strange, str(tmp_path / f"{case}.nii.gz"))
+    with pytest.raises(LrlsError, match=rf"case {case}: {case}.nii.gz holds the value 9, expected 0 to 4"):
+        score_answers("x", tmp_path, held_out, config)
+    (tmp_path / f"{case}.nii.gz").unlink()
+    with pytest.raises(LrlsError, match=f"case {case}: .* holds no {case}.nii.gz; let `nnUNetv2_predict` write it"):
+        score_answers("x", tmp_path, held_out, config)
 
 
 def test_nnunet_replaces_only_what_it_wrote(shared, tmp_path):
