@@ -43,12 +43,13 @@ def main() -> None:
         from campaigns.scenarios import chosen
         from campaigns.trials import Bench
 
-        bench, found = Bench(folder, faulty), []
+        scenarios = chosen(asked.names)
+        bench, found = Bench(folder, faulty, scenarios), []
         for name in asked.only or CAMPAIGNS:
             if name != "clock" and (why := cannot_mount(folder)):
                 print(f"{name}: left out, nothing can be mounted here: {why}")
                 continue
-            for scenario in chosen(asked.names):
+            for scenario in scenarios:
                 row = {"campaign": name, "command": scenario.name} | CAMPAIGNS[name](bench, scenario)
                 found.append(row)
                 print(

@@ -37,9 +37,10 @@ def main() -> None:
 
         if forgotten := missing():
             sys.exit(f"no scenario runs {', '.join(sorted(forgotten))}; add one to tests/campaigns/scenarios.py.")
-        bench, found = Bench(folder, faulty), []
+        scenarios = chosen(asked.names)
+        bench, found = Bench(folder, faulty, scenarios), []
         most = None if asked.most == "all" else int(asked.most)
-        for scenario in chosen(asked.names):
+        for scenario in scenarios:
             found.append(campaign(bench, scenario, most, asked.turn))
             if asked.out:
                 asked.out.write_text(json.dumps(found, indent=1), encoding="utf-8")

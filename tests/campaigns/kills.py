@@ -49,7 +49,9 @@ def main() -> None:
 
         if forgotten := missing():
             sys.exit(f"no scenario runs {', '.join(sorted(forgotten))}; add one to tests/campaigns/scenarios.py.")
-        bench, found = Bench(folder, faulty), []
+        scenarios = [each for each in ON_DASK if not asked.names or each.command in asked.names]
+        scenarios = scenarios if asked.dask else chosen(asked.names)
+        bench, found = Bench(folder, faulty, scenarios), []
 
         def one(scenario: Any, *on_dask: Any) -> None:
             found.append(campaign(bench, scenario, asked.kills, asked.seed, *on_dask))
@@ -57,7 +59,7 @@ def main() -> None:
                 asked.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
         if not asked.dask:
-            for scenario in chosen(asked.names):
+            for scenario in scenarios:
                 one(scenario)
         else:
             sys.path.append(str(Path(__file__).parents[2] / "docs" / "benchmarks"))
@@ -69,9 +71,8 @@ def main() -> None:
                     if alive := of_workers(starter):
                         random.choice(alive).kill()
 
-                for scenario in ON_DASK:
-                    if not asked.names or scenario.command in asked.names:
-                        one(scenario, scheduler, kill_a_worker)
+                for scenario in scenarios:
+                    one(scenario, scheduler, kill_a_worker)
     print(table(found))
     sys.exit(any(row["failed"] for row in found))
 
