@@ -70,8 +70,7 @@ def test_injected_faults_end_in_a_line_and_the_same_command_resumes():
         str(ROOT / "tests" / "campaigns" / "faults.py"),
         "--most",
         "1",
-        "preprocess rigid",
-        "init",
+        "preprocess",
     ]
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
