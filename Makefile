@@ -2,6 +2,7 @@
 #   make demo                      best on the example, next to affine and unet: within six minutes
 #   make test                      the test suite; make test-browser: the report in a browser, which must be there
 #   make properties                hundred times as many random inputs as `make test` draws: about an hour
+#   make faults, make kills        campaigns: calls on files that fail, disks that are full, kills; MOST=all, KILLS=100
 #   make preprocess CONFIG=my.yaml METHOD=brbs    one target per stage; SET="--set key=value" overrides settings
 #   make predict CONFIG=my.yaml METHOD=best SCANS=new OUT=labels
 #   make TORCH_INDEX=https://download.pytorch.org/whl/cu130 demo    another build of torch
@@ -14,12 +15,15 @@ SET ?=
 SCANS ?=
 OUT ?=
 TORCH_INDEX ?=
+MOST ?= 4
+KILLS ?= 20
 
 BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser properties lint bench check suggest-atlas preprocess train-reg generate train-seg eval run calibrate \
+.PHONY: setup demo test test-browser properties faults kills lint bench check suggest-atlas preprocess train-reg generate \
+	train-seg eval run calibrate \
 	export predict clean
 
 setup: $(READY)
@@ -47,6 +51,16 @@ test-browser: $(READY)  # fails where there is no chromium
 
 properties: $(READY)
 	LRLS_PROPERTIES=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/properties
+
+CAMPAIGN := OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python tests/campaigns
+
+faults: $(READY)  # every kind of call on files fails in turn, in every command; MOST=all: every call
+	$(CAMPAIGN)/faults.py --most $(MOST)
+	$(CAMPAIGN)/disks.py
+
+kills: $(READY)  # kill -9 and SIGTERM at random moments of every command
+	$(CAMPAIGN)/kills.py --kills $(KILLS)
+	$(CAMPAIGN)/kills.py --kills $(KILLS) --dask
 
 lint: $(READY)
 	$(BIN)/ruff check .

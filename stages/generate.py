@@ -12,6 +12,7 @@ from stages.artifacts.cohort import Cohort
 from stages.artifacts.draft import Draft
 from stages.artifacts.former import FormerPaths
 from stages.artifacts.generated import Generated
+from stages.artifacts.h5 import new_h5
 from stages.artifacts.store import make
 from stages.config import Config
 from stages.data.faults import disk_fault
@@ -73,7 +74,7 @@ def generate(
         weights = {role: artifact.manifest.digest for role, artifact in sources.items()}
         with (
             FormerPaths(target, cohort, settings, weights, config.seed, str(device)) as former,
-            h5py.File(draft.folder / "generated.h5", "w") as file,
+            new_h5(draft.folder / "generated.h5") as file,
         ):
             for place, writer in enumerate(own.writers):
                 pieces = draft.resume / f"{place}"

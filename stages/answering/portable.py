@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stages.answering.model import Model
 from stages.artifacts.cohort import Grid
+from stages.data.writers import write_by_itk
 from stages.errors import LrlsError
 
 ALIKE = 1e-3  # largest difference of logits, as a share of their largest magnitude
@@ -160,4 +161,4 @@ def write_reference(model: Model, path: Any) -> None:
     """The reference on the grid, float32 in [0, 1]: scans are aligned to it, and their arrays are laid out as its."""
     image = sitk.GetImageFromArray(model.template().astype(np.float32))
     image.CopyInformation(model.grid.as_image())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    write_by_itk(image, path)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from stages.artifacts.geometry import check_borders, check_geometry, check_grid, check_record
-from stages.artifacts.h5 import DamagedH5, dataset, open_h5, read
+from stages.artifacts.h5 import DamagedH5, dataset, new_h5, open_h5, read
 from stages.artifacts.manifest import UNREADABLE, Artifact, damage, parsed, verified_manifest
 
 if TYPE_CHECKING:
@@ -199,10 +199,9 @@ class Cohort(Artifact):
 @contextmanager
 def write_images(folder: Path, reference: sitk.Image) -> Iterator[Callable[[str, np.ndarray, np.ndarray | None], None]]:
     """Write `cohort.h5`. Yields a function that adds a scan: case, image as it is stored, class indices or None."""
-    import h5py
     import SimpleITK as sitk
 
-    with h5py.File(folder / "cohort.h5", "w") as file:
+    with new_h5(folder / "cohort.h5") as file:
         data = file.create_dataset("reference", data=sitk.GetArrayFromImage(reference))
         data.attrs["spacing"] = reference.GetSpacing()
         data.attrs["origin"] = reference.GetOrigin()

@@ -6,8 +6,10 @@ that no memory holds. A file with any of this is refused before a value is read.
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +80,60 @@ def _opened(path: Path) -> h5py.File:
         if "unable to lock file" not in str(error):
             raise
         return h5py.File(path, "r", locking=False)
+
+
+@contextmanager
+def new_h5(path: Path) -> Iterator[h5py.File]:
+    """Write a file.
+
+    HDF5 ends the process where it closes a file and the system refuses its last writes, as on a full disk. It is
+    spared that, and the first error is raised instead.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    import h5py
+
+    with _Spared(path) as spared:
+        with h5py.File(spared, "w") as file:
+            try:
+                yield file
+            finally:
+                spared.closing = True
+        if spared.error:
+            raise spared.error
+
+
+class _Spared(io.FileIO):
+    """A file that raises its first error once; when it is being closed, not even that."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+        self.closing = False
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        self._spared(lambda: self._write_all(left))
+        return len(left)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._spared(lambda: super(_Spared, self).truncate(size))
+        return size or 0
+
+    def _write_all(self, left: memoryview) -> None:
+        while left:
+            left = left[super().write(left) :]
+
+    def _spared(self, work: Callable[[], object]) -> None:
+        if self.error:
+            return
+        try:
+            work()
+        except OSError as error:
+            self.error = error
+            if not self.closing:
+                raise
 
 
 def open_elsewhere(path: Path) -> LrlsError:

@@ -69,12 +69,14 @@ def placed(out: Path, *, force: bool, strange: Strange) -> Iterator[Path]:
             rename(out, before)
         try:
             rename(draft, out)
-        except OSError:
-            if before.exists():
+            fsync(out.parent)
+        except OSError:  # who is told that it failed must not find it done
+            if not os.path.lexists(draft):
+                rename(out, draft)
+            if os.path.lexists(before):
                 rename(before, out)
             raise
         made.clear()
-        fsync(out.parent)
     except (OSError, RuntimeError) as error:  # ITK raises RuntimeError
         if is_disk_full(error):
             raise LrlsError(f"no room on the disk for {shown(out)}; free some, or name another place.") from error

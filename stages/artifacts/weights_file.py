@@ -58,19 +58,29 @@ def load_weights(modules: Mapping[str, torch.nn.Module], path: Path) -> dict[str
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors by the keys "network/parameter", on the CPU, and the metadata of a file of `save_weights`.
 
+    The file is read, not mapped: where a mapped one cannot be read, the system ends the process.
+
     Raises:
-        LrlsError: the file is missing, truncated or changed.
+        LrlsError: the file is missing, cannot be read, is truncated or changed.
     """
-    from safetensors import SafetensorError, safe_open
+    import safetensors.torch
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
-            head = json.loads(file.metadata()["lrls"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        metadata, checksum = head["metadata"], head["checksum"]
+        data = path.read_bytes()
     except FileNotFoundError:
         raise LrlsError(f"{shown(path)} is missing; make it again with --force.") from None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        why = error.strerror or "damaged"
+        raise LrlsError(
+            f"{shown(path)} cannot be read ({why}); run the same command again, or make it again with --force."
+        ) from None
+    try:
+        tensors = safetensors.torch.load(data)  # which checks the header
+        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        head = json.loads(about["lrls"])
+        metadata, checksum = head["metadata"], head["checksum"]
+    except (SafetensorError, AssertionError, ValueError, KeyError, TypeError):
         raise LrlsError(f"{shown(path)} is truncated or damaged; make it again with --force.") from None
     if checksum != _checksum(tensors, metadata):
         raise LrlsError(f"{shown(path)} changed since it was written; make it again with --force.")

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from stages.parts.classical import check_program
+from stages.errors import LrlsError
+from stages.parts.classical import UNWRITTEN, check_program
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -213,15 +215,14 @@ def _ants(
 
     with tempfile.TemporaryDirectory() as folder:
         initial = str(Path(folder) / "start.mat")
-        ants.write_transform(
-            ants.create_ants_transform(
-                transform_type="AffineTransform",
-                matrix=start[:3, :3],
-                translation=start[:3, 3] / unit_mm,
-                center=np.zeros(3),
-            ),
-            initial,
+        beginning = ants.create_ants_transform(
+            transform_type="AffineTransform",
+            matrix=start[:3, :3],
+            translation=start[:3, 3] / unit_mm,
+            center=np.zeros(3),
         )
+        with _in_temporary_files():
+            ants.write_transform(beginning, initial)
         result = ants.registration(
             fixed=ants_image(reference, unit_mm),
             moving=ants_image(scan, unit_mm),
@@ -233,12 +234,22 @@ def _ants(
             aff_smoothing_sigmas=level.smooth,
             aff_random_sampling_rate=level.sampling,
         )
-        transform = ants.read_transform(result["fwdtransforms"][0])
+        with _in_temporary_files():
+            transform = ants.read_transform(result["fwdtransforms"][0])  # none, where ANTs could not write it
     parameters, centre = np.array(transform.parameters), np.array(transform.fixed_parameters)
     matrix = np.eye(4)
     matrix[:3, :3] = parameters[:9].reshape(3, 3)
     matrix[:3, 3] = (parameters[9:] + centre - matrix[:3, :3] @ centre) * unit_mm
     return matrix
+
+
+@contextmanager
+def _in_temporary_files() -> Iterator[None]:
+    """No scan is to blame, and none is aligned otherwise, where ANTs can neither write nor read what it hands on."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, IndexError):
+        raise LrlsError(UNWRITTEN) from None
 
 
 def ants_image(image: sitk.Image, unit_mm: float = 1.0) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from stages.artifacts.cohort import Grid
+from stages.artifacts.h5 import new_h5
 from stages.data.alignment import affine_transform
 from stages.data.writers import write_whole
 
@@ -40,10 +41,36 @@ def atlas_to_scan(
     return transform
 
 
-def write_transform(transform: sitk.Transform, path: Path) -> None:
+def write_transform(transform: sitk.CompositeTransform, path: Path) -> None:
     """Write a transform as .h5, in full or not at all.
 
     Raises:
         LrlsError: the file cannot be written.
     """
-    write_whole(path, lambda temporary: sitk.WriteTransform(transform, str(temporary)))
+    write_whole(path, lambda temporary: _write(transform, temporary))
+
+
+def _write(transform: sitk.CompositeTransform, path: Path) -> None:
+    """The layout is that of files that ITK 5.4 writes. Its own writer ends the process where the disk is full."""
+    import h5py
+
+    with new_h5(path) as file:
+
+        def add(number: int, kind: str) -> h5py.Group:
+            group = file.create_group(f"TransformGroup/{number}")
+            name = [f"{kind}_double_3_3"]
+            group.create_dataset("TransformType", data=name, dtype=h5py.string_dtype("ascii"))
+            return group
+
+        add(0, "CompositeTransform")
+        for number in range(transform.GetNumberOfTransforms()):
+            part = transform.GetNthTransform(number)
+            if part.GetTransformEnum() == sitk.sitkDisplacementField:
+                group = add(number + 1, "DisplacementFieldTransform")
+                field = sitk.DisplacementFieldTransform(part).GetDisplacementField()
+                values = sitk.GetArrayFromImage(field).ravel()
+            else:
+                group = add(number + 1, "AffineTransform")
+                values = np.array(part.GetParameters())
+            group["TransformFixedParameters"] = np.array(part.GetFixedParameters())
+            group["TransformParameters"] = values

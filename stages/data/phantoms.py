@@ -6,6 +6,7 @@ the body. The voxel of a scan at x shows the anatomy at A(x + u(x)), with A affi
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ import SimpleITK as sitk
 import yaml
 
 from stages.artifacts.files import atomic_write_bytes, atomic_write_text
+from stages.data.writers import write_by_itk
 from stages.errors import UNPRINTABLE, LrlsError
 
 STRUCTURES = {"left_lobe": 3, "right_lobe": 17, "core": 205, "tube": 1000}
 MOST_SCANS = 9999
 ORIENTATIONS = ("LPS", "RAS", "RAI", "PIR", "ASL", "SPR", "LSA", "AIL")
+OWN = re.compile(r"phantom_\d+\.nii\.gz|\.[0-9a-f]{8}\.tmp")  # names of files that are written here
 WAVES = 32  # of a random smooth field
 ELASTIC_MM = {20.0: 1.0, 11.0: 0.35}  # wavelength scale: root mean square of each component
 
@@ -92,7 +95,7 @@ def write_phantoms(folder: Path, *, scans: int = 14, seed: int = 0, force: bool 
     if UNPRINTABLE.search(str(folder)):
         raise LrlsError(f"{folder}: the name holds a control character, or is not UTF-8; choose another folder.")
     config = folder / "lrls.yaml"
-    if not force and (config.exists() or (folder / "images").exists() or (folder / "labels").exists()):
+    if not force and (config.exists() or not _was_stopped(folder)):
         raise LrlsError(f"{folder} holds a cohort already; choose another folder, or replace it with --force.")
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -125,11 +128,17 @@ def write_phantoms(folder: Path, *, scans: int = 14, seed: int = 0, force: bool 
     return config
 
 
+def _was_stopped(folder: Path) -> bool:
+    """Whether a folder without configuration, which is written last, holds no more than a stopped command leaves."""
+    inside = [path for kind in ("images", "labels") for path in (folder / kind).glob("*")]
+    return all(OWN.fullmatch(path.name) and path.is_file() for path in inside)
+
+
 def _write(image: sitk.Image, path: Path) -> None:
-    """A compressed file, in full or not at all; ITK does not notice a full disk, nor take every name for a name."""
+    """A compressed file, in full or not at all; ITK does not take every name for a name."""
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "image.nii.gz"
-        sitk.WriteImage(image, str(plain), useCompression=True, compressionLevel=9)
+        write_by_itk(image, plain, level=9)
         atomic_write_bytes(path, plain.read_bytes())
 
 

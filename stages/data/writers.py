@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from stages.errors import LrlsError
 from stages.parts.colors import class_color
 
 TEMPORARY = ".lrls-tmp-"  # begins the names of files that are being written
+NIFTI_DATA_AT = 352  # where ITK writes the first voxel of a NIfTI file
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run cells that begin so
 
 SNAP_HEADER = """\
@@ -71,6 +74,32 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink()
 
 
+def write_by_itk(image: sitk.Image, path: Path, *, level: int = -1) -> None:
+    """Let ITK write a compressed image; a plain one where the name ends in .nii.
+
+    ITK passes over what the system refuses its NIfTI writer, such as room on a full disk, so the bytes are counted.
+
+    Args:
+        level: of the compression; -1: ITK's own.
+
+    Raises:
+        OSError, RuntimeError: the file is not whole.
+    """
+    sitk.WriteImage(image, str(path), useCompression=ending_of(path) != ".nii", compressionLevel=level)
+    if ending_of(path) not in (".nii", ".nii.gz"):
+        return
+    voxel_bytes = image.GetSizeOfPixelComponent() * image.GetNumberOfComponentsPerPixel()
+    left = NIFTI_DATA_AT + image.GetNumberOfPixels() * voxel_bytes
+    try:
+        with gzip.open(path) if ending_of(path) == ".nii.gz" else path.open("rb") as file:
+            while left >= 0 and (piece := file.read(1 << 20)):  # behind the last one stands a checksum of packed files
+                left -= len(piece)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        left = 1
+    if left:
+        raise OSError(errno.EIO, "only a part was written; look whether the disk is full")
+
+
 def write_image(image: sitk.Image, path: Path, *, like: Path | None = None) -> None:
     """Write a compressed image, in full or not at all.
 
@@ -83,13 +112,13 @@ def write_image(image: sitk.Image, path: Path, *, like: Path | None = None) -> N
     """
     header = nifti_header(like) if like and path.name.endswith(".nii.gz") else None
     if header is None:
-        write_whole(path, lambda temporary: sitk.WriteImage(image, str(temporary), useCompression=True))
+        write_whole(path, lambda temporary: write_by_itk(image, temporary))
         return
 
     def write(temporary: Path) -> None:
         plain = temporary.with_suffix("")  # .nii
         try:
-            sitk.WriteImage(image, str(plain))
+            write_by_itk(image, plain)
             with (
                 plain.open("rb") as file,
                 temporary.open("wb") as raw,  # neither name nor time inside: the same label map is the same file

@@ -5,8 +5,10 @@ ANTs gives the same result again only with a seed and one thread: call these in 
 
 from __future__ import annotations
 
+import gzip
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,10 @@ import numpy as np
 
 from stages.errors import LrlsError
 from stages.parts.lengths import unit_mm
+
+UNWRITTEN = (
+    "ANTs cannot write its temporary files; set TMPDIR to a folder with free space, and run the same command again."
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,28 @@ def displacement_of(
             f"case {case}: {registers.program} could not register it; look at it on the grid (qc/ of its cohort), "
             "and take it out of the split if it is not what it should be."
         ) from None
+
+
+def _warp_in(written: Sequence[str]) -> np.ndarray:
+    """The displacement (W, H, D, 3), components (x, y, z), in a file that ANTs wrote.
+
+    ITK neither notices that a disk has no room for a packed file, nor that the file is cut.
+
+    Raises:
+        LrlsError: there is no such file, or it is not whole.
+    """
+    import ants
+
+    try:
+        path = next(path for path in written if path.endswith(".nii.gz"))
+        with gzip.open(path) as file:
+            if not file.read(1):
+                raise EOFError
+            while file.read(1 << 20):  # behind the last one stands a checksum
+                pass
+    except (OSError, EOFError, zlib.error, StopIteration):
+        raise LrlsError(UNWRITTEN) from None
+    return ants.image_read(path).numpy()
 
 
 def check_program(works: Callable[[], object], program: str = "ANTs", package: str = "antspyx") -> None:
@@ -133,7 +161,6 @@ def syn_displacement(
             multivariate_extras=others or None,
             outprefix=str(Path(folder) / "syn_"),
         )
-        warps = [path for path in result["fwdtransforms"] if path.endswith(".nii.gz")]
-        in_mm = ants.image_read(warps[0]).numpy()  # (W, H, D, 3), components (x, y, z)
+        in_mm = _warp_in(result["fwdtransforms"])
     in_mm = in_mm.transpose(3, 2, 1, 0)[::-1]
     return np.ascontiguousarray(in_mm / np.array(spacing, np.float32).reshape(3, 1, 1, 1), dtype=np.float32)

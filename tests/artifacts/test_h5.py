@@ -1,11 +1,15 @@
 """HDF5 files of strangers: nothing but what lrls writes is read from them."""
 
+import errno
+import io
 import os
 
 import h5py
 import numpy as np
 import pytest
 
+from stages.artifacts import h5
+from stages.artifacts.files import is_disk_full
 from stages.artifacts.h5 import DamagedH5, dataset, open_h5
 
 
@@ -110,3 +114,31 @@ def test_a_dataset_must_have_the_type_and_shape_that_are_asked_for(tmp_path):
         ):
             with pytest.raises(DamagedH5):
                 dataset(file, name, kinds, shape)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 5, 8, 1000])
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_write_that_is_refused_is_an_error_and_not_the_end_of_the_process(fails_at, lasting, tmp_path, monkeypatch):
+    """HDF5 writes the last pieces when it closes a file, and crashes where it cannot."""
+    calls, real = [], io.FileIO.write
+
+    def refused(self, data):
+        calls.append(1)
+        if len(calls) == fails_at or (lasting and len(calls) > fails_at):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(h5._Spared, "_write_all", lambda self, left: refused(self, left))
+        try:
+            with h5.new_h5(tmp_path / "a.h5") as file:
+                for name in "abc":
+                    file[f"x/{name}"] = np.arange(1000.0)
+            told = None
+        except (OSError, RuntimeError) as error:
+            told = error
+    assert is_disk_full(told) == (len(calls) >= fails_at)
+    with h5.new_h5(tmp_path / "a.h5") as file:
+        file["x/a"] = np.arange(1000.0)
+    with h5.open_h5(tmp_path / "a.h5") as file:
+        assert np.array_equal(file["x/a"][()], np.arange(1000.0))

@@ -42,6 +42,24 @@ def test_a_write_that_fails_leaves_what_was_there(before, error, tmp_path):
         assert ("no room on the disk" if error.errno == errno.ENOSPC else "cannot be written") in str(caught.value)
 
 
+@pytest.mark.parametrize("before", ["old", None])
+def test_what_is_not_on_the_disk_is_not_there(before, tmp_path, monkeypatch):
+    out = tmp_path / "a"
+    if before:
+        out.write_text(before, encoding="utf-8")
+
+    def of_parent(path):
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("stages.artifacts.placing.fsync", of_parent)
+    with pytest.raises(LrlsError, match="cannot be written"), placed(out, force=True, strange=nothing_strange) as draft:
+        draft.write_text("new", encoding="utf-8")
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == (
+        {"a": "old"} if before else {}
+    )
+
+
 @pytest.mark.parametrize("old", ["file", "folder"])
 @pytest.mark.parametrize("new", ["file", "folder"])
 def test_a_file_and_a_folder_replace_one_another(old, new, tmp_path):

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ def test_weights_are_stored_in_float32_and_same_weights_give_the_same_bytes(tmp_
     assert path.read_bytes() == first
     save_weights({"S": networks["S"].double()}, path, {})
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float32}
+
+
+def test_weights_that_the_system_cannot_read_are_one_line(tmp_path, monkeypatch):
+    path, networks = weights_and_networks(tmp_path)
+
+    def refused(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(LrlsError, match=r"weights\.safetensors cannot be read \(Input/output error\); run the same"):
+        load_weights(networks, path)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])

@@ -1,5 +1,6 @@
 """The synthetic cohort: the same for a seed, as varied as users' scans, and what data.example holds."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,23 @@ def test_a_cohort_is_replaced_only_by_force(tmp_path):
 
     write_phantoms(tmp_path / "c", scans=4, force=True)
     assert len(list((tmp_path / "c" / "images").iterdir())) == 4
+
+
+def test_what_a_stopped_command_left_is_finished_by_the_same_command(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("stages.data.phantoms.atomic_write_text", full)
+        write_phantoms(tmp_path / "c", scans=4)
+    write_phantoms(tmp_path / "c", scans=4)
+    write_phantoms(tmp_path / "d", scans=4)
+    for kind in ("images", "labels"):
+        assert contents(tmp_path / "c" / kind) == contents(tmp_path / "d" / kind)
+    (tmp_path / "c" / "lrls.yaml").unlink()
+    (tmp_path / "c" / "images" / "mine.nii.gz").touch()
+    with pytest.raises(LrlsError, match="holds a cohort already"):
+        write_phantoms(tmp_path / "c", scans=4)
 
 
 def test_too_few_scans_for_all_parts_are_refused(tmp_path):
