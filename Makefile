@@ -22,9 +22,8 @@ BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser properties faults kills lint bench check suggest-atlas preprocess train-reg generate \
-	train-seg eval run calibrate \
-	export predict clean
+.PHONY: setup demo test test-browser properties faults kills lint bench check suggest-atlas preprocess \
+	train-reg generate train-seg eval run calibrate export predict clean
 
 setup: $(READY)
 
