@@ -13,7 +13,7 @@ from stages.errors import UNPRINTABLE, printable, shortened
 MOST_BYTES = 235  # in UTF-8; names of files that are made of an id may have 20 more, and file systems take 255
 
 
-def id_fault(case: str) -> str | None:
+def id_fault(case: str, most_bytes: int = MOST_BYTES) -> str | None:
     """What is wrong with a case id and the remedy, "found; remedy"; None: nothing."""
     named = f"case id '{printable(shortened(case))}'"
     if not case.strip():
@@ -24,8 +24,8 @@ def id_fault(case: str) -> str | None:
         return f"{named} holds a path separator; give the name of a file in the folder of the images"
     if case.startswith("."):
         return f"{named} begins with a dot, as hidden files do; rename the scan's files"
-    if (num_bytes := len(case.encode())) > MOST_BYTES:
-        return f"{named} has {num_bytes} bytes in UTF-8, at most {MOST_BYTES} can be used; shorten its files' names"
+    if (num_bytes := len(case.encode())) > most_bytes:
+        return f"{named} has {num_bytes} bytes in UTF-8, at most {most_bytes} can be used; shorten its files' names"
     return None
 
 
@@ -49,10 +49,10 @@ def as_compared(name: str) -> str:
     return unicodedata.normalize("NFD", folded.casefold())
 
 
-def fault_among(cases: Sequence[str]) -> str | None:
+def fault_among(cases: Sequence[str], most_bytes: int = MOST_BYTES) -> str | None:
     """The first fault of a list of case ids, "found; remedy"; None: there is none."""
     for case in cases:
-        if fault := id_fault(case):
+        if fault := id_fault(case, most_bytes):
             return fault
     if not (pair := twins(cases)):
         return None

@@ -74,7 +74,14 @@ def test_the_cohort_stores_both_channels_each_normalised_by_itself(project):
 def test_pictures_show_the_first_channel(tmp_path, new_project, two_channels, in_this_process):
     project = new_project(tmp_path, data={"folder": str(two_channels)}, train_seg={"steps": 1}, generate={"samples": 2})
     project.made("run", "--method", "best")
-    project.made("predict", "--method", "best", str(two_channels / "images" / "dev_1_0000.nii.gz"), "--out", "seen")
+    project.made(
+        "predict",
+        "--method",
+        "best",
+        str(two_channels / "images" / "dev_1_0000.nii.gz"),
+        "--out",
+        str(tmp_path / "seen"),
+    )
 
     assert list((project.workspace / "cohort" / "v0001" / "qc").glob("*.png"))
     with h5py.File(project.workspace / "best" / "generated" / "v0001" / "generated.h5") as file:

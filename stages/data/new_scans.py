@@ -16,6 +16,7 @@ from stages.data.neutral import ending_of
 from stages.errors import LrlsError
 
 MOST_NAMED = 5  # of the entries that are left out
+MOST_BYTES = 242  # of a new scan's name: `_rtstruct.dcm` is the longest that answers add, and file systems take 255
 
 
 def find_scans(paths: Sequence[Path], channels: int = 1) -> tuple[list[tuple[str, Path]], list[str]]:
@@ -74,7 +75,7 @@ def find_scans(paths: Sequence[Path], channels: int = 1) -> tuple[list[tuple[str
         if not name.isprintable() or not name.strip(" ."):
             shown = name.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
             raise LrlsError(f"a scan's name has characters that cannot be shown ({shown}); rename it.")
-    if fault := fault_among(named_cases):  # their answers would hide, or replace one another
+    if fault := fault_among(named_cases, MOST_BYTES):  # their answers would hide, or replace one another
         raise LrlsError(f"{fault}.")
     return list(zip(named_cases, scans, strict=True)), left_out
 
