@@ -10,6 +10,7 @@ VENV ?= .venv
 CONFIG ?= data.example/lrls.yaml
 METHOD ?= brbs
 SET ?=
+READERS ?=
 SCANS ?=
 OUT ?=
 TORCH_INDEX ?=
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser lint bench check suggest-atlas preprocess train-reg generate train-seg eval run calibrate \
+.PHONY: setup demo test test-browser lint fuzz bench check suggest-atlas preprocess train-reg generate train-seg eval run calibrate \
 	export predict clean
 
 setup: $(READY)
@@ -48,6 +49,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(READY)  # every reader; READERS="--reader nifti --tries 1000" reads some
+	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python -m attacks.fuzz --keep ../found $(READERS)
 
 bench: $(READY)
 	$(BIN)/python docs/benchmarks/brbs_step.py

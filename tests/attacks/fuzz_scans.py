@@ -232,7 +232,7 @@ def names_changed(files: Files, draw: Random) -> Files:
         parts = name.split("/")
         if draw.random() < 0.4:
             at = draw.randrange(len(parts))
-            words = parts[at].encode()
+            words = parts[at].encode("utf-8", "surrogateescape")
             new = draw.choice((word_replaced, flipped))(words, draw).decode("utf-8", "surrogateescape")
             parts[at] = (
                 new if draw.random() < 0.5 else parts[at].replace("01", draw.choice(("02", "1", "x_", "-", "\x1b")))

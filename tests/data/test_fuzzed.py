@@ -82,3 +82,48 @@ def test_a_scheduler_file_without_end_is_none(tmp_path):
         _address(str(file))
     file.write_text(json.dumps({"address": "tcp://a:1"}), encoding="utf-8")
     assert _address(str(file)) == "tcp://a:1"
+
+
+def test_a_misspelt_note_of_a_review_is_named(tmp_path):
+    from stages.errors import LrlsError
+    from stages.reviewed import read_review
+
+    file = tmp_path / "review.yaml"
+    file.write_text('format: 1\nconfiguration: a\ncases: {"a": {"ratin": 4}}\n', encoding="utf-8")
+    with pytest.raises(LrlsError, match=r"unknown setting cases\.a\.ratin; did you mean rating"):
+        read_review(file)
+
+
+def test_labels_of_a_dataset_that_are_no_numbers_are_no_structures(tmp_path):
+    from stages.data.initialize import describe_folder
+
+    (tmp_path / "images").mkdir()
+    written(tmp_path / "images" / "a.nii.gz")
+    labels = {"background": 0, "a": [[]], "b": {"c": 1}, "liver": 2, "ignore": [[1]]}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}), encoding="utf-8")
+    assert describe_folder(tmp_path)["structures"]["liver"] == 2
+
+
+@pytest.mark.parametrize("changed", [{"spacing": [1, 1]}, {"origin": [0, 0, {}]}, {"direction": [float("inf")] * 9}])
+def test_kept_facts_that_describe_no_volume_are_not_believed(changed):
+    from stages.data.facts import _facts
+
+    geometry = {"size": [2, 2, 2], "spacing": [1, 1, 1], "origin": [0, 0, 0], "direction": [1, 0, 0, 0, 1, 0, 0, 0, 1]}
+    stored = {"geometry": geometry, "faults": [], "digest": "", "voxels": "", "classes": []}
+    assert _facts(stored).geometry
+    with pytest.raises((ValueError, TypeError)):
+        _facts(stored | {"geometry": geometry | changed})
+
+
+@pytest.mark.parametrize("changed", [{"case": None}, {"quality": {"x": 1, "flags": []}}, {"volumes_ml": {"a": "x"}}])
+def test_a_record_of_an_answer_that_says_something_else_counts_as_none(changed, tmp_path):
+    from attacks.fuzz import write_files
+    from attacks.fuzz_workspaces import _answers, _record_digests
+
+    from stages.answering.answered import AnswerFolder
+
+    (files,) = _answers()
+    (name,) = (name for name in files if name.startswith("out/.lrls/") and b'"case"' in files[name])
+    record = json.loads(files[name]) | changed
+    write_files(_record_digests(files | {name: json.dumps(record).encode()}, None), tmp_path)  # type: ignore[arg-type]
+    assert AnswerFolder(tmp_path / "out", [("scan", tmp_path / "scan.nii")], "m", force=True).all() == []
