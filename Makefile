@@ -12,6 +12,7 @@ VENV ?= .venv
 CONFIG ?= data.example/lrls.yaml
 METHOD ?= brbs
 SET ?=
+READERS ?=
 SCANS ?=
 OUT ?=
 TORCH_INDEX ?=
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-browser properties faults kills lint bench check suggest-atlas preprocess \
+.PHONY: setup demo test test-browser properties faults kills fuzz lint bench check suggest-atlas preprocess \
 	train-reg generate train-seg eval run calibrate export predict clean
 
 setup: $(READY)
@@ -65,6 +66,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(READY)  # every reader; READERS="--reader nifti --tries 1000" reads some
+	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python -m attacks.fuzz --keep ../found $(READERS)
 
 bench: $(READY)
 	$(BIN)/python docs/benchmarks/brbs_step.py

@@ -145,7 +145,13 @@ class AnswerFolder:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             digest = record.pop("digest")
-            return record if digest == digest_of(record) and record["model"] == self.model else None
+            if digest != digest_of(record) or record["model"] != self.model:
+                return None
+            texts = (record["case"], record["scan"], *record["files"].values(), *record["quality"]["flags"])
+            if not all(isinstance(text, str) and text.isprintable() for text in texts):
+                return None
+            float(sum(_answered(record).volumes_ml.values()))  # raises TypeError unless they are numbers
+            return record
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
