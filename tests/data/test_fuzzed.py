@@ -127,3 +127,18 @@ def test_a_record_of_an_answer_that_says_something_else_counts_as_none(changed, 
     record = json.loads(files[name]) | changed
     write_files(_record_digests(files | {name: json.dumps(record).encode()}, None), tmp_path)  # type: ignore[arg-type]
     assert AnswerFolder(tmp_path / "out", [("scan", tmp_path / "scan.nii")], "m", force=True).all() == []
+
+
+def test_a_record_that_names_a_device_is_not_waited_for(tmp_path):
+    from attacks.fuzz import write_files
+    from attacks.fuzz_workspaces import _answers, _record_digests
+
+    from stages.answering.answered import AnswerFolder
+
+    (files,) = _answers()
+    (name,) = (name for name in files if name.startswith("out/.lrls/") and b'"case"' in files[name])
+    record = json.loads(files[name]) | {"files": {"/dev/zero": "0" * 64}}
+    write_files(_record_digests(files | {name: json.dumps(record).encode()}, None), tmp_path)  # type: ignore[arg-type]
+    answers = AnswerFolder(tmp_path / "out", [("scan", tmp_path / "scan.nii")], "m", force=True)
+    assert len(answers.all()) == 1
+    assert answers.done("scan", tmp_path / "scan.nii") is None
