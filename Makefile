@@ -72,7 +72,7 @@ fuzz: $(READY)  # every reader; READERS="--reader nifti --tries 1000" reads some
 	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python -m attacks.fuzz --keep ../found $(READERS)
 
 hashes: $(TOOLS)/.ready  # requirements-hashes.txt anew, after constraints.txt changed
-	$(TOOLS)/bin/uv pip compile --quiet --all-extras --generate-hashes --universal --python-version 3.11 --no-config \
+	$(TOOLS)/bin/uv pip compile --quiet --extra dev --generate-hashes --universal --python-version 3.11 --no-config \
 		--default-index https://pypi.org/simple --no-header --no-annotate -c constraints.txt pyproject.toml \
 		-o requirements-hashes.txt
 
