@@ -37,7 +37,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stages.artifacts.h5 import DamagedH5, dataset, open_h5
+from stages.artifacts.h5 import DamagedH5, dataset, holds, open_h5
 from stages.artifacts.manifest import UNREADABLE, Artifact
 from stages.errors import LrlsError
 
@@ -71,13 +71,13 @@ class Generated(Artifact):
         """The accepted couples of `paths/`, atlases and scans as positions in `names`; None: no paths are stored."""
         file = self.open_file()
         with self._sound():
-            return StoredPaths(file["paths"], names) if "paths" in file else None
+            return StoredPaths(file["paths"], names) if holds(file, "paths") else None
 
     def samples(self) -> StoredSamples | None:
         """The accepted couples of `samples/`; None: no samples are stored."""
         file = self.open_file()
         with self._sound():
-            return StoredSamples(file["samples"]) if "samples" in file else None
+            return StoredSamples(file["samples"]) if holds(file, "samples") else None
 
     def pseudo_labels(self, names: Sequence[str], device: torch.device) -> dict[int, PseudoLabel] | None:
         """The screened answers of `pseudo/` by the scans' positions in `names`; None: no answers are stored."""
@@ -86,7 +86,7 @@ class Generated(Artifact):
         from stages.parts.batches.pseudo_labels import PseudoLabel
 
         with self.open_file() as file, self._sound():
-            if "pseudo" not in file:
+            if not holds(file, "pseudo"):
                 return None
             group = file["pseudo"]
             columns = [torch.from_numpy(group[name][()]) for name in ("label", "trusted", "class_accepted")]
@@ -98,7 +98,7 @@ class Generated(Artifact):
     @property
     def has_pseudo_labels(self) -> bool:
         with self.open_file() as file:
-            return "pseudo" in file
+            return holds(file, "pseudo")
 
     def screening(self) -> dict[str, float]:
         """Shares that passed the screening: of voxels, of predicted structures in the scans, and of scans.
@@ -165,8 +165,8 @@ class Generated(Artifact):
 
 def _check_layout(file: h5py.File) -> None:
     for table, expected in LAYOUT.items():
-        if table in file:
-            columns = expected | ({"style": ("f", 5)} if f"{table}/style" in file and table == "paths" else {})
+        if holds(file, table):
+            columns = expected | ({"style": ("f", 5)} if holds(file, f"{table}/style") and table == "paths" else {})
             rows = {len(dataset(file, f"{table}/{c}", kinds, [None] * axes)) for c, (kinds, axes) in columns.items()}
             if len(rows) != 1:
                 raise DamagedH5("has columns of different lengths")

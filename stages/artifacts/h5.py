@@ -237,6 +237,18 @@ def _check_texts(item: h5py.Dataset, num_bytes: int) -> None:
         raise DamagedH5("claims more texts than it holds")
 
 
+def holds(file: h5py.File, name: str) -> bool:
+    """Whether a file has an item of a name.
+
+    Raises:
+        DamagedH5: that cannot be told.
+    """
+    try:
+        return name in file
+    except (OSError, RuntimeError, KeyError, ValueError):
+        raise DamagedH5("cannot be read") from None
+
+
 def dataset(file: h5py.File, name: str, kinds: str, shape: Sequence[int | None]) -> h5py.Dataset:
     """A dataset that has a type and shape.
 
@@ -250,7 +262,7 @@ def dataset(file: h5py.File, name: str, kinds: str, shape: Sequence[int | None])
     """
     import h5py
 
-    item = file.get(name)
+    item = file[name] if holds(file, name) else None
     fits = (
         isinstance(item, h5py.Dataset)
         and item.dtype.kind in kinds
