@@ -12,6 +12,7 @@ VENV ?= .venv
 CONFIG ?= data.example/lrls.yaml
 METHOD ?= brbs
 SET ?=
+READERS ?=
 SCANS ?=
 OUT ?=
 TORCH_INDEX ?=
@@ -21,9 +22,10 @@ KILLS ?= 20
 BIN := $(VENV)/bin
 LRLS := $(BIN)/lrls
 READY := $(VENV)/.ready
+TOOLS := $(VENV)-tools
 
-.PHONY: setup demo test test-browser properties faults kills lint bench check suggest-atlas preprocess \
-	train-reg generate train-seg eval run calibrate export predict clean
+.PHONY: setup demo test test-browser properties faults kills fuzz lint hashes setup-hashed audit sbom wheel bench check \
+	suggest-atlas preprocess train-reg generate train-seg eval run calibrate export predict clean
 
 setup: $(READY)
 
@@ -65,6 +67,41 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(READY)  # every reader; READERS="--reader nifti --tries 1000" reads some
+	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 ../$(BIN)/python -m attacks.fuzz --keep ../found $(READERS)
+
+hashes: $(TOOLS)/.ready  # requirements-hashes.txt anew, after constraints.txt changed
+	$(TOOLS)/bin/uv pip compile --quiet --extra dev --generate-hashes --universal --python-version 3.11 --no-config \
+		--default-index https://pypi.org/simple --no-header --no-annotate -c constraints.txt pyproject.toml \
+		-o requirements-hashes.txt
+
+setup-hashed: requirements-hashes.txt  # as setup, from PyPI alone, and no file but those whose SHA-256 are listed
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-hashes.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(READY)
+
+audit: $(TOOLS)/.ready  # advisories on what is pinned; fails where nobody can be asked
+	@$(TOOLS)/bin/pip-audit -r requirements-hashes.txt --disable-pip --require-hashes --progress-spinner off \
+		2> $(TOOLS)/audit.txt || { tail -n 1 $(TOOLS)/audit.txt; \
+		echo "audit: there are advisories, or the service was not reached (see above); nothing is vouched for."; exit 1; }
+	@tail -n 1 $(TOOLS)/audit.txt
+
+sbom: $(TOOLS)/.ready  # CycloneDX, in dist/
+	mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py requirements requirements-hashes.txt --pyproject pyproject.toml --output-reproducible \
+		--of JSON -o dist/lrls.cdx.json
+
+wheel: $(TOOLS)/.ready  # the same bytes each time
+	rm -rf build dist/*.whl
+	SOURCE_DATE_EPOCH=1735689600 $(TOOLS)/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	rm -rf build
+
+$(TOOLS)/.ready:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
 
 bench: $(READY)
 	$(BIN)/python docs/benchmarks/brbs_step.py

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
-import json
 import logging
 import shutil
 import threading
@@ -19,6 +18,7 @@ from stages import dask_worker
 from stages.compute_settings import ComputeSettings, is_address
 from stages.errors import LrlsError, shortened
 from stages.progress import say
+from stages.text_files import read_json
 
 CONNECT_S = 15.0
 TELL_S = 2.0  # a connection that takes longer says what it is
@@ -93,7 +93,7 @@ def _address(scheduler: str) -> str:
     if is_address(scheduler):
         return scheduler
     try:
-        return str(json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"])
+        return str(read_json(Path(scheduler))["address"])
     except FileNotFoundError:
         raise LrlsError(
             f"compute.scheduler: {scheduler} is not there; start `dask scheduler --scheduler-file {scheduler}`, or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -67,7 +67,8 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     if fault["type"] == "extra_forbidden":
         section: Any = model
         for part in fault["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            is_section = hasattr(section, "model_fields")  # otherwise a mapping, whose values are sections
+            section = section.model_fields[part].annotation if is_section else get_args(section)[-1]
         known = {*section.model_fields, *section.BESIDE}
         return unknown_setting(".".join(str(part) for part in fault["loc"]), known)
     # Where a setting takes several types, the type that was tried last stands behind its name.

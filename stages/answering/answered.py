@@ -123,8 +123,10 @@ class AnswerFolder:
         try:
             if record is None or record["scan"] != _digest_of(case, scan, self.channels):
                 return None
-            if any(bytes_digest(self.out / name) != digest for name, digest in record["files"].items()):
-                return None
+            for name, digest in record["files"].items():
+                file = self.out / name
+                if not file.is_file() or bytes_digest(file) != digest:  # a device would be read without end
+                    return None
         except OSError:
             return None
         return _answered(record)
@@ -145,7 +147,13 @@ class AnswerFolder:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             digest = record.pop("digest")
-            return record if digest == digest_of(record) and record["model"] == self.model else None
+            if digest != digest_of(record) or record["model"] != self.model:
+                return None
+            texts = (record["case"], record["scan"], *record["files"].values(), *record["quality"]["flags"])
+            if not all(isinstance(text, str) and text.isprintable() for text in texts):
+                return None
+            float(sum(_answered(record).volumes_ml.values()))  # raises TypeError unless they are numbers
+            return record
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 

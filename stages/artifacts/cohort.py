@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from stages.artifacts.geometry import check_borders, check_geometry, check_grid, check_record
-from stages.artifacts.h5 import DamagedH5, dataset, new_h5, open_h5, read
+from stages.artifacts.h5 import DamagedH5, dataset, holds, new_h5, open_h5, read
 from stages.artifacts.manifest import UNREADABLE, Artifact, damage, parsed, verified_manifest
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Cohort(Artifact):
             labels = {
                 place: torch.from_numpy(self._label(file, case).astype(np.int16)).to(device)
                 for place, case in enumerate(names)
-                if f"labels/{case}" in file
+                if holds(file, f"labels/{case}")
             }
         return Scans(
             names=names,

@@ -32,12 +32,13 @@ pseudo/    one row per unlabelled scan: its answer by the segmentation network o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stages.artifacts.h5 import DamagedH5, dataset, open_h5
-from stages.artifacts.manifest import Artifact
+from stages.artifacts.h5 import DamagedH5, dataset, holds, open_h5
+from stages.artifacts.manifest import UNREADABLE, Artifact
 from stages.errors import LrlsError
 
 if TYPE_CHECKING:
@@ -69,12 +70,14 @@ class Generated(Artifact):
     def bank(self, names: Sequence[str]) -> StoredPaths | None:
         """The accepted couples of `paths/`, atlases and scans as positions in `names`; None: no paths are stored."""
         file = self.open_file()
-        return StoredPaths(file["paths"], names) if "paths" in file else None
+        with self._sound():
+            return StoredPaths(file["paths"], names) if holds(file, "paths") else None
 
     def samples(self) -> StoredSamples | None:
         """The accepted couples of `samples/`; None: no samples are stored."""
         file = self.open_file()
-        return StoredSamples(file["samples"]) if "samples" in file else None
+        with self._sound():
+            return StoredSamples(file["samples"]) if holds(file, "samples") else None
 
     def pseudo_labels(self, names: Sequence[str], device: torch.device) -> dict[int, PseudoLabel] | None:
         """The screened answers of `pseudo/` by the scans' positions in `names`; None: no answers are stored."""
@@ -82,8 +85,8 @@ class Generated(Artifact):
 
         from stages.parts.batches.pseudo_labels import PseudoLabel
 
-        with self.open_file() as file:
-            if "pseudo" not in file:
+        with self.open_file() as file, self._sound():
+            if not holds(file, "pseudo"):
                 return None
             group = file["pseudo"]
             columns = [torch.from_numpy(group[name][()]) for name in ("label", "trusted", "class_accepted")]
@@ -95,7 +98,7 @@ class Generated(Artifact):
     @property
     def has_pseudo_labels(self) -> bool:
         with self.open_file() as file:
-            return "pseudo" in file
+            return holds(file, "pseudo")
 
     def screening(self) -> dict[str, float]:
         """Shares that passed the screening: of voxels, of predicted structures in the scans, and of scans.
@@ -103,7 +106,7 @@ class Generated(Artifact):
         Also `predicted_structures`, the share of structures that were predicted at all, and `structure_voxels`, the
         mean number of voxels per scan that were predicted to be structures.
         """
-        with self.open_file() as file:
+        with self.open_file() as file, self._sound():
             group = file["pseudo"]
             is_predicted = group["class_voxels"][:, 1:] > 0
             return {
@@ -130,9 +133,17 @@ class Generated(Artifact):
 
     def pseudo_label(self, scan: str) -> np.ndarray:
         """The most probable classes of a scan, before the screening, (D, H, W)."""
-        with self.open_file() as file:
+        with self.open_file() as file, self._sound():
             group = file["pseudo"]
             return group["label"][list(group["scan"].asstr()[()]).index(scan)]
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """Inside, values that do not fit together raise LrlsError: the file is a stranger's, or of other scans."""
+        try:
+            yield
+        except (*UNREADABLE, RuntimeError):
+            raise self.damaged("generated.h5 (does not hold what it should)") from None
 
     def open_file(self) -> h5py.File:
         """Open `generated.h5` for reading; close it, or use it in a `with` statement.
@@ -153,8 +164,9 @@ class Generated(Artifact):
 
 
 def _check_layout(file: h5py.File) -> None:
-    for table, columns in LAYOUT.items():
-        if table in file:
+    for table, expected in LAYOUT.items():
+        if holds(file, table):
+            columns = expected | ({"style": ("f", 5)} if holds(file, f"{table}/style") and table == "paths" else {})
             rows = {len(dataset(file, f"{table}/{c}", kinds, [None] * axes)) for c, (kinds, axes) in columns.items()}
             if len(rows) != 1:
                 raise DamagedH5("has columns of different lengths")
@@ -188,6 +200,8 @@ class StoredPaths:
     def style(self, couple: int) -> Tensor:
         import torch
 
+        if "style" not in self.group:
+            raise LrlsError("the generated paths hold no style; make them again with `lrls generate --force`.")
         return torch.from_numpy(self.group["style"][self.rows[couple]])
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ _checked: set[tuple[int, ...]] = set()
 DEEPEST = 4  # groups in groups
 MOST_ITEMS = 100_000
 FILTERS = {1, 2, 3, 32000}  # of the HDF Group: deflate, shuffle, Fletcher's checksum; LZF, which comes with h5py
+HEAP = b"GCOL\1\0\0\0"  # begins a heap; its size in 8 bytes follows
 MOST_EXPANSION = 100  # of filtered values; lrls itself filters none
 
 
@@ -56,10 +59,18 @@ def open_h5(path: Path) -> h5py.File:
         return file
     try:
         _check(file, num_bytes)
+        _check_heaps(path, num_bytes)
     except DamagedH5:
         file.close()
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # what h5py raises for damaged files
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        struct.error,
+    ) as error:  # what h5py raises for damaged files
         file.close()
         raise DamagedH5("is damaged or truncated") from error
     if key:
@@ -181,6 +192,17 @@ def _check(file: h5py.File, num_bytes: int) -> None:
                 raise DamagedH5("holds what lrls does not write")
 
 
+def _check_heaps(path: Path, num_bytes: int) -> None:
+    """Refuse a heap of texts that claims more than the file holds: HDF5 takes the memory before it looks."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(HEAP)
+        while at >= 0:
+            claimed = int.from_bytes(data[at + len(HEAP) : at + len(HEAP) + 8], "little")
+            if claimed > num_bytes:
+                raise DamagedH5("claims more texts than it holds")
+            at = data.find(HEAP, at + 1)
+
+
 def _check_dataset(item: h5py.Dataset, num_bytes: int) -> None:
     """Refuse values that lie in other files, need a filter, or are more than the file holds."""
     import h5py
@@ -196,6 +218,35 @@ def _check_dataset(item: h5py.Dataset, num_bytes: int) -> None:
     claimed = math.prod(item.shape) * item.id.get_type().get_size()  # of Python's integers: no overflow
     if claimed > min(item.id.get_storage_size(), num_bytes) * (MOST_EXPANSION if filters else 1):
         raise DamagedH5("claims more values than it holds")
+    if item.dtype.hasobject and math.prod(item.shape):
+        _check_texts(item, num_bytes)
+
+
+def _check_texts(item: h5py.Dataset, num_bytes: int) -> None:
+    """Refuse texts that claim to be longer than the file: HDF5 takes the memory before it looks for them.
+
+    A text is stored as its length (4 bytes), the address of its heap (8) and its number there (4).
+    """
+    at = item.id.get_offset()
+    if at is None:
+        raise DamagedH5("holds texts in pieces, which lrls does not write")
+    with Path(item.file.filename).open("rb") as file:
+        file.seek(at)
+        lengths = [length for length, _, _ in struct.iter_unpack("<IQI", file.read(16 * math.prod(item.shape)))]
+    if max(lengths) > num_bytes:
+        raise DamagedH5("claims more texts than it holds")
+
+
+def holds(file: h5py.File, name: str) -> bool:
+    """Whether a file has an item of a name.
+
+    Raises:
+        DamagedH5: that cannot be told.
+    """
+    try:
+        return name in file
+    except (OSError, RuntimeError, KeyError, ValueError):
+        raise DamagedH5("cannot be read") from None
 
 
 def dataset(file: h5py.File, name: str, kinds: str, shape: Sequence[int | None]) -> h5py.Dataset:
@@ -211,10 +262,11 @@ def dataset(file: h5py.File, name: str, kinds: str, shape: Sequence[int | None])
     """
     import h5py
 
-    item = file.get(name)
+    item = file[name] if holds(file, name) else None
     fits = (
         isinstance(item, h5py.Dataset)
         and item.dtype.kind in kinds
+        and item.dtype.isnative  # torch takes no other order of bytes
         and len(item.shape) == len(shape)
         and all(expected in (None, found) for found, expected in zip(item.shape, shape, strict=True))
     )

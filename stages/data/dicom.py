@@ -22,7 +22,7 @@ from stages.data.dicom_files import files_below, is_dicom, series_in
 from stages.data.dicom_headers import SEGMENTATIONS, Header, Slice, read_header
 from stages.data.faults import Fault, IntakeError
 from stages.data.geometry import MOST_SHEAR
-from stages.data.neutral import linked, temporary_folder
+from stages.data.neutral import linked, muted, temporary_folder
 from stages.data.sizes import refuse_full_memory
 
 MOST_UNEQUAL = 0.1  # of the steps between slices, as a share of their median
@@ -248,7 +248,8 @@ def _slices_by_itk(series: Series, case: str, kind: str) -> sitk.Image:
     with temporary_folder() as folder:
         files = [str(linked(piece.file, folder / f"{k:06d}.dcm")) for k, piece in enumerate(series.slices)]
         try:
-            return sitk.ReadImage(files, sitk.sitkUnknown if len(scaling) == 1 else sitk.sitkFloat64)
+            with muted():
+                return sitk.ReadImage(files, sitk.sitkUnknown if len(scaling) == 1 else sitk.sitkFloat64)
         except RuntimeError as error:
             raise _undecodable(headers[0], error, case, kind) from None
 
@@ -281,7 +282,8 @@ def _frames_by_itk(header: Header, scaling: set[tuple[float, float]], case: str,
         raise IntakeError(Fault(case, found, "decompress it (gdcmconv --raw, dcmdjpeg)", "dicom-voxels"))
     with temporary_folder() as folder:
         try:
-            image = sitk.ReadImage(str(linked(header.path, folder / "frames.dcm")))
+            with muted():
+                image = sitk.ReadImage(str(linked(header.path, folder / "frames.dcm")))
         except RuntimeError as error:
             raise _undecodable(header, error, case, kind) from None
     return sitk.GetArrayFromImage(image).reshape(header.frames, header.rows, header.columns)

@@ -118,9 +118,9 @@ def read_header(path: Path) -> Header | None:
     try:
         with quiet():
             return _read_header(path)
-    except (MemoryError, OSError):
+    except OSError:
         raise
-    except Exception:  # whatever pydicom meets in damaged bytes
+    except Exception:  # whatever pydicom meets in damaged bytes; a header's attribute that claims all memory, too
         raise EOFError from None
 
 

@@ -67,7 +67,9 @@ def write_dicom_seg(
             write_whole(path, segmentation.save_as)
     except LrlsError:
         raise
-    except (AttributeError, AssertionError, KeyError, IndexError, ValueError, TypeError):  # messages quote values
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # whatever pydicom meets in damaged values; its messages quote them
         raise LrlsError(
             f"case {case}: its DICOM headers are of a kind or have values that DICOM-SEG does not allow; "
             "use the NIfTI file."

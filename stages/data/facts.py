@@ -282,15 +282,18 @@ def _known(config: Config, looked: Looked, place: Content | Fault, *, is_label: 
     stored = read_kept(_file(config, looked.kept, place, is_label=is_label))
     try:
         return _facts(stored) if stored else None
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
 def _facts(stored: Mapping[str, Any]) -> Facts:
-    geometry = stored["geometry"]
+    stated = stored["geometry"]
+    geometry = Geometry(**{key: tuple(value) for key, value in stated.items()}) if stated else None
+    if geometry and not geometry.is_possible:
+        raise ValueError
     return Facts(
         tuple(_as_told(Fault("", *map(str, told))) for told in stored["faults"]),  # type: ignore[arg-type]
-        Geometry(**{key: tuple(value) for key, value in geometry.items()}) if geometry else None,
+        geometry,
         str(stored["digest"]), str(stored["voxels"]), tuple(int(index) for index in stored["classes"]),
     )  # fmt: skip
 

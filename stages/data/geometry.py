@@ -25,6 +25,14 @@ class Geometry:
     origin: tuple[float, ...]
     direction: tuple[float, ...]
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether these are the numbers of a volume; what was stored may be anything."""
+        numbers = (*self.size, *self.spacing, *self.origin, *self.direction)
+        lengths = [len(part) for part in (self.size, self.spacing, self.origin, self.direction)]
+        is_finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        return lengths == [3, 3, 3, 9] and is_finite and min(*self.size, *self.spacing) > 0
+
 
 def geometry_of(image: sitk.Image) -> Geometry:
     return Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())

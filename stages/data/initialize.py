@@ -315,6 +315,8 @@ def _structures(
     entries = dataset.get("labels")
     for key, value in entries.items() if isinstance(entries, dict) else ():
         name, values = (value, int(key)) if isinstance(value, str) and str(key).isdigit() else (key, value)
+        if isinstance(values, list) and not all(isinstance(value, int) for value in values):
+            continue
         if str(name).lower() == "ignore" and isinstance(values, int | list):
             ignored += [values] if isinstance(values, int) else values
         elif isinstance(values, int | list) and values not in (0, [0]):

@@ -21,7 +21,7 @@ from stages.data.dicom_files import is_dicom
 from stages.data.faults import Fault, IntakeError, not_finite
 from stages.data.geometry import MOST_SHEAR, Geometry, geometry_faults, geometry_of
 from stages.data.labels import as_integers, classes_of
-from stages.data.neutral import SUFFIXES, ending_of, files_named, under_neutral_name
+from stages.data.neutral import SUFFIXES, ending_of, files_named, muted, under_neutral_name
 from stages.data.nifti import HEADER_BYTES, check_nifti, head_of, parse_nifti
 from stages.data.segments import KEPT, as_label_map, with_own_values
 from stages.data.text_headers import check_text_header
@@ -146,7 +146,7 @@ def read_voxels(path: Path, data_file: Path | None = None) -> sitk.Image:
     Args:
         data_file: that holds the voxels, if its header names one.
     """
-    with under_neutral_name(path, data_file) as neutral:
+    with under_neutral_name(path, data_file) as neutral, muted():
         return sitk.ReadImage(str(neutral))
 
 
@@ -233,7 +233,7 @@ def header_geometry(path: Path, case: str, kind: str = "image") -> Geometry | No
             header = check_text_header(path, case, kind)
             data_file, unit_mm = header.data_file, header.unit_mm
         reader = sitk.ImageFileReader()
-        with under_neutral_name(path, data_file) as neutral:
+        with under_neutral_name(path, data_file) as neutral, muted():
             reader.SetFileName(str(neutral))
             reader.ReadImageInformation()
     except UNREADABLE:

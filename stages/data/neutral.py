@@ -54,6 +54,28 @@ def linked(source: Path, target: Path) -> Path:
 
 
 @contextmanager
+def muted() -> Iterator[None]:
+    """Inside, what C++ libraries print about a damaged file goes nowhere: the one line on it is ours.
+
+    MetaIO prints parts of headers, ITK has no switch for it.
+    """
+    try:
+        shown, nowhere = [os.dup(stream) for stream in (1, 2)], os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # closed: nothing is shown anyway
+        yield
+        return
+    try:
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        for stream, own in zip((1, 2), shown, strict=True):
+            os.dup2(own, stream)
+        for descriptor in (*shown, nowhere):
+            os.close(descriptor)
+
+
+@contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder of our own for temporary files.
 

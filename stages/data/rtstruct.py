@@ -61,7 +61,9 @@ def write_rtstruct(
             write_whole(path, lambda temporary: structure_set.save_as(temporary, enforce_file_format=True))
     except LrlsError:
         raise
-    except (AttributeError, AssertionError, KeyError, IndexError, ValueError, TypeError):  # messages quote values
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # whatever pydicom meets in damaged values; its messages quote them
         raise LrlsError(
             f"case {case}: its DICOM headers are of a kind or have values that RTSTRUCT does not allow; "
             "use the NIfTI file."

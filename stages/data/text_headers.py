@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.data.faults import Fault, IntakeError
-from stages.data.sizes import refuse_impossible_size
+from stages.data.sizes import check_packed, refuse_impossible_size
 
 HEADER_BYTES = 2**16
 UNITS_MM = {
@@ -46,6 +46,15 @@ NRRD_SPACES = {
     "right-anterior-superior-time", "rast", "left-anterior-superior-time", "last", "left-posterior-superior-time",
     "lpst",
 }  # fmt: skip
+NRRD_FIELDS = {
+    "content", "number", "type", "block size", "blocksize", "dimension", "space", "space dimension", "sizes",
+    "spacings", "thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs", "space directions", "centers",
+    "centerings", "kinds", "labels", "units", "space units", "min", "max", "old min", "oldmin", "old max", "oldmax",
+    "endian", "encoding", "line skip", "lineskip", "byte skip", "byteskip", "sample units", "sampleunits",
+    "space origin", "measurement frame", "data file", "datafile",
+}  # fmt: skip
+SKIPS = ("line skip", "lineskip", "byte skip", "byteskip")  # what stands before the voxels
+LONGEST_LINE = 500  # characters of a NRRD field; the library that reads them writes longer wrong ones beyond its memory
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,12 @@ def _check_meta(path: Path, start: bytes, case: str, kind: str) -> TextHeader:
         data_file or path, [*shape, int(fields.get("ElementNumberOfChannels", "1"))],
         1 if is_text else dtype.itemsize, case, kind, is_compressed=is_compressed,
     )  # fmt: skip
+    if is_compressed:
+        begin = start.index(b"\n", start.index(b"ElementDataFile")) + 1 if is_local else 0
+        voxels = math.prod(shape) * int(fields.get("ElementNumberOfChannels", "1"))
+        taken = check_packed(data_file or path, max(begin, int(fields.get("HeaderSize", "0"))), voxels * dtype.itemsize)
+        if 0 < int(fields.get("CompressedDataSize", "0")) < taken:
+            raise EOFError
     return TextHeader(data_file, place.unit_mm([fields.get("DistanceUnits", "")]))
 
 
@@ -127,8 +142,10 @@ def _check_nrrd(path: Path, start: bytes, case: str, kind: str) -> TextHeader:
     fields: dict[str, str] = {}
     for line in head.decode("utf-8").split("\n")[1:]:
         key, colon, value = line.partition(":")
-        if line.startswith("#") or not colon or value.startswith("="):  # comments; keys of other programs
+        if line.startswith("#") or not line.strip() or value.startswith("="):  # comments; keys of other programs
             continue
+        if not colon or key.strip().lower() not in NRRD_FIELDS or len(line) > LONGEST_LINE:
+            raise ValueError("no field of a NRRD header")
         if key.strip().lower() in fields:
             raise ValueError("a field twice")
         fields[key.strip().lower()] = value.strip()
@@ -158,6 +175,9 @@ def _check_nrrd(path: Path, start: bytes, case: str, kind: str) -> TextHeader:
         raise place.refuse("is compressed with bzip2, which is not read", "save it with gzip", "format")
     item_bytes = 1 if encoding in ("ascii", "text", "txt", "hex") else np.dtype(dtype).itemsize
     refuse_impossible_size(data_file or path, shape, item_bytes, case, kind, is_compressed=is_compressed)
+    if is_compressed and not any(int(fields.get(key, "0")) for key in SKIPS):
+        begin = re.search(rb"\r?\n\r?\n", start) if data_file is None else None
+        check_packed(data_file or path, begin.end() if begin else 0, math.prod(shape) * np.dtype(dtype).itemsize)
     quoted = re.findall(r'"([^"]*)"', fields.get("space units", ""))
     return TextHeader(data_file, place.unit_mm(quoted[:3] or [""]))  # a fourth one is of time
 

@@ -142,3 +142,24 @@ def test_a_write_that_is_refused_is_an_error_and_not_the_end_of_the_process(fail
         file["x/a"] = np.arange(1000.0)
     with h5.open_h5(tmp_path / "a.h5") as file:
         assert np.array_equal(file["x/a"][()], np.arange(1000.0))
+
+
+def test_a_heap_of_texts_that_claims_all_memory_is_refused(tmp_path):
+    path = tmp_path / "generated.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("scan", data=["x", "y"], dtype=h5py.string_dtype())
+        at = file["scan"].id.get_offset()
+    data = path.read_bytes()
+    open_h5(path).close()
+    for place, size in ((data.index(b"GCOL") + 8, 8), (at + 16, 4)):  # of the heap, of a text
+        path.write_bytes(data[:place] + (2**30).to_bytes(size, "little") + data[place + size :])
+        with pytest.raises(DamagedH5, match="claims more texts than it holds"):
+            open_h5(path)
+
+
+def test_numbers_of_another_order_of_bytes_are_not_what_lrls_writes(tmp_path):
+    path = tmp_path / "cohort.h5"
+    with h5py.File(path, "w") as file:
+        file["image"] = np.zeros(4, ">f2")
+    with open_h5(path) as file, pytest.raises(DamagedH5, match="does not hold what it should"):
+        dataset(file, "image", "f", (4,))

@@ -78,7 +78,9 @@ def change_h5(file: Path, draw: random.Random) -> None:
             opened.create_dataset(name, values.shape, values.dtype if values.dtype != object else "f2",
                                   external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])  # fmt: skip
         elif kind == 5 and values.dtype != object:
-            opened[name] = np.full(values.shape, draw.choice((0, 1, 200, -1, float("nan"))), "f8").astype(values.dtype)
+            with np.errstate(invalid="ignore"):
+                filled = np.full(values.shape, draw.choice((0, 1, 200, -1, float("nan"))), "f8").astype(values.dtype)
+            opened[name] = filled
         if name in opened and isinstance(opened.get(name, getlink=True), h5py.HardLink):
             for key, value in attributes.items():
                 opened[name].attrs[key] = draw.choice((value, "x", [float("nan")] * 3, 1))

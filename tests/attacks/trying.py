@@ -74,7 +74,7 @@ def tried(work: Callable[[], Any], *, seconds: float, more_mb: float) -> Ended:
     said, status, usage = b"", None, None
     while status is None and time.monotonic() - began < seconds:
         select.select([reading], [], [], 0.2)
-        said += _available(reading)
+        said += available(reading)
         done, state, usage = os.wait4(pid, os.WNOHANG)
         status = state if done else None
     if status is None:
@@ -82,7 +82,7 @@ def tried(work: Callable[[], Any], *, seconds: float, more_mb: float) -> Ended:
         os.wait4(pid, 0)
         os.close(reading)
         return Ended("hang", seconds=time.monotonic() - began)
-    said += _available(reading)
+    said += available(reading)
     os.close(reading)
     assert usage is not None
     memory_mb, took = max(0.0, usage.ru_maxrss / 1024 - own_mb), time.monotonic() - began
@@ -92,7 +92,7 @@ def tried(work: Callable[[], Any], *, seconds: float, more_mb: float) -> Ended:
     return Ended("memory" if memory_mb > more_mb else how, told, result, memory_mb, took)
 
 
-def _available(reading: int) -> bytes:
+def available(reading: int) -> bytes:
     pieces = []
     try:
         while piece := os.read(reading, 2**20):
