@@ -30,7 +30,7 @@ def test_ids_that_some_disks_take_for_one_are_refused(first, second):
     [
         (["P1.nii.gz", "p1.mha"], "'P1' and 'p1' differ in upper and lower case only; rename one scan"),
         ([".lrls-tmp-0.nii.gz"], "begins with a dot"),
-        (["x" * 240 + ".nii.gz"], "has 240 bytes in UTF-8, at most 235 can be used"),
+        (["x" * 245 + ".nii.gz"], "has 245 bytes in UTF-8, at most 242 can be used"),
     ],
 )
 def test_new_scans_whose_answers_would_hide_or_replace_one_another_are_refused(tmp_path, names, said):
